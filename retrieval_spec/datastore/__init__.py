@@ -1,0 +1,1 @@
+"""Datastores on disk: format, atomic writing, verified opening, corpus readers, tokenizer fingerprint."""

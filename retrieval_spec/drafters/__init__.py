@@ -1,0 +1,1 @@
+"""Sources of drafts: one file per source, one line each in `registry`."""

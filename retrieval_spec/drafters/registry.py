@@ -1,0 +1,26 @@
+"""Names of the drafting sources. A new source is one file beside this one and one line here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from retrieval_spec.errors import InvalidRequest
+
+# Strings, so that no source is imported before somebody asks for it.
+DRAFTERS = {
+    "session": "retrieval_spec.drafters.session:SessionDrafter",
+    "corpus": "retrieval_spec.drafters.corpus:CorpusDrafter",
+}
+
+
+def drafter_class(name: str) -> Any:
+    """Returns the class registered under `name`; its `open(vocab_size=..., **params)` makes a drafter.
+
+    Raises:
+        InvalidRequest: no source has that name.
+    """
+    if name not in DRAFTERS:
+        raise InvalidRequest("unknown drafter", got=name, expected=" or ".join(sorted(DRAFTERS)))
+    module, _, attribute = DRAFTERS[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,152 @@
+"""Every error that leaves the package, each with the gRPC status it travels as.
+
+    RetrievalSpecError                      INTERNAL
+    ├── InvalidInput                        INVALID_ARGUMENT
+    │   ├── InvalidTokens
+    │   ├── InvalidTree
+    │   └── InvalidRequest
+    ├── NotFound                            NOT_FOUND
+    │   ├── UnknownSession
+    │   └── MissingPath
+    ├── ContextMismatch                     ABORTED
+    ├── LimitExceeded                       RESOURCE_EXHAUSTED
+    ├── DatastoreError                      FAILED_PRECONDITION
+    │   ├── DatastoreCorrupt                DATA_LOSS
+    │   ├── DatastoreVersion
+    │   ├── DatastoreExists                 ALREADY_EXISTS
+    │   └── TokenizerMismatch
+    ├── UnsupportedModel                    FAILED_PRECONDITION
+    ├── MissingDependency                   FAILED_PRECONDITION
+    └── ServiceUnavailable                  UNAVAILABLE
+
+This module imports nothing: the status is a name, and only the service turns it into a gRPC object.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RetrievalSpecError(Exception):
+    """The root of the tree: says what is wrong, what was got, what was expected and what to do.
+
+    The text is one line, so that a command can print it as it is and a status can carry it.
+    """
+
+    grpc_status: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        got: object = None,
+        expected: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        parts = [what]
+        if got is not None:
+            parts.append(f"got {got}")
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        if remedy is not None:
+            parts.append(remedy)
+        super().__init__(" ".join("; ".join(parts).split()))
+
+
+class InvalidInput(RetrievalSpecError):
+    """A value from outside that no layer below may see."""
+
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class InvalidTokens(InvalidInput):
+    """Token ids of a wrong type, shape or range."""
+
+
+class InvalidTree(InvalidInput):
+    """A draft tree that breaks the contract of `DraftTree`."""
+
+
+class InvalidRequest(InvalidInput):
+    """An argument, option or message field that is malformed or out of range."""
+
+
+class NotFound(RetrievalSpecError):
+    """Something that was named does not exist."""
+
+    grpc_status = "NOT_FOUND"
+
+
+class UnknownSession(NotFound):
+    """The session was never opened, was closed, or belonged to an earlier server process."""
+
+
+class MissingPath(NotFound):
+    """A file or folder that was named does not exist."""
+
+
+class ContextMismatch(RetrievalSpecError):
+    """Verifier and session disagree on the context length: a message was lost, repeated or late."""
+
+    grpc_status = "ABORTED"
+
+
+class LimitExceeded(RetrievalSpecError):
+    """A request is larger than the limits allow."""
+
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class DatastoreError(RetrievalSpecError):
+    """A datastore cannot be used as it is."""
+
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class DatastoreCorrupt(DatastoreError):
+    """A file of a datastore is missing, truncated or altered."""
+
+    grpc_status = "DATA_LOSS"
+
+
+class DatastoreVersion(DatastoreError):
+    """The datastore was written in a format that this version does not read."""
+
+
+class DatastoreExists(DatastoreError):
+    """The place where a datastore should be written is taken."""
+
+    grpc_status = "ALREADY_EXISTS"
+
+
+class TokenizerMismatch(DatastoreError):
+    """The datastore was built with another tokenizer, so its ids mean other text."""
+
+
+class UnsupportedModel(RetrievalSpecError):
+    """The target model or a generation option cannot be verified over trees."""
+
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class MissingDependency(RetrievalSpecError):
+    """An optional package is needed that is not installed."""
+
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class ServiceUnavailable(RetrievalSpecError):
+    """The server cannot be reached, is not ready, or did not answer in time."""
+
+    grpc_status = "UNAVAILABLE"
+
+
+def error_types() -> dict[str, type[RetrievalSpecError]]:
+    """Returns every class of the tree by name, for the client's reverse table."""
+    found: dict[str, type[RetrievalSpecError]] = {}
+    pending = [RetrievalSpecError]
+    while pending:
+        error_type = pending.pop()
+        found[error_type.__name__] = error_type
+        pending.extend(error_type.__subclasses__())
+    return found

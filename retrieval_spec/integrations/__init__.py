@@ -1,0 +1,1 @@
+"""One file per host: host glue only."""

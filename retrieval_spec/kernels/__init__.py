@@ -1,0 +1,1 @@
+"""numba functions on flat arrays, nothing else: no policy, no Python objects, no threads."""

@@ -1,0 +1,93 @@
+"""The one decorator of all kernels, and the private compile cache behind it.
+
+numba keys its cache on the time stamp of the function's own file, so a changed callee in another
+file goes unnoticed. Here the cache folder's name is a hash of all kernel sources instead: any change
+starts a fresh folder. The cache holds pickles, so the folder is private (0700) and ours, or unused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numba
+from numba.core import config
+
+logger = logging.getLogger(__name__)
+Function = TypeVar("Function", bound=Callable[..., object])
+
+CACHE_DIR_VARIABLE = "RETRIEVAL_SPEC_CACHE_DIR"
+_SOURCES = (Path(__file__).parent, Path(__file__).parent.parent / "fusion.py")
+
+
+def source_key() -> str:
+    """Returns a hash of every kernel source, of numba and of Python: one cache folder each."""
+    digest = hashlib.sha256(f"{numba.__version__} {sys.version}".encode())
+    for source in _SOURCES:
+        for path in sorted(source.glob("*.py")) if source.is_dir() else (source,):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def cache_dir() -> Path:
+    """Returns a private folder for compiled kernels, or a fresh temporary one if none can be had."""
+    root = os.environ.get(CACHE_DIR_VARIABLE) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(root).expanduser() / "retrieval_spec" / f"kernels-{source_key()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _is_private(folder):
+            return folder
+        reason = "it is open to other users"
+    except OSError as error:
+        reason = str(error)
+    logger.warning("kernel cache %s is not used (%s); kernels compile at every start", folder, reason)
+    return Path(tempfile.mkdtemp(prefix="retrieval-spec-kernels-"))
+
+
+def _is_private(folder: Path) -> bool:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        return False
+    if status.st_mode & 0o077:
+        folder.chmod(0o700)  # ours, made under a lax umask or by hand: what lies in it may not be ours
+        return not any(folder.iterdir())
+    return os.access(folder, os.W_OK)
+
+
+def _drop_damaged(folder: Path) -> None:
+    """Deletes cache files that numba could not read: a truncated one would fail every start."""
+    for index in folder.glob("**/*.nbi"):
+        if not _is_complete(index):
+            for entry in index.parent.glob(f"{index.stem}*"):
+                entry.unlink(missing_ok=True)
+
+
+def _is_complete(index: Path) -> bool:
+    # The last byte of a pickle is its STOP opcode; numba writes each file whole and renames it, so
+    # only damage from outside leaves another one.
+    entries = [index, *index.parent.glob(f"{index.stem}.*.nbc")]
+    return all(entry.stat().st_size > 0 and entry.read_bytes()[-1:] == b"." for entry in entries)
+
+
+def kernel(function: Function) -> Function:
+    """Compiles `function` on first call: no interpreter lock, no threads, no recursion, cached on disk.
+
+    `NUMBA_DISABLE_JIT=1` leaves it plain Python, for debuggers and coverage.
+    """
+    # numba reads the folder while it decorates; other users of numba in the process keep theirs.
+    theirs, config.CACHE_DIR = config.CACHE_DIR, str(_FOLDER)
+    try:
+        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+    finally:
+        config.CACHE_DIR = theirs
+
+
+_FOLDER = cache_dir()
+_drop_damaged(_FOLDER)

@@ -1,0 +1,1 @@
+"""The gRPC server: decodes, asks the engine, encodes; holds no drafting logic."""

@@ -1,0 +1,1 @@
+"""Indexes over token ids: arrays and kernels, no policy."""
