@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "DraftClient": "retrieval_spec.client",
     "Engine": "retrieval_spec.engine",
-    "LocalClient": "retrieval_spec.local_client",
+    "LocalClient": "retrieval_spec.client",
     "fuse": "retrieval_spec.fusion",
 }
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from retrieval_spec.tree import CONTEXT, DraftTree, Float32s, Int32s, Tokens, Uint16s
+from retrieval_spec.tree import DraftTree, Float32s, Int32s, Tokens, Uint16s
 
 Columns = tuple[Tokens, Int32s, Float32s, Uint16s]
 Forest = tuple[Tokens, Int32s, Float32s, Uint16s, Int32s]
