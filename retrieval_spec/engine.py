@@ -1,0 +1,240 @@
+"""The sans-IO core: sessions, their cursors and one fused draft tree a step.
+
+No sockets, no threads, no clock: whoever calls decides when. The gRPC service and `LocalClient` are
+two thin ways in. An engine is shared by all sessions; a session belongs to one caller at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_spec.budget import share_nodes
+from retrieval_spec.drafters.base import Budget, Cursor, Drafter, Feedback
+from retrieval_spec.drafters.presets import preset_sources
+from retrieval_spec.drafters.registry import drafter_class
+from retrieval_spec.errors import ContextMismatch, InvalidRequest, LimitExceeded, UnknownSession
+from retrieval_spec.fusion import fuse
+from retrieval_spec.kernels.fusion import best_paths
+from retrieval_spec.tree import MAX_VOCAB_SIZE, TOKEN, DraftTree, Tokens, as_tokens
+
+MAX_SOURCES = 16
+"""One bit each in `DraftTree.sources`."""
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+TokenIds = Sequence[int] | NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one engine accepts; larger requests are refused, larger node budgets are clamped.
+
+    Attributes:
+        max_context_tokens: tokens in one session, prompt included.
+        max_nodes: nodes in one draft tree.
+        max_sessions: sessions open at a time.
+    """
+
+    max_context_tokens: int = 1_048_576
+    max_nodes: int = 256
+    max_sessions: int = 4_096
+
+
+class Engine:
+    """Drafting sources opened once and shared by all sessions.
+
+    Args:
+        vocab_size: token ids lie in `0 .. vocab_size - 1`; may exceed a datastore's (padded embeddings).
+        drafters: name -> drafter, in place of the preset's; the order fixes the bits of `sources`.
+        preset: which registered sources to open (`drafters.presets`).
+        datastores: folders written by `retrieval-spec build`; each becomes a source of its own.
+        limits: what one engine accepts.
+
+    Raises:
+        InvalidRequest: a vocabulary, preset or number of sources out of range.
+        DatastoreError, MissingPath: a datastore that cannot be used.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        drafters: Mapping[str, Drafter] | None = None,
+        preset: str = "default",
+        datastores: Sequence[str | Path] = (),
+        limits: Limits | None = None,
+    ) -> None:
+        if not 1 <= vocab_size <= MAX_VOCAB_SIZE:
+            raise InvalidRequest(
+                "vocabulary size out of range", got=vocab_size, expected=f"1 to {MAX_VOCAB_SIZE}"
+            )
+        self.vocab_size = vocab_size
+        self.limits = limits or Limits()
+        self.drafters = dict(_open_drafters(vocab_size, preset, datastores) if drafters is None else drafters)
+        if len(self.drafters) > MAX_SOURCES:
+            raise InvalidRequest(
+                "too many drafting sources", got=len(self.drafters), expected=f"<= {MAX_SOURCES}"
+            )
+        self.source_names = tuple(self.drafters)
+        self.num_sessions = 0
+
+    def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> Session:
+        """Returns a session whose context is the prompt, which may be empty.
+
+        Raises:
+            InvalidTokens: an id outside the vocabulary.
+            InvalidRequest: a malformed namespace.
+            LimitExceeded: the prompt is too long or too many sessions are open.
+        """
+        if not _NAMESPACE.fullmatch(namespace):
+            raise InvalidRequest(
+                "malformed namespace", got=repr(namespace[:80]), expected="1 to 64 of A-Z a-z 0-9 _ -"
+            )
+        if self.num_sessions >= self.limits.max_sessions:
+            raise LimitExceeded(
+                "too many open sessions",
+                expected=f"<= {self.limits.max_sessions}",
+                remedy="close finished ones",
+            )
+        prompt = as_tokens(prompt_ids, self.vocab_size)
+        self.check_context_length(prompt.size)
+        return Session(self, prompt, namespace)
+
+    def draft_batch(self, sessions: Sequence[Session], total_nodes: int) -> list[DraftTree]:
+        """Returns one tree a session, together the `total_nodes` most probable paths of them all."""
+        trees = [session.draft(total_nodes) for session in sessions]
+        return share_nodes(trees, total_nodes)
+
+    def check_context_length(self, length: int) -> None:
+        """Refuses contexts that are too long.
+
+        Raises:
+            LimitExceeded: more tokens than `limits.max_context_tokens`.
+        """
+        if length > self.limits.max_context_tokens:
+            raise LimitExceeded(
+                "context too long", got=length, expected=f"<= {self.limits.max_context_tokens} tokens"
+            )
+
+
+def _open_drafters(vocab_size: int, preset: str, datastores: Sequence[str | Path]) -> dict[str, Drafter]:
+    drafters: dict[str, Drafter] = {}
+    for source in preset_sources(preset):
+        if source != "corpus":
+            drafters[source] = drafter_class(source).open(vocab_size=vocab_size)
+            continue
+        for path in datastores:
+            name = f"corpus:{Path(path).resolve().name}"
+            if name in drafters:
+                raise InvalidRequest("two datastores have one name", got=name, remedy="rename a folder")
+            drafters[name] = drafter_class(source).open(vocab_size=vocab_size, path=path)
+    return drafters
+
+
+class Session:
+    """One generation: its context, and one cursor in every source. Not thread-safe."""
+
+    __slots__ = ("_buffer", "_cursors", "_engine", "context_length", "is_open", "namespace")
+
+    def __init__(self, engine: Engine, prompt: Tokens, namespace: str) -> None:
+        self._engine = engine
+        self._buffer = prompt.copy()
+        self.context_length = int(prompt.size)
+        self.namespace = namespace
+        self._cursors: list[Cursor] = [drafter.start(prompt) for drafter in engine.drafters.values()]
+        self.is_open = True
+        engine.num_sessions += 1
+
+    @property
+    def context(self) -> Tokens:
+        """All tokens decided so far, as a view: int32[context_length]."""
+        return self._buffer[: self.context_length]
+
+    def draft(self, max_nodes: int = 16) -> DraftTree:
+        """Returns at most `max_nodes` nodes that continue the context; equal states give equal trees.
+
+        Raises:
+            UnknownSession: the session is closed.
+        """
+        self._check_open()
+        max_nodes = min(max_nodes, self._engine.limits.max_nodes)
+        if max_nodes <= 0:
+            return DraftTree.empty(self._engine.source_names)
+        budget = Budget(max_nodes)
+        names = self._engine.source_names
+        trees = [_labelled(cursor.propose(budget), bit, names) for bit, cursor in enumerate(self._cursors)]
+        return fuse(trees, max_nodes, best_paths)
+
+    def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
+        """Appends decided tokens (accepted ones and the bonus token) to the context.
+
+        Raises:
+            InvalidTokens: an id outside the vocabulary; the session is unchanged.
+            LimitExceeded: the context would grow too long; the session is unchanged.
+            UnknownSession: the session is closed.
+        """
+        self._check_open()
+        tokens = as_tokens(token_ids, self._engine.vocab_size)
+        self._engine.check_context_length(self.context_length + tokens.size)
+        self._append(tokens)
+        for cursor in self._cursors:
+            cursor.observe(tokens, feedback)
+
+    def truncate(self, length: int) -> None:
+        """Cuts the context to its first `length` tokens, because the host went back.
+
+        Raises:
+            ContextMismatch: the context is shorter than that.
+            UnknownSession: the session is closed.
+        """
+        self._check_open()
+        if not 0 <= length <= self.context_length:
+            raise ContextMismatch(
+                "cannot cut the context", got=length, expected=f"0 to {self.context_length}"
+            )
+        self.context_length = length
+        self._cursors = [drafter.start(self.context) for drafter in self._engine.drafters.values()]
+
+    def expect(self, context_length: int) -> None:
+        """Refuses a step that was meant for another state of the session.
+
+        Raises:
+            ContextMismatch: a message before this one was lost, or this one is repeated or late.
+        """
+        if context_length != self.context_length:
+            raise ContextMismatch(
+                "verifier and session disagree on the context length",
+                got=context_length,
+                expected=self.context_length,
+                remedy="truncate or open the session again",
+            )
+
+    def close(self) -> None:
+        """Ends the session and releases what it holds; closing twice is harmless."""
+        if self.is_open:
+            self.is_open = False
+            self._cursors = []
+            self._buffer = self._buffer[:0].copy()
+            self._engine.num_sessions -= 1
+
+    def _check_open(self) -> None:
+        if not self.is_open:
+            raise UnknownSession("the session is closed", remedy="open a new one")
+
+    def _append(self, tokens: Tokens) -> None:
+        length = self.context_length + tokens.size
+        if length > self._buffer.size:
+            grown = np.empty(max(length, 2 * self._buffer.size, 256), TOKEN)
+            grown[: self.context_length] = self.context
+            self._buffer = grown
+        self._buffer[self.context_length : length] = tokens
+        self.context_length = length
+
+
+def _labelled(tree: DraftTree, bit: int, names: tuple[str, ...]) -> DraftTree:
+    return DraftTree(tree.token_ids, tree.parents, tree.probs, tree.sources << bit, names)
