@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval_spec.fusion import best_paths as plain_best_paths
+from retrieval_spec.fusion import fuse
+from retrieval_spec.kernels.fusion import best_paths as compiled_best_paths
+from retrieval_spec.tree import DraftTree
+from tests.reference.fusion import fuse_reference, paths_of
+from tests.strategies import draft_trees
+
+FUSERS = {"plain": plain_best_paths, "compiled": compiled_best_paths}
+
+
+@pytest.fixture(params=FUSERS)
+def fuser(request):
+    return FUSERS[request.param]
+
+
+@given(trees=st.lists(draft_trees(), max_size=4), max_nodes=st.integers(0, 40))
+@settings(max_examples=300, deadline=None)
+def test_fusion_keeps_the_paths_that_the_reference_keeps(trees, max_nodes):
+    fused = fuse(trees, max_nodes, compiled_best_paths).check(vocab_size=5)
+    expected = fuse_reference(trees, max_nodes)
+    found = paths_of(fused)
+    assert len(fused) == len(expected)
+    # Paths that tie in probability, depth and token are interchangeable at the cut; the rest is fixed.
+    assert [(len(path), path[-1]) for path in found] == [(len(path), path[-1]) for path, _, _ in expected]
+    everything = {path: (prob, sources) for path, prob, sources in fuse_reference(trees, 10_000)}
+    assert all(everything[path] == value for path, value in found.items())
+    assert fused.path_probs().tolist() == sorted(fused.path_probs().tolist(), reverse=True)
+
+
+@given(trees=st.lists(draft_trees(), max_size=4), max_nodes=st.integers(0, 40))
+@settings(max_examples=200, deadline=None)
+def test_both_forms_of_the_same_source_agree(trees, max_nodes):
+    assert fuse(trees, max_nodes) == fuse(trees, max_nodes, compiled_best_paths)
+
+
+def test_a_path_is_inserted_along_the_longest_prefix_that_is_there(fuser):
+    first = DraftTree.from_lists([1, 2], [-1, 0], [0.5, 0.5], [1, 1], ("a", "b"))
+    second = DraftTree.from_lists([1, 2, 3], [-1, 0, 1], [0.25, 1.0, 0.5], [2, 2, 2], ("a", "b"))
+    fused = fuse([first, second], 8, fuser)
+    assert fused.token_ids.tolist() == [1, 2, 3]
+    assert fused.parents.tolist() == [-1, 0, 1]
+    assert fused.probs.tolist() == [0.5, 1.0, 0.5]
+    assert fused.sources.tolist() == [3, 3, 2]
+    assert fused.source_names == ("a", "b")
+
+
+def test_ties_go_to_the_lower_depth_then_to_the_smaller_token(fuser):
+    tree = DraftTree.from_lists([7, 5, 9], [-1, -1, 0], [0.5, 0.5, 1.0])
+    assert fuse([tree], 3, fuser).token_ids.tolist() == [5, 7, 9]
+
+
+def test_no_nodes_are_a_legal_answer(fuser):
+    tree = DraftTree.chain([1, 2])
+    assert len(fuse([tree], 0, fuser)) == 0
+    assert len(fuse([], 4, fuser)) == 0
+    assert len(fuse([DraftTree.empty(), DraftTree.empty()], 4, fuser)) == 0
+
+
+def test_large_token_ids_survive(fuser):
+    ids = [65_536, 151_935, 2**31 - 2]
+    fused = fuse([DraftTree.chain(ids), DraftTree.chain(ids[:1])], 8, fuser)
+    assert fused.token_ids.tolist() == ids
+    assert fused.token_ids.dtype == np.int32
