@@ -153,7 +153,8 @@ class Session:
     @property
     def context(self) -> Tokens:
         """All tokens decided so far, as a view: int32[context_length]."""
-        return self._buffer[: self.context_length]
+        context: Tokens = self._buffer[: self.context_length]
+        return context
 
     def draft(self, max_nodes: int = 16) -> DraftTree:
         """Returns at most `max_nodes` nodes that continue the context; equal states give equal trees.
@@ -237,4 +238,4 @@ class Session:
 
 
 def _labelled(tree: DraftTree, bit: int, names: tuple[str, ...]) -> DraftTree:
-    return DraftTree(tree.token_ids, tree.parents, tree.probs, tree.sources << bit, names)
+    return DraftTree(tree.token_ids, tree.parents, tree.probs, tree.sources << np.uint16(bit), names)

@@ -1,0 +1,37 @@
+"""Small real drafters for tests of the layers above: simple enough to predict by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from retrieval_spec.drafters.base import Budget, Feedback
+from retrieval_spec.tree import DraftTree, Tokens
+
+
+class CountingDrafter:
+    """Drafts the context's last token plus 1, plus 2, ... as one chain of probability `prob`."""
+
+    def __init__(self, vocab_size: int, prob: float = 0.5) -> None:
+        self.vocab_size = vocab_size
+        self.prob = prob
+
+    def start(self, context: Tokens) -> CountingCursor:
+        cursor = CountingCursor(self)
+        cursor.observe(context)
+        return cursor
+
+
+class CountingCursor:
+    def __init__(self, drafter: CountingDrafter) -> None:
+        self.drafter = drafter
+        self.seen: list[int] = []
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        self.seen.extend(tokens.tolist())
+
+    def propose(self, budget: Budget) -> DraftTree:
+        if not self.seen:
+            return DraftTree.empty()
+        length = min(budget.max_nodes, budget.max_depth_nodes)
+        chain = (self.seen[-1] + 1 + np.arange(length)) % self.drafter.vocab_size
+        return DraftTree.chain(chain.tolist(), [self.drafter.prob] * length)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval_spec.engine import Engine, Limits
+from retrieval_spec.errors import (
+    ContextMismatch,
+    InvalidRequest,
+    InvalidTokens,
+    LimitExceeded,
+    MissingPath,
+    UnknownSession,
+)
+from retrieval_spec.tree import DraftTree
+from tests.fake_drafters import CountingDrafter
+
+VOCAB_SIZE = 100
+
+
+def engine(**options) -> Engine:
+    drafters = {"half": CountingDrafter(VOCAB_SIZE, 0.5), "sure": CountingDrafter(VOCAB_SIZE, 0.875)}
+    return Engine(VOCAB_SIZE, drafters, **options)
+
+
+def test_sources_are_fused_into_one_tree_that_names_them():
+    tree = engine().open_session([1, 2]).draft(max_nodes=3)
+    assert tree.token_ids.tolist() == [3, 4, 5]
+    assert tree.probs.tolist() == [0.875] * 3
+    assert tree.sources.tolist() == [3, 3, 3]
+    assert tree.source_names == ("half", "sure")
+
+
+def test_committed_tokens_move_the_draft_on():
+    session = engine().open_session([1])
+    session.commit([7])
+    session.commit(np.array([8, 9], np.int64))
+    assert session.context.tolist() == [1, 7, 8, 9]
+    assert session.draft(2).token_ids.tolist() == [10, 11]
+
+
+def test_a_draft_changes_nothing():
+    session = engine().open_session([1])
+    assert session.draft(4) == session.draft(4)
+
+
+@pytest.mark.parametrize("max_nodes", [0, -1])
+def test_no_nodes_is_a_legal_budget(max_nodes):
+    assert len(engine().open_session([1]).draft(max_nodes)) == 0
+
+
+def test_an_empty_context_is_a_context():
+    session = engine().open_session([])
+    assert len(session.draft()) == 0
+    session.commit([5])
+    assert session.draft(1).token_ids.tolist() == [6]
+
+
+@given(st.lists(st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=400), max_size=6), st.data())
+@settings(max_examples=50, deadline=None)
+def test_truncate_equals_a_session_that_never_went_further(commits, data):
+    session = engine().open_session([1])
+    for tokens in commits:
+        session.commit(tokens)
+    length = data.draw(st.integers(0, session.context_length))
+    expected = session.context[:length].tolist()
+    session.truncate(length)
+    fresh = engine().open_session(expected)
+    for either in (session, fresh):
+        either.commit([3])
+    assert session.context.tolist() == fresh.context.tolist() == [*expected, 3]
+    assert session.draft() == fresh.draft()
+
+
+def test_a_batch_shares_one_budget_by_probability():
+    one_source = Engine(VOCAB_SIZE, {"sure": CountingDrafter(VOCAB_SIZE, 0.875)})
+    sessions = [one_source.open_session([token]) for token in (1, 2, 3)]
+    trees = one_source.draft_batch(sessions, total_nodes=8)
+    assert [len(tree) for tree in trees] == [3, 3, 2]  # equal paths: ties go to the earlier session
+    assert [len(tree) for tree in one_source.draft_batch(sessions, total_nodes=0)] == [0, 0, 0]
+    assert one_source.draft_batch([], total_nodes=8) == []
+
+
+def test_a_batch_gives_sure_sessions_the_nodes_of_unsure_ones():
+    mixed = Engine(VOCAB_SIZE, {"sure": CountingDrafter(VOCAB_SIZE, 0.875)})
+    trees = mixed.draft_batch([mixed.open_session([]), mixed.open_session([1])], total_nodes=5)
+    assert [len(tree) for tree in trees] == [0, 5]
+
+
+@pytest.mark.parametrize("bad", [[VOCAB_SIZE], [-1], [2**31], [0.5]])
+def test_bad_tokens_leave_the_session_as_it_was(bad):
+    session = engine().open_session([1])
+    with pytest.raises(InvalidTokens):
+        session.commit([2, *bad])
+    assert session.context.tolist() == [1]
+    with pytest.raises(InvalidTokens):
+        engine().open_session(bad)
+
+
+def test_limits_hold():
+    small = engine(limits=Limits(max_context_tokens=4, max_nodes=2, max_sessions=1))
+    with pytest.raises(LimitExceeded, match="context too long"):
+        small.open_session([1, 2, 3, 4, 5])
+    session = small.open_session([1, 2, 3])
+    with pytest.raises(LimitExceeded, match="context too long"):
+        session.commit([4, 5])
+    assert session.context_length == 3
+    assert len(session.draft(1_000)) == 2  # a budget is an upper bound: clamped, not refused
+    with pytest.raises(LimitExceeded, match="sessions"):
+        small.open_session([1])
+    session.close()
+    assert small.open_session([1]).context_length == 1
+
+
+def test_a_step_for_another_state_is_refused():
+    session = engine().open_session([1, 2])
+    session.expect(2)
+    with pytest.raises(ContextMismatch, match="got 3; expected 2"):
+        session.expect(3)
+    with pytest.raises(ContextMismatch):
+        session.truncate(3)
+
+
+def test_a_closed_session_is_unknown():
+    session = engine().open_session([1])
+    session.close()
+    session.close()
+    for call in (session.draft, lambda: session.commit([1]), lambda: session.truncate(0)):
+        with pytest.raises(UnknownSession):
+            call()
+
+
+@pytest.mark.parametrize("namespace", ["", "a b", "x" * 65, "a/b", "ü"])
+def test_a_namespace_is_a_name(namespace):
+    with pytest.raises(InvalidRequest, match="namespace"):
+        engine().open_session([1], namespace=namespace)
+
+
+@pytest.mark.parametrize("vocab_size", [0, -1, 2**31])
+def test_the_vocabulary_has_a_size(vocab_size):
+    with pytest.raises(InvalidRequest, match="vocabulary"):
+        Engine(vocab_size, {})
+
+
+def test_wrong_set_ups_are_refused_by_name(tmp_path):
+    with pytest.raises(InvalidRequest, match="preset"):
+        Engine(VOCAB_SIZE, preset="nonsense")
+    with pytest.raises(InvalidRequest, match="sources"):
+        Engine(VOCAB_SIZE, {str(index): CountingDrafter(VOCAB_SIZE) for index in range(17)})
+    with pytest.raises(MissingPath):
+        Engine(VOCAB_SIZE, datastores=[tmp_path / "nowhere"])
+
+
+def test_an_engine_without_sources_drafts_nothing():
+    assert Engine(VOCAB_SIZE, {}).open_session([1]).draft() == DraftTree.empty()
