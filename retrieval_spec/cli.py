@@ -1,0 +1,273 @@
+"""The command line: `retrieval-spec build | inspect | verify | serve | generate | demo`.
+
+Each command imports what it needs when it runs, so that `--help` and wrong usage answer at once.
+Bad input ends with exit code 2 and one line on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from retrieval_spec import __version__
+from retrieval_spec.errors import InvalidRequest, RetrievalSpecError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like those of the commands."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with exit code 2."""
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parsed = _parser().parse_args(arguments)
+    logging.basicConfig(level=parsed.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    try:
+        parsed.run(parsed)
+    except RetrievalSpecError as error:
+        print(f"retrieval-spec {parsed.command}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="retrieval-spec", description="Drafts tokens from text that exists already.")
+    parser.add_argument("--version", action="version", version=f"retrieval-spec {__version__}")
+    parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_build, _add_inspect, _add_verify, _add_serve, _add_generate, _add_demo):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_build(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "build",
+        _build,
+        "Build a datastore from text files, folders, JSONL (plain, gz, zst), parquet or Arrow.",
+        "retrieval-spec build corpus/*.jsonl.zst --tokenizer tokenizer.json --out datastores/docs",
+    )
+    parser.add_argument("inputs", nargs="*", metavar="PATH", help="files or folders of text")
+    parser.add_argument("--recipe", metavar="TOML", help="a recipe that names inputs, tokenizer and output")
+    parser.add_argument("--tokenizer", metavar="PATH", help="a tokenizer.json or a model folder")
+    parser.add_argument("--out", metavar="DIR", help="where the datastore goes")
+    parser.add_argument("--text-field", metavar="NAME", help="the field or column that holds the text")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads for sorting (default: all cores)")
+    parser.add_argument("--replace", action="store_true", help="replace an existing datastore")
+    _add_json(parser)
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "inspect",
+        _inspect,
+        "Show what a datastore holds.",
+        "retrieval-spec inspect datastores/docs --json",
+    )
+    parser.add_argument("datastore", metavar="DIR")
+    _add_json(parser)
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "verify",
+        _verify,
+        "Check every byte of a datastore against its manifest.",
+        "retrieval-spec verify datastores/docs",
+    )
+    parser.add_argument("datastore", metavar="DIR")
+    _add_json(parser)
+
+
+def _add_serve(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "serve",
+        _serve,
+        "Serve draft trees over gRPC, as a sidecar of an inference engine.",
+        "retrieval-spec serve --datastore datastores/docs --listen unix:/run/retrieval-spec.sock",
+    )
+    _add_sources(parser)
+    parser.add_argument(
+        "--listen",
+        default="127.0.0.1:7431",
+        metavar="ADDRESS",
+        help="unix:PATH or HOST:PORT (default: %(default)s)",
+    )
+    parser.add_argument("--trust-datastores", action="store_true", help="skip the checksums at start")
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "generate",
+        _generate,
+        "Generate with a local Hugging Face model over draft trees.",
+        'retrieval-spec generate --model MODEL_DIR --server unix:/run/retrieval-spec.sock --prompt "..."',
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="a local model folder")
+    parser.add_argument("--prompt", required=True, help="the prompt; @FILE reads it from a file")
+    parser.add_argument(
+        "--server", metavar="ADDRESS", help="the sidecar; without it drafts are made in process"
+    )
+    parser.add_argument(
+        "--datastore", action="append", default=[], metavar="DIR", help="in process: a datastore"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    parser.add_argument(
+        "--max-nodes", type=int, default=16, metavar="N", help="nodes of a draft tree at most"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy decoding (the default)")
+    parser.add_argument("--top-k", type=int, metavar="K")
+    parser.add_argument("--top-p", type=float, metavar="P")
+    parser.add_argument("--seed", type=int, default=0, help="sampling: equal seeds give equal text")
+    _add_json(parser)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        _demo,
+        "Build, serve, generate and compare with plain decoding, all on this machine.",
+        "retrieval-spec demo --json",
+    )
+    parser.add_argument("--model", metavar="DIR", help="a local model folder (default: the one that ships)")
+    parser.add_argument("--prompts", type=int, default=8, metavar="N")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    parser.add_argument("--max-nodes", type=int, default=16, metavar="N")
+    _add_json(parser)
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--datastore", action="append", default=[], metavar="DIR", help="may be given more than once"
+    )
+    parser.add_argument("--preset", default="default", help="which sources draft (default: %(default)s)")
+    parser.add_argument("--vocab-size", type=int, metavar="N", help="default: the largest of the datastores")
+    parser.add_argument("--model", metavar="DIR", help="check the datastores against this model's tokenizer")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+        return
+    width = max(map(len, result), default=0)
+    for key, value in result.items():
+        shown = f"{value:,.3f}" if isinstance(value, float) else value
+        print(f"{key.replace('_', ' '):<{width}}  {shown}")
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.build import build_datastore, build_recipe
+    from retrieval_spec.commands.progress_bar import progress_bar
+    from retrieval_spec.datastore.store import inspect_datastore
+
+    with progress_bar() as progress:
+        if arguments.recipe:
+            if arguments.inputs or arguments.tokenizer:
+                raise InvalidRequest(
+                    "a recipe names its own inputs and tokenizer", remedy="leave the others out"
+                )
+            out = build_recipe(
+                arguments.recipe, out=arguments.out, replace=arguments.replace, progress=progress
+            )
+        else:
+            _require(arguments, "inputs", "tokenizer", "out")
+            out = build_datastore(
+                arguments.inputs,
+                tokenizer=arguments.tokenizer,
+                out=arguments.out,
+                text_field=arguments.text_field,
+                threads=arguments.threads,
+                replace=arguments.replace,
+                progress=progress,
+            )
+    _print(inspect_datastore(out), arguments.json)
+
+
+def _require(arguments: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if not getattr(arguments, name):
+            raise InvalidRequest(
+                f"{name.upper() if name == 'inputs' else '--' + name} is missing", remedy="see --help"
+            )
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.datastore.store import inspect_datastore
+
+    _print(inspect_datastore(arguments.datastore), arguments.json)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.commands.progress_bar import progress_bar
+    from retrieval_spec.datastore.store import verify_datastore
+
+    with progress_bar() as progress:
+        manifest = verify_datastore(arguments.datastore, progress)
+    _print(
+        {"datastore": arguments.datastore, "intact": True, "num_tokens": manifest.num_tokens}, arguments.json
+    )
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.commands.serve import serve_command
+
+    serve_command(arguments)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.commands.generate import generate_command
+
+    _print_generation(generate_command(arguments), arguments.json)
+
+
+def _print_generation(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(result.pop("text"))
+    print("; ".join(f"{key.replace('_', ' ')} {value}" for key, value in result.items()), file=sys.stderr)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.commands.demo import run_demo
+
+    result = run_demo(arguments.model, arguments.prompts, arguments.max_new_tokens, arguments.max_nodes)
+    _print(result, arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

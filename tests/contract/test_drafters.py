@@ -1,0 +1,110 @@
+"""What every registered drafter must do, whatever it drafts from. A new source gets these for free."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from retrieval_spec.drafters.base import Budget, Cursor, Drafter, Feedback
+from retrieval_spec.drafters.registry import DRAFTERS, drafter_class
+from retrieval_spec.errors import InvalidRequest
+from tests.stores import write_corpus
+
+VOCAB_SIZE = 151_936
+DOCUMENTS = [[5, 6, 7, 8, 5, 6, 9], [70_000, 5, 6, 7, 151_935], [1, 1, 1, 1, 1, 2]]
+CONTEXTS = [[], [5], [4_242], [151_935], [5, 6], [5, 6, 7, 5, 6], [1] * 40, [70_000, 5, 6, 7, 70_000, 5]]
+BUDGETS = [Budget(0), Budget(1), Budget(3), Budget(16), Budget(64), Budget(16, max_depth_nodes=2)]
+
+# What a source needs to be opened beyond the vocabulary: corpus sources need a datastore.
+PARAMS = {"corpus": lambda folder: {"path": write_corpus(folder / "store", DOCUMENTS, VOCAB_SIZE)}}
+
+
+@pytest.fixture(scope="module", params=sorted(DRAFTERS))
+def opened(request, tmp_path_factory):
+    """A function that opens the source once more."""
+    params = PARAMS.get(request.param, lambda folder: {})(tmp_path_factory.mktemp(request.param))
+    return lambda: drafter_class(request.param).open(vocab_size=VOCAB_SIZE, **params)
+
+
+@pytest.fixture(scope="module")
+def drafter(opened):
+    return opened()
+
+
+def tokens(values):
+    return np.array(values, np.int32)
+
+
+def test_it_is_a_drafter_and_makes_cursors(drafter):
+    assert isinstance(drafter, Drafter)
+    assert isinstance(drafter.start(tokens([])), Cursor)
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+@pytest.mark.parametrize("context", CONTEXTS, ids=str)
+def test_trees_keep_the_contract_and_the_budget(drafter, context, budget):
+    tree = drafter.start(tokens(context)).propose(budget).check(VOCAB_SIZE)
+    assert len(tree) <= budget.max_nodes
+    assert max(tree.depths(), default=0) <= budget.max_depth_nodes
+    assert set(tree.sources.tolist()) <= {1}
+    assert tree.source_names == ()
+
+
+def test_it_drafts_something_for_a_context_that_it_knows(drafter):
+    tree = drafter.start(tokens([5, 6, 7, 8, 5, 6, 9, 5, 6])).propose(Budget(16))
+    assert {7, 9} <= set(tree.token_ids.tolist())
+
+
+def test_a_smaller_budget_keeps_the_more_probable_nodes(drafter):
+    cursor = drafter.start(tokens([5, 6, 7, 5, 6]))
+    large, small = cursor.propose(Budget(64)), cursor.propose(Budget(2))
+    best = sorted(large.path_probs().tolist(), reverse=True)[: len(small)]
+    assert sorted(small.path_probs().tolist(), reverse=True) == best
+
+
+def test_a_draft_changes_nothing_and_belongs_to_the_caller(drafter):
+    cursor = drafter.start(tokens([5, 6, 7, 5, 6]))
+    first = cursor.propose(Budget(16))
+    copy = first.token_ids.tolist(), first.parents.tolist(), first.probs.tolist()
+    assert cursor.propose(Budget(16)) == first
+    cursor.observe(tokens([7]))
+    cursor.propose(Budget(16))
+    assert (first.token_ids.tolist(), first.parents.tolist(), first.probs.tolist()) == copy
+
+
+STREAMS = st.lists(st.sampled_from([1, 2, 5, 6, 7, 8, 9, 70_000]), max_size=60)
+
+
+@given(stream=STREAMS, cuts=st.lists(st.integers(0, 60), max_size=6))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_how_the_tokens_came_does_not_matter(opened, stream, cuts):
+    at_once = opened().start(tokens(stream))
+    in_pieces = opened().start(tokens([]))
+    edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
+    for begin, end in zip(edges, edges[1:], strict=False):
+        in_pieces.observe(tokens(stream[begin:end]))
+    assert at_once.propose(Budget(16)) == in_pieces.propose(Budget(16))
+
+
+def test_sessions_do_not_disturb_each_other(opened):
+    alone = opened().start(tokens([5, 6, 7, 5, 6]))
+    shared = opened()
+    first, second = shared.start(tokens([5, 6, 7])), shared.start(tokens([1, 2, 1]))
+    for token in (5, 6):
+        first.observe(tokens([token]))
+        second.observe(tokens([token + 100]))
+        second.propose(Budget(16))
+    assert first.propose(Budget(16)) == alone.propose(Budget(16))
+
+
+def test_feedback_is_welcome(drafter):
+    cursor = drafter.start(tokens([5, 6]))
+    cursor.observe(tokens([7]), Feedback(tokens([6, 7]), np.array([[7, 8], [8, 5]], np.int32)))
+    cursor.propose(Budget(16)).check(VOCAB_SIZE)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(InvalidRequest, match="corpus or session"):
+        drafter_class("nonsense")
