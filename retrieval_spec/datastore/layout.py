@@ -1,0 +1,148 @@
+"""What the columns of each kind of datastore are, and whether they agree with the manifest and each other.
+
+Works on arrays in chunks, so that memory stays small whatever the size; knows no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_spec.datastore.manifest import REBUILD, Manifest
+from retrieval_spec.datastore.progress import Progress
+from retrieval_spec.errors import DatastoreCorrupt, DatastoreVersion
+
+Column = NDArray[Any]
+
+KINDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "context_array": {
+        "tokens": ("<u2", "<i4"),
+        "positions": ("<u4",),
+        "buckets": ("<u4", "<i8"),
+        "documents": ("<i8",),
+    }
+}
+"""Kind -> column -> the types it may have; every column is a vector. Other columns are left alone."""
+
+_CHUNK = 1 << 20
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Accepts a manifest whose files are the columns that its kind needs, with matching lengths.
+
+    Raises:
+        DatastoreVersion: a kind that this version does not know.
+        DatastoreCorrupt: a column is missing or has another type or length.
+    """
+    if manifest.kind not in KINDS:
+        raise DatastoreVersion(
+            "the datastore is of a kind that this version does not read",
+            got=manifest.kind,
+            expected=" or ".join(KINDS),
+            remedy="upgrade retrieval-spec",
+        )
+    lengths = {"tokens": manifest.num_tokens, "documents": manifest.num_documents}
+    entries = {entry.column: entry for entry in manifest.files.values()}
+    for column, dtypes in KINDS[manifest.kind].items():
+        if column not in entries:
+            raise _corrupt("the datastore lacks a column", ", ".join(sorted(entries)) or "none", column)
+        entry = entries[column]
+        allowed = (manifest.token_dtype,) if column == "tokens" else dtypes
+        if entry.dtype not in allowed or len(entry.shape) != 1:
+            got = f"{entry.dtype}{list(entry.shape)}"
+            raise _corrupt(
+                f"column {column!r} is of another type", got, f"a vector of {' or '.join(allowed)}"
+            )
+        if entry.shape[0] != lengths.get(column, entry.shape[0]):
+            raise _corrupt(f"column {column!r} has another length", entry.shape[0], lengths[column])
+
+
+def check_columns(manifest: Manifest, columns: Mapping[str, Column], progress: Progress) -> None:
+    """Accepts columns that no query can be led astray by; `manifest` has passed `check_manifest`.
+
+    Raises:
+        DatastoreCorrupt: the first contradiction found.
+    """
+    checked = ("documents", "tokens", "positions", "buckets")
+    progress.start("structure", sum(len(columns[name]) for name in checked), "values")
+    _check_documents(manifest, columns["documents"], progress)
+    _check_tokens(manifest, columns["tokens"], columns["documents"], progress)
+    _check_positions(manifest, columns["positions"], progress)
+    _check_buckets(columns["buckets"], len(columns["positions"]), progress)
+
+
+def _check_documents(manifest: Manifest, documents: Column, progress: Progress) -> None:
+    if manifest.num_documents == 0:
+        if manifest.num_tokens:
+            raise _corrupt("column 'documents' is empty", f"{manifest.num_tokens} tokens", "a document")
+        return
+    if int(documents[0]) != 0:
+        raise _corrupt("column 'documents' does not begin at the first token", int(documents[0]), 0)
+    for start, chunk in _overlapping_chunks(documents, progress):
+        _refuse_first("documents", "does not rise", start + 1, chunk[1:], chunk[1:] <= chunk[:-1])
+    if int(documents[-1]) >= manifest.num_tokens:
+        raise _corrupt(
+            "column 'documents' leaves the corpus", int(documents[-1]), f"below {manifest.num_tokens}"
+        )
+
+
+def _check_tokens(manifest: Manifest, tokens: Column, documents: Column, progress: Progress) -> None:
+    num_separators = 0
+    for start, chunk in _chunks(tokens, progress):
+        separators = chunk == manifest.separator
+        num_separators += int(np.count_nonzero(separators))
+        outside = ((chunk >= manifest.vocab_size) | (chunk < 0)) & ~separators
+        _refuse_first("tokens", "holds an id outside the vocabulary", start, chunk, outside)
+    if num_separators != manifest.num_documents:
+        raise _corrupt(
+            "column 'tokens' has another number of separators", num_separators, manifest.num_documents
+        )
+    for start in range(0, manifest.num_documents, _CHUNK):
+        ends = documents[start + 1 : start + 1 + _CHUNK]
+        if np.any(tokens[ends - 1] != manifest.separator):
+            raise _corrupt("a document does not end with the separator", None, manifest.separator)
+    if manifest.num_tokens and int(tokens[-1]) != manifest.separator:
+        raise _corrupt(
+            "the last document does not end with the separator", int(tokens[-1]), manifest.separator
+        )
+
+
+def _check_positions(manifest: Manifest, positions: Column, progress: Progress) -> None:
+    for start, chunk in _chunks(positions, progress):
+        _refuse_first("positions", "leaves the corpus", start, chunk, chunk >= manifest.num_tokens)
+
+
+def _check_buckets(buckets: Column, num_positions: int, progress: Progress) -> None:
+    if not len(buckets) or int(buckets[0]) != 0 or int(buckets[-1]) != num_positions:
+        got = f"{int(buckets[0])} to {int(buckets[-1])}" if len(buckets) else "nothing"
+        raise _corrupt("column 'buckets' does not span the positions", got, f"0 to {num_positions}")
+    for start, chunk in _overlapping_chunks(buckets, progress):
+        _refuse_first("buckets", "falls", start + 1, chunk[1:], chunk[1:] < chunk[:-1])
+
+
+def _chunks(column: Column, progress: Progress) -> Iterator[tuple[int, Column]]:
+    for start in range(0, len(column), _CHUNK):
+        chunk = column[start : start + _CHUNK]
+        yield start, chunk
+        progress.advance(len(chunk))
+
+
+def _overlapping_chunks(column: Column, progress: Progress) -> Iterator[tuple[int, Column]]:
+    """Yields chunks that begin with the last value of the one before, to compare neighbours."""
+    for start in range(0, len(column), _CHUNK):
+        chunk = column[start : start + _CHUNK + 1]
+        yield start, chunk
+        progress.advance(min(len(chunk), _CHUNK))
+
+
+def _refuse_first(name: str, how: str, start: int, chunk: Column, wrong: NDArray[np.bool_]) -> None:
+    if wrong.any():
+        offset = int(np.argmax(wrong))
+        raise _corrupt(f"column {name!r} {how} at index {start + offset}", int(chunk[offset]), None)
+
+
+def _corrupt(what: str, got: object, expected: object) -> DatastoreCorrupt:
+    return DatastoreCorrupt(what, got=got, expected=expected, remedy=REBUILD)
