@@ -1,0 +1,142 @@
+"""The verifier's side of a draft session: a source that fails costs speed, never output.
+
+Knows the `DraftSource` contract alone: no torch, no model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from retrieval_spec.errors import InvalidInput, RetrievalSpecError
+from retrieval_spec.tree import DraftTree
+
+if TYPE_CHECKING:
+    from retrieval_spec.client import DraftSession, DraftSource
+    from retrieval_spec.drafters.base import Feedback
+
+logger = logging.getLogger(__name__)
+
+_EMPTY = DraftTree.empty()
+TokenIds = Sequence[int] | NDArray[Any]
+
+
+class GuardedSession:
+    """One generation's draft session, in which every typed error becomes an empty tree and one warning.
+
+    The session is told of tokens only when a tree is asked for, and always exactly those that it lacks
+    by its own `context_length`: whatever was lost on the way is made good with the next draft.
+
+    Args:
+        source: where trees come from.
+        prompt_ids: the prompt's tokens.
+        namespace: whose history the session reads and joins.
+        vocab_size: the target model's; a tree with another token never reaches the model.
+    """
+
+    def __init__(self, source: DraftSource, prompt_ids: list[int], namespace: str, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._prompt_length = len(prompt_ids)
+        self._output_ids: list[int] = []
+        self._warned = False
+        self._session: DraftSession | None = None
+        try:
+            self._session = source.open_session(prompt_ids, namespace)
+        except RetrievalSpecError as error:
+            self._warn(error)
+
+    def commit(self, token_ids: list[int]) -> None:
+        """Notes decided tokens."""
+        self._output_ids.extend(token_ids)
+
+    def draft(self, max_nodes: int) -> DraftTree:
+        """Returns a tree of at most `max_nodes` nodes that keeps the contract; empty where drafting fails."""
+        if self._session is None or max_nodes <= 0:
+            return _EMPTY
+        try:
+            self._catch_up(self._session)
+            return self._session.draft(max_nodes).prefix(max_nodes).check(self._vocab_size)
+        except RetrievalSpecError as error:
+            self._warn(error)
+            if isinstance(error, InvalidInput):
+                self.close()  # the same tokens or the same source would fail in every step
+            return _EMPTY
+
+    def finish(self) -> None:
+        """Tells the session of the last tokens, so that it learns the whole output, and closes it."""
+        if self._session is None:
+            return
+        try:
+            self._catch_up(self._session)
+        except RetrievalSpecError as error:
+            self._warn(error)
+        self.close()
+
+    def close(self) -> None:
+        """Closes the session; nothing is drafted from here on."""
+        session, self._session = self._session, None
+        if session is None:
+            return
+        try:
+            session.close()
+        except RetrievalSpecError as error:
+            self._warn(error)
+
+    def _catch_up(self, session: DraftSession) -> None:
+        known_tokens = session.context_length - self._prompt_length
+        if known_tokens < len(self._output_ids):
+            session.commit(self._output_ids[known_tokens:])
+
+    def _warn(self, error: RetrievalSpecError) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("going on without drafts where they fail: %s", error)
+
+
+class NoDrafts:
+    """The draft source that never drafts: with it the loop decodes plainly, one token a step.
+
+    Args:
+        vocab_size: the target model's.
+    """
+
+    source_names: tuple[str, ...] = ()
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> NoDraftsSession:
+        """Returns a session whose trees are all empty."""
+        return NoDraftsSession(len(prompt_ids))
+
+    def draft_batch(self, sessions: Sequence[DraftSession], total_nodes: int) -> list[DraftTree]:
+        """Returns one empty tree a session."""
+        return [_EMPTY] * len(sessions)
+
+    def close(self) -> None:
+        """Does nothing: the source holds nothing."""
+
+
+class NoDraftsSession:
+    """A session without drafts; it only counts."""
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
+
+    def draft(self, max_nodes: int = 16) -> DraftTree:
+        """Returns the empty tree."""
+        return _EMPTY
+
+    def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
+        """Counts the tokens."""
+        self.context_length += len(token_ids)
+
+    def truncate(self, length: int) -> None:
+        """Sets the count back."""
+        self.context_length = length
+
+    def close(self) -> None:
+        """Does nothing."""

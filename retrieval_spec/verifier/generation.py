@@ -1,0 +1,125 @@
+"""`generate`: the host's own `generate` with drafts, for people who want one call and the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.generation import StoppingCriteriaList, StopStringCriteria
+
+from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.tree import TOKEN, Tokens
+from retrieval_spec.verifier.loop import TreeVerifier
+from retrieval_spec.verifier.support import check_model
+
+if TYPE_CHECKING:
+    from retrieval_spec.client import DraftSource
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One finished generation.
+
+    Attributes:
+        token_ids: int32[n]  prompt and output, as the host's `generate` returns them.
+        prompt_length: tokens of the prompt.
+        steps: forward passes after the prompt's.
+        accepted_tokens: output tokens that had been drafted. Drafts beyond a stop are not among them.
+        drafted_nodes: nodes that went through the target model, roots not counted.
+    """
+
+    token_ids: Tokens
+    prompt_length: int
+    steps: int
+    accepted_tokens: int
+    drafted_nodes: int
+
+    @property
+    def output_ids(self) -> Tokens:
+        """The generated tokens alone: int32[n]."""
+        return self.token_ids[self.prompt_length :]
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """1 + accepted drafts per step; plain decoding has 1.0."""
+        return 1.0 + self.accepted_tokens / max(self.steps, 1)
+
+
+def generate(
+    model: Any,
+    input_ids: Sequence[int] | NDArray[Any] | Any,
+    draft_source: DraftSource,
+    *,
+    max_nodes: int = 16,
+    namespace: str = "default",
+    seed: int = 0,
+    **generation_options: Any,
+) -> Generation:
+    """Returns what `model.generate(input_ids, **generation_options)` returns, computed over draft trees.
+
+    Greedy output is equal token for token. Sampled output follows the same distribution; for one `seed`
+    it is the same whatever the drafts are.
+
+    Args:
+        model: a causal model of the host with sdpa or eager attention.
+        input_ids: one prompt: a sequence, an array or a tensor, of shape [n] or [1, n].
+        draft_source: where trees come from: `LocalClient`, `DraftClient` or `NoDrafts`.
+        max_nodes: drafted nodes in one step at most.
+        namespace: whose history the session reads and joins.
+        seed: decides every sampled token, together with its position.
+        **generation_options: whatever the host's `generate` takes, `tokenizer=` for stop strings and
+            `streamer=` included.
+
+    Raises:
+        UnsupportedModel: the model cannot be verified over trees.
+        InvalidRequest: an option that drafts cannot be combined with.
+    """
+    check_model(model)
+    for name in ("assistant_model", "custom_generate", "negative_prompt_ids"):
+        if generation_options.get(name) is not None:
+            raise InvalidRequest("an option that drafts cannot be combined with", got=name)
+    prompt = _as_prompt(input_ids, model)
+    streamer = generation_options.get("streamer")
+    verifier = TreeVerifier(
+        draft_source, max_nodes=max_nodes, namespace=namespace, seed=seed, streamer=streamer
+    )
+    options = _with_stop_strings(model, generation_options)
+    output = model.generate(prompt, custom_generate=verifier, **options)
+    sequence = output if isinstance(output, torch.Tensor) else output.sequences
+    return Generation(
+        sequence[0].cpu().numpy().astype(TOKEN),
+        int(prompt.shape[1]),
+        verifier.steps,
+        verifier.accepted_tokens,
+        verifier.drafted_nodes,
+    )
+
+
+def _as_prompt(input_ids: Any, model: Any) -> Any:
+    if not isinstance(input_ids, torch.Tensor):
+        input_ids = torch.from_numpy(np.asarray(input_ids, np.int64))
+    prompt = input_ids.to(device=model.device, dtype=torch.long)
+    return prompt[None] if prompt.dim() == 1 else prompt
+
+
+def _with_stop_strings(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Turns stop strings into a criterion here: the host drops `tokenizer` before it would need it."""
+    options = dict(options)
+    tokenizer = options.pop("tokenizer", None)
+    stop_strings = options.get("stop_strings")
+    for config in (options.get("generation_config"), model.generation_config):
+        stop_strings = stop_strings or getattr(config, "stop_strings", None)
+    if not stop_strings:
+        return options
+    if tokenizer is None:
+        raise InvalidRequest("stop strings need the tokenizer", remedy="pass tokenizer=")
+    options["stop_strings"] = None
+    criterion = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
+    options["stopping_criteria"] = StoppingCriteriaList(
+        [*(options.get("stopping_criteria") or []), criterion]
+    )
+    return options

@@ -1,0 +1,235 @@
+"""The generation loop over draft trees, run by the host's own `generate` through `custom_generate`.
+
+The host prepares every option as it does for itself: logits processors, stopping criteria, the cache.
+The loop drafts, forwards, accepts, and cuts the cache back; one token at least comes out of each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from retrieval_spec.verifier.acceptance import Outcome, accept
+from retrieval_spec.verifier.cache import window_tokens
+from retrieval_spec.verifier.drafts import GuardedSession
+from retrieval_spec.verifier.layout import Layout, lay_out
+from retrieval_spec.verifier.sampling import KeyedSampler, greedy
+from retrieval_spec.verifier.stopping import StopRule
+from retrieval_spec.verifier.support import check_model, check_request, check_source, check_window
+from retrieval_spec.verifier.target import Target
+
+if TYPE_CHECKING:
+    from retrieval_spec.client import DraftSource
+
+
+class TreeVerifier:
+    """Decodes over draft trees wherever the host takes a `custom_generate` callable.
+
+        verifier = TreeVerifier(draft_source)
+        model.generate(input_ids, custom_generate=verifier, max_new_tokens=100)
+
+    The output equals the host's own greedy output token for token; a sampled one equals the sampled
+    output of the same verifier with the same seed and any other draft source. Statistics of the last
+    generation stand in the attributes; one generation at a time.
+
+    Args:
+        draft_source: where trees come from.
+        max_nodes: drafted nodes in one step at most.
+        namespace: whose history the session reads and joins.
+        seed: decides every sampled token, together with its position.
+        streamer: gets every decided token; the host keeps its own `streamer` argument to itself.
+
+    Attributes:
+        steps: forward passes after the prompt's.
+        accepted_tokens: decided tokens that had been drafted.
+        drafted_nodes: nodes that went through the target model, roots not counted.
+    """
+
+    def __init__(
+        self,
+        draft_source: DraftSource,
+        *,
+        max_nodes: int = 16,
+        namespace: str = "default",
+        seed: int = 0,
+        streamer: Any = None,
+    ) -> None:
+        self.draft_source = draft_source
+        self.max_nodes = max_nodes
+        self.namespace = namespace
+        self.seed = seed
+        self.streamer = streamer
+        self.steps = self.accepted_tokens = self.drafted_nodes = 0
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Any,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_inputs: Any,
+    ) -> Any:
+        """Generates; the host calls this with what it prepared, and returns what this returns.
+
+        Raises:
+            UnsupportedModel: see `support.check_model` and `support.check_window`.
+            InvalidRequest: see `support.check_request` and `support.check_source`.
+        """
+        check_model(model)
+        check_request(input_ids, generation_config, model_inputs)
+        vocab_size = model.config.get_text_config(decoder=True).vocab_size
+        check_source(self.draft_source.vocab_size, vocab_size)
+        stop_rule = StopRule(stopping_criteria)
+        check_window(model, stop_rule.max_length_tokens)
+        target = Target(model, model_inputs)
+        self.steps = self.accepted_tokens = self.drafted_nodes = 0
+        context = ContextBuffer(input_ids)
+        chooser = Chooser(
+            context,
+            logits_processor,
+            KeyedSampler(self.seed) if generation_config.do_sample else greedy,
+            keep_scores=generation_config.return_dict_in_generate,
+        )
+        session = GuardedSession(self.draft_source, input_ids[0].tolist(), self.namespace, vocab_size)
+        run = _Run(self, model, target, session, chooser, stop_rule, context)
+        try:
+            with torch.inference_mode():
+                run.to_the_end(input_ids, generation_config.prefill_chunk_size)
+            session.finish()
+        finally:
+            session.close()
+        return _result(generation_config, context, chooser, target)
+
+
+class ContextBuffer:
+    """All tokens decided so far, as the processors and criteria of the host read them.
+
+    Args:
+        prompt_ids: int64[1, n]  the prompt.
+    """
+
+    def __init__(self, prompt_ids: Any) -> None:
+        self.prompt_length = self.length = int(prompt_ids.shape[1])
+        self._buffer = torch.empty((1, 2 * self.length + 64), dtype=torch.long, device=prompt_ids.device)
+        self._buffer[:, : self.length] = prompt_ids
+
+    def append(self, token_id: int) -> None:
+        """Adds one decided token."""
+        if self.length == self._buffer.shape[1]:
+            self._buffer = torch.cat([self._buffer, torch.empty_like(self._buffer)], dim=1)
+        self._buffer[0, self.length] = token_id
+        self.length += 1
+
+    def ids(self) -> Any:
+        """Returns int64[1, length], a view whose content never changes."""
+        return self._buffer[:, : self.length]
+
+
+class Chooser:
+    """The target's own choice at a node: the host's processors, then greedy or the keyed draw.
+
+    Processors see the prompt and the path's own tokens, once for each decided token and in order, as
+    they do in the host's loop: also those that keep state are right.
+    """
+
+    def __init__(
+        self, context: ContextBuffer, processors: Any, pick: Callable[[Any, int], int], *, keep_scores: bool
+    ) -> None:
+        self._context = context
+        self._processors = processors
+        self._pick = pick
+        self._is_plain = pick is greedy and not processors and not keep_scores
+        self.scores: tuple[Any, ...] | None = () if keep_scores else None
+        self.logits: tuple[Any, ...] = ()
+
+    def at(self, logits: Any) -> Callable[[int], int]:
+        """Returns the choice by node, given logits[n, vocab_size] of all nodes."""
+        if self._is_plain:
+            choices: list[int] = logits.float().argmax(dim=-1).tolist()
+            return choices.__getitem__
+        return lambda node: self._choose(logits[node : node + 1])
+
+    def _choose(self, logits: Any) -> int:
+        # Processors work on float32 in the host's loop, whatever the model computes in.
+        raw = logits.to(copy=True, dtype=torch.float32, device=self._context.ids().device)
+        scores = self._processors(self._context.ids(), raw.clone() if self.scores is not None else raw)
+        if self.scores is not None:
+            self.scores += (scores,)
+            self.logits += (raw,)
+        return self._pick(scores, self._context.length)
+
+
+class _Run:
+    """One generation from prefill to stop."""
+
+    def __init__(
+        self,
+        verifier: TreeVerifier,
+        model: Any,
+        target: Target,
+        session: GuardedSession,
+        chooser: Chooser,
+        stop_rule: StopRule,
+        context: ContextBuffer,
+    ) -> None:
+        self._verifier = verifier
+        self._target = target
+        self._session = session
+        self._chooser = chooser
+        self._stop_rule = stop_rule
+        self._context = context
+        self._is_stopped = False
+        limits = (stop_rule.max_length_tokens, getattr(model.config, "max_position_embeddings", None))
+        self._end_tokens = min(limit for limit in limits if limit is not None)
+        self._window_tokens = window_tokens(target.cache.layers) or 2**31 - 1
+
+    def to_the_end(self, input_ids: Any, chunk_tokens: int | None) -> None:
+        """Decides tokens until the host's criteria say stop."""
+        prompt = Layout([-1], [-1], [0], [{}])
+        root_id = self._decide(prompt, self._target.prefill(input_ids, chunk_tokens)).token_ids[-1]
+        while not self._is_stopped:
+            root_id = self._step(root_id)
+        if self._verifier.streamer is not None:
+            self._verifier.streamer.end()
+
+    def _step(self, root_id: int) -> int:
+        # The root stands at `length - 1`; the token after the deepest node must still be wanted.
+        room = self._end_tokens - self._context.length - 1
+        # A windowed layer drops its oldest keys when the pass itself overflows the window.
+        width = min(self._verifier.max_nodes, self._window_tokens - self._context.length - 1)
+        tree = self._session.draft(width if room > 0 else 0)
+        layout = lay_out(root_id, tree, room, self._stop_rule.end_ids)
+        outcome = self._decide(layout, self._target.verify(layout))
+        self._target.keep(outcome.path, len(layout))
+        self._verifier.steps += 1
+        self._verifier.drafted_nodes += len(layout) - 1
+        self._verifier.accepted_tokens += outcome.num_accepted
+        return outcome.token_ids[-1]
+
+    def _decide(self, layout: Layout, logits: Any) -> Outcome:
+        outcome = accept(layout, self._chooser.at(logits), self._stops)
+        self._session.commit(outcome.token_ids)
+        if self._verifier.streamer is not None:
+            for token_id in outcome.token_ids:
+                self._verifier.streamer.put(torch.tensor([token_id]))
+        return outcome
+
+    def _stops(self, token_id: int) -> bool:
+        self._context.append(token_id)
+        self._is_stopped = self._stop_rule.stops(token_id, self._context, self._chooser.scores)
+        return self._is_stopped
+
+
+def _result(generation_config: Any, context: ContextBuffer, chooser: Chooser, target: Target) -> Any:
+    if not generation_config.return_dict_in_generate:
+        return context.ids()
+    return GenerateDecoderOnlyOutput(
+        sequences=context.ids(),
+        scores=chooser.scores if generation_config.output_scores else None,
+        logits=chooser.logits if generation_config.output_logits else None,
+        past_key_values=target.cache,
+    )
