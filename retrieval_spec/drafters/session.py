@@ -1,0 +1,56 @@
+"""Drafts from the session's own context: what followed the last tokens when they occurred before.
+
+Needs no datastore. Knows its own automaton and nothing of other sessions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from retrieval_spec.calibration import reliability_by_match_length
+from retrieval_spec.drafters.base import Budget, Feedback
+from retrieval_spec.kernels.automaton_draft import draft
+from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
+from retrieval_spec.tree import DraftTree, Tokens
+
+_RELIABILITY = reliability_by_match_length()
+
+
+class SessionDrafter:
+    """Opens one automaton a session; holds nothing itself and is safe to share."""
+
+    __slots__ = ()
+
+    @classmethod
+    def open(cls, vocab_size: int) -> SessionDrafter:
+        """Returns the drafter; any vocabulary will do, since the drafts repeat the context."""
+        return cls()
+
+    def start(self, context: Tokens) -> SessionCursor:
+        """Returns a cursor that has observed `context`, which may be empty."""
+        return SessionCursor(context)
+
+
+class SessionCursor:
+    """One session's text as an automaton; owned by that session, not thread-safe."""
+
+    __slots__ = ("automaton",)
+
+    def __init__(self, context: Tokens) -> None:
+        self.automaton = SuffixAutomaton.from_tokens(context)
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        """Appends committed tokens; `feedback` is not used."""
+        self.automaton.extend(tokens)
+
+    def propose(self, budget: Budget) -> DraftTree:
+        """Returns the most probable continuations among those that the context holds."""
+        max_nodes = budget.max_nodes
+        if max_nodes <= 0:
+            return DraftTree.empty()
+        token_ids = np.empty(max_nodes, np.int32)
+        parents = np.empty(max_nodes, np.int32)
+        probs = np.empty(max_nodes, np.float32)
+        size = draft(self.automaton.arena, _RELIABILITY, budget.max_depth_nodes, token_ids, parents, probs)
+        sources = np.ones(size, np.uint16)
+        return DraftTree(token_ids[:size], parents[:size], probs[:size], sources)
