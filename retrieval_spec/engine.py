@@ -105,9 +105,15 @@ class Engine:
         self.check_context_length(prompt.size)
         return Session(self, prompt, namespace)
 
-    def draft_batch(self, sessions: Sequence[Session], total_nodes: int) -> list[DraftTree]:
-        """Returns one tree a session, together the `total_nodes` most probable paths of them all."""
-        trees = [session.draft(total_nodes) for session in sessions]
+    def draft_batch(
+        self, sessions: Sequence[Session], total_nodes: int, max_nodes: Sequence[int] | None = None
+    ) -> list[DraftTree]:
+        """Returns one tree a session, together the `total_nodes` most probable paths of them all.
+
+        `max_nodes` bounds each session's own tree; without it only the total counts.
+        """
+        caps = [total_nodes] * len(sessions) if max_nodes is None else max_nodes
+        trees = [session.draft(min(cap, total_nodes)) for session, cap in zip(sessions, caps, strict=True)]
         return share_nodes(trees, total_nodes)
 
     def check_context_length(self, length: int) -> None:

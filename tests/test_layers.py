@@ -125,9 +125,7 @@ HEAVY = {
     "pyarrow",
     "faiss",
     "tokenizers",
-    "tqdm",
-    "grpc_health",
-    "grpc_tools",
+    "tqdm",  # grpc_health and grpc_tools are not among them: grpc itself imports them where they exist
 }
 
 

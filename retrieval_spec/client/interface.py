@@ -1,0 +1,65 @@
+"""What a generation loop may ask of a source of drafts, in process or remote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
+
+from retrieval_spec.tree import DraftTree
+
+TokenIds = Sequence[int] | NDArray[Any]
+
+
+@runtime_checkable
+class DraftSession(Protocol):
+    """One generation. Belongs to one caller at a time."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens decided so far, prompt included."""
+        ...
+
+    def draft(self, max_nodes: int = 16) -> DraftTree:
+        """Returns at most `max_nodes` nodes that continue the context; none is a legal answer."""
+        ...
+
+    def commit(self, token_ids: TokenIds, feedback: Any = None) -> None:
+        """Appends decided tokens, accepted ones and the bonus token, to the context."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Cuts the context to its first `length` tokens."""
+        ...
+
+    def close(self) -> None:
+        """Ends the session; closing twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class DraftSource(Protocol):
+    """What opens sessions: `LocalClient` and `DraftClient`."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids lie in `0 .. vocab_size - 1`."""
+        ...
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """The drafter behind each bit of a tree's `sources`, lowest first."""
+        ...
+
+    def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> DraftSession:
+        """Returns a session whose context is the prompt, which may be empty."""
+        ...
+
+    def draft_batch(self, sessions: Sequence[Any], total_nodes: int) -> list[DraftTree]:
+        """Returns one tree a session of this source, together at most `total_nodes` nodes."""
+        ...
+
+    def close(self) -> None:
+        """Releases what the source itself holds; sessions are closed by those who opened them."""
+        ...

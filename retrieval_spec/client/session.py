@@ -1,0 +1,138 @@
+"""A session as its client sees it: the whole context, and how much of it the server is known to hold.
+
+Knows messages to a server only through the `SessionCalls` it is given; never raises for server trouble.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retrieval_spec.client.interface import TokenIds
+from retrieval_spec.errors import ContextMismatch, UnknownSession
+from retrieval_spec.tree import TOKEN, DraftTree, Tokens, as_tokens
+from retrieval_spec.wire import SessionStep
+
+if TYPE_CHECKING:
+    from retrieval_spec.client.remote import DraftClient
+
+NO_SESSION = 0
+
+
+class RemoteSession:
+    """One generation on a draft server; made by `DraftClient.open_session`. Not thread-safe.
+
+    Committed tokens wait here and ride on the next draft. If the server loses the session, the client
+    opens it again with the whole context, so the caller never notices more than empty trees.
+    """
+
+    def __init__(self, client: DraftClient, prompt: Tokens, namespace: str, session_id: int) -> None:
+        self._client = client
+        self._buffer: Tokens = prompt.copy()
+        self._length = prompt.size
+        self._is_open = True
+        self.namespace = namespace
+        self.server_id = session_id
+        self.server_length = prompt.size
+        self.lost_id = NO_SESSION
+        self.opening: Any = None
+        self.opening_length = 0
+        self.retry_at = 0.0
+
+    @property
+    def context_length(self) -> int:
+        """Tokens decided so far, prompt included."""
+        return self._length
+
+    @property
+    def context(self) -> Tokens:
+        """All tokens decided so far, as a view: int32[context_length]."""
+        return self._buffer[: self._length]
+
+    @property
+    def uncommitted(self) -> Tokens:
+        """The tokens that the server does not hold yet, as a view."""
+        return self._buffer[self.server_length : self._length]
+
+    def draft(self, max_nodes: int = 16) -> DraftTree:
+        """Returns at most `max_nodes` nodes that continue the context; none if the server is in trouble.
+
+        Raises:
+            UnknownSession: the session is closed.
+        """
+        return self._client.draft_step([self], [max_nodes], max_nodes)[0]
+
+    def commit(self, token_ids: TokenIds, feedback: Any = None) -> None:
+        """Appends decided tokens to the context; they travel with the next draft. `feedback` does not.
+
+        Raises:
+            InvalidTokens: an id outside the vocabulary; the session is unchanged.
+            UnknownSession: the session is closed.
+        """
+        self.check_open()
+        tokens = as_tokens(token_ids, self._client.vocab_size)
+        length = self._length + tokens.size
+        if length > self._buffer.size:
+            grown = np.empty(max(length, 2 * self._buffer.size, 256), TOKEN)
+            grown[: self._length] = self.context
+            self._buffer = grown
+        self._buffer[self._length : length] = tokens
+        self._length = length
+
+    def truncate(self, length: int) -> None:
+        """Cuts the context to its first `length` tokens.
+
+        Raises:
+            ContextMismatch: the context is shorter than that.
+            UnknownSession: the session is closed.
+        """
+        self.check_open()
+        if not 0 <= length <= self._length:
+            raise ContextMismatch("cannot cut the context", got=length, expected=f"0 to {self._length}")
+        self._length = length
+        if length < self.opening_length:
+            self.forget_opening()
+        if length < self.server_length and self.server_id != NO_SESSION:
+            self._client.truncate_session(self, length)
+
+    def close(self) -> None:
+        """Tells the server the last tokens and ends the session; closing twice is harmless."""
+        if self._is_open:
+            self._is_open = False
+            self.forget_opening()
+            if self.server_id != NO_SESSION:
+                self._client.close_session(self)
+            self._length = 0
+            self._buffer = self._buffer[:0].copy()
+
+    def check_open(self) -> None:
+        """Refuses a closed session.
+
+        Raises:
+            UnknownSession: it is closed.
+        """
+        if not self._is_open:
+            raise UnknownSession("the session is closed", remedy="open a new one")
+
+    def row(self, max_nodes: int) -> SessionStep:
+        """Returns the session's row of the next step."""
+        return SessionStep(self.server_id, self.server_length, self.uncommitted, max_nodes)
+
+    def confirm(self, session_id: int, length: int) -> None:
+        """Notes what the server holds."""
+        self.server_id = session_id
+        self.server_length = length
+
+    def lose(self) -> None:
+        """Notes that nobody knows what the server holds; the next draft opens the session again."""
+        if self.server_id != NO_SESSION:
+            self.lost_id = self.server_id
+        self.server_id = NO_SESSION
+
+    def forget_opening(self) -> None:
+        """Drops an attempt to open the session again."""
+        if self.opening is not None:
+            self.opening.cancel()
+        self.opening = None
+        self.opening_length = 0

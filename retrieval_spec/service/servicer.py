@@ -1,0 +1,186 @@
+"""The calls of `DraftService`: decode, ask the engine, encode, and turn errors into statuses.
+
+Drafting takes microseconds, so everything runs in the event loop and needs no lock. Knows nothing of
+sockets, signals and health.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import wraps
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+
+import retrieval_spec
+from retrieval_spec import wire
+from retrieval_spec.engine import Engine, Session
+from retrieval_spec.errors import RetrievalSpecError, ServiceUnavailable, UnknownSession
+from retrieval_spec.service.sessions import SessionTable, random_id
+from retrieval_spec.tree import DraftTree
+from retrieval_spec.v1 import draft_pb2 as pb
+from retrieval_spec.v1.draft_pb2_grpc import DraftServiceServicer
+
+logger = logging.getLogger(__name__)
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+_CORPUS = "corpus:"
+
+
+def _internal_error() -> RetrievalSpecError:
+    # What the exception says may hold a tenant's tokens: it goes to the log, not to the client.
+    logger.exception("a call failed")
+    return RetrievalSpecError("the server failed", remedy="its log says why")
+
+
+async def _abort(context: Any, error: RetrievalSpecError) -> NoReturn:
+    """Ends a call with an error: the one place where errors become statuses."""
+    metadata = ((wire.ERROR_TYPE_KEY, type(error).__name__),)
+    await context.abort(grpc.StatusCode[error.grpc_status], str(error), metadata)
+    raise error  # not reached: abort raises
+
+
+def _call(method: Callable[[Any, Request], Response]) -> Callable[[Any, Request, Any], Any]:
+    """Makes a gRPC call of a plain method."""
+
+    @wraps(method)
+    async def call(self: Any, request: Request, context: Any) -> Response:
+        try:
+            return method(self, request)
+        except RetrievalSpecError as error:
+            await _abort(context, error)
+        except Exception:
+            await _abort(context, _internal_error())
+
+    return call
+
+
+class Servicer(DraftServiceServicer):
+    """Answers for one engine. Belongs to one event loop."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sessions = SessionTable(engine)
+        self.accepts_sessions = False
+        self.info = pb.ServerInfo(
+            version=retrieval_spec.__version__,
+            incarnation=random_id(),
+            vocab_size=engine.vocab_size,
+            source_names=engine.source_names,
+            datastores=[name[len(_CORPUS) :] for name in engine.source_names if name.startswith(_CORPUS)],
+        )
+
+    @_call
+    def GetInfo(self, request: pb.GetInfoRequest) -> pb.GetInfoResponse:  # noqa: D102 - the proto says it
+        return pb.GetInfoResponse(info=self.info)
+
+    @_call
+    def OpenSession(self, request: pb.OpenSessionRequest) -> pb.OpenSessionResponse:  # noqa: D102
+        if not self.accepts_sessions:
+            raise ServiceUnavailable("the server is starting or stopping", remedy="try again shortly")
+        return self.open_session(request)
+
+    def open_session(self, request: pb.OpenSessionRequest) -> pb.OpenSessionResponse:
+        """Opens a session whether or not the server is ready: the warm-up comes first."""
+        prompt = wire.read_tokens(request.prompt_token_ids, "prompt_token_ids")
+        self.close(request.replaced_session_id)
+        session_id = self._sessions.open(prompt, request.namespace or "default")
+        return pb.OpenSessionResponse(session_id=session_id, info=self.info)
+
+    def close(self, session_id: int) -> None:
+        """Drops a session, if it is there."""
+        self._sessions.close(session_id)
+
+    @_call
+    def Draft(self, request: pb.DraftRequest) -> pb.DraftResponse:  # noqa: D102
+        response = pb.DraftResponse()
+        self.answer(request.step, response.result)
+        return response
+
+    async def DraftStream(  # noqa: D102
+        self, request_iterator: AsyncIterator[pb.DraftStreamRequest], context: Any
+    ) -> AsyncIterator[pb.DraftStreamResponse]:
+        async for request in request_iterator:
+            response = pb.DraftStreamResponse()
+            try:
+                self.answer(request.step, response.result)
+            except RetrievalSpecError as error:
+                await _abort(context, error)
+            except Exception:
+                await _abort(context, _internal_error())
+            yield response
+
+    @_call
+    def TruncateSession(self, request: pb.TruncateSessionRequest) -> pb.TruncateSessionResponse:  # noqa: D102
+        session = self._sessions.get(request.session_id)
+        session.expect(request.context_length)
+        session.truncate(request.kept_length)
+        return pb.TruncateSessionResponse()
+
+    @_call
+    def CloseSession(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:  # noqa: D102
+        tokens = wire.read_tokens(request.commit_token_ids, "commit_token_ids")
+        session = self._sessions.get(request.session_id)
+        try:
+            session.expect(request.context_length)
+            session.commit(tokens)
+        finally:
+            self._sessions.close(request.session_id)
+        return pb.CloseSessionResponse()
+
+    def answer(self, step: pb.DraftStep, result: pb.DraftStepResult) -> None:
+        """Answers one engine step.
+
+        Raises:
+            InvalidRequest: the step's columns do not fit each other.
+        """
+        rows = wire.read_step(step)
+        result.step_number = step.step_number
+        result.incarnation = self.info.incarnation
+        if not rows:
+            return
+        if step.incarnation not in (0, self.info.incarnation):
+            gone = UnknownSession("the session belonged to an earlier server process", remedy="open it again")
+            wire.write_result(result, [gone] * len(rows))
+        else:
+            wire.write_result(result, self._outcomes(rows, step.total_nodes))
+
+    def _outcomes(self, rows: list[wire.SessionStep], total_nodes: int) -> list[wire.Outcome]:
+        advanced = [self._advance(row) for row in rows]
+        sessions = [session for session in advanced if isinstance(session, Session)]
+        caps = [row.max_nodes for row, got in zip(rows, advanced, strict=True) if isinstance(got, Session)]
+        trees = iter(self._draft(sessions, total_nodes, caps))
+        return [next(trees) if isinstance(got, Session) else got for got in advanced]
+
+    def _advance(self, row: wire.SessionStep) -> Session | RetrievalSpecError:
+        try:
+            session = self._sessions.get(row.session_id)
+            session.expect(row.context_length)
+            session.commit(row.commit)
+            return session
+        except RetrievalSpecError as error:
+            return error
+        except Exception:
+            self._sessions.close(row.session_id)  # a cursor may have stopped half-way
+            return _internal_error()
+
+    def _draft(self, sessions: list[Session], total_nodes: int, caps: list[int]) -> list[wire.Outcome]:
+        try:
+            return list(self._engine.draft_batch(sessions, total_nodes, caps))
+        except Exception:
+            # One of them fails, so each is asked alone: the others must not pay for it.
+            share = total_nodes // len(sessions)
+            return [
+                _draft_alone(session, min(cap, share)) for session, cap in zip(sessions, caps, strict=True)
+            ]
+
+
+def _draft_alone(session: Session, max_nodes: int) -> DraftTree | RetrievalSpecError:
+    try:
+        return session.draft(max_nodes)
+    except RetrievalSpecError as error:
+        return error
+    except Exception:
+        return _internal_error()

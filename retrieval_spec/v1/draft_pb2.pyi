@@ -1,0 +1,152 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ServerInfo(_message.Message):
+    __slots__ = ("version", "incarnation", "vocab_size", "source_names", "datastores")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_NAMES_FIELD_NUMBER: _ClassVar[int]
+    DATASTORES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    incarnation: int
+    vocab_size: int
+    source_names: _containers.RepeatedScalarFieldContainer[str]
+    datastores: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., incarnation: _Optional[int] = ..., vocab_size: _Optional[int] = ..., source_names: _Optional[_Iterable[str]] = ..., datastores: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetInfoResponse(_message.Message):
+    __slots__ = ("info",)
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    info: ServerInfo
+    def __init__(self, info: _Optional[_Union[ServerInfo, _Mapping]] = ...) -> None: ...
+
+class OpenSessionRequest(_message.Message):
+    __slots__ = ("prompt_token_ids", "namespace", "replaced_session_id")
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    REPLACED_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    prompt_token_ids: bytes
+    namespace: str
+    replaced_session_id: int
+    def __init__(self, prompt_token_ids: _Optional[bytes] = ..., namespace: _Optional[str] = ..., replaced_session_id: _Optional[int] = ...) -> None: ...
+
+class OpenSessionResponse(_message.Message):
+    __slots__ = ("session_id", "info")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    session_id: int
+    info: ServerInfo
+    def __init__(self, session_id: _Optional[int] = ..., info: _Optional[_Union[ServerInfo, _Mapping]] = ...) -> None: ...
+
+class DraftStep(_message.Message):
+    __slots__ = ("step_number", "incarnation", "session_ids", "context_lengths", "commit_lengths", "commit_token_ids", "max_nodes", "total_nodes")
+    STEP_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NODES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_NODES_FIELD_NUMBER: _ClassVar[int]
+    step_number: int
+    incarnation: int
+    session_ids: bytes
+    context_lengths: bytes
+    commit_lengths: bytes
+    commit_token_ids: bytes
+    max_nodes: bytes
+    total_nodes: int
+    def __init__(self, step_number: _Optional[int] = ..., incarnation: _Optional[int] = ..., session_ids: _Optional[bytes] = ..., context_lengths: _Optional[bytes] = ..., commit_lengths: _Optional[bytes] = ..., commit_token_ids: _Optional[bytes] = ..., max_nodes: _Optional[bytes] = ..., total_nodes: _Optional[int] = ...) -> None: ...
+
+class DraftStepResult(_message.Message):
+    __slots__ = ("step_number", "incarnation", "statuses", "errors", "node_counts", "token_ids", "parents", "probs", "sources")
+    STEP_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    NODE_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    PROBS_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    step_number: int
+    incarnation: int
+    statuses: bytes
+    errors: _containers.RepeatedCompositeFieldContainer[SessionError]
+    node_counts: bytes
+    token_ids: bytes
+    parents: bytes
+    probs: bytes
+    sources: bytes
+    def __init__(self, step_number: _Optional[int] = ..., incarnation: _Optional[int] = ..., statuses: _Optional[bytes] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ..., node_counts: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., parents: _Optional[bytes] = ..., probs: _Optional[bytes] = ..., sources: _Optional[bytes] = ...) -> None: ...
+
+class SessionError(_message.Message):
+    __slots__ = ("session_index", "type", "message")
+    SESSION_INDEX_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    session_index: int
+    type: str
+    message: str
+    def __init__(self, session_index: _Optional[int] = ..., type: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class DraftRequest(_message.Message):
+    __slots__ = ("step",)
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    step: DraftStep
+    def __init__(self, step: _Optional[_Union[DraftStep, _Mapping]] = ...) -> None: ...
+
+class DraftResponse(_message.Message):
+    __slots__ = ("result",)
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    result: DraftStepResult
+    def __init__(self, result: _Optional[_Union[DraftStepResult, _Mapping]] = ...) -> None: ...
+
+class DraftStreamRequest(_message.Message):
+    __slots__ = ("step",)
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    step: DraftStep
+    def __init__(self, step: _Optional[_Union[DraftStep, _Mapping]] = ...) -> None: ...
+
+class DraftStreamResponse(_message.Message):
+    __slots__ = ("result",)
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    result: DraftStepResult
+    def __init__(self, result: _Optional[_Union[DraftStepResult, _Mapping]] = ...) -> None: ...
+
+class TruncateSessionRequest(_message.Message):
+    __slots__ = ("session_id", "context_length", "kept_length")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    KEPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    session_id: int
+    context_length: int
+    kept_length: int
+    def __init__(self, session_id: _Optional[int] = ..., context_length: _Optional[int] = ..., kept_length: _Optional[int] = ...) -> None: ...
+
+class TruncateSessionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CloseSessionRequest(_message.Message):
+    __slots__ = ("session_id", "context_length", "commit_token_ids")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    session_id: int
+    context_length: int
+    commit_token_ids: bytes
+    def __init__(self, session_id: _Optional[int] = ..., context_length: _Optional[int] = ..., commit_token_ids: _Optional[bytes] = ...) -> None: ...
+
+class CloseSessionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
