@@ -23,29 +23,33 @@ from retrieval_spec.build import build_datastore
 from retrieval_spec.client import DraftClient, DraftSource
 from retrieval_spec.commands.generate import load_model
 from retrieval_spec.commands.progress_bar import ProgressBar, progress_bar
-from retrieval_spec.demo_model import demo_model_dir, held_out_files
+from retrieval_spec.demo_model import demo_model_dir
 from retrieval_spec.errors import InvalidRequest, ServiceUnavailable
 
 PROMPT_CHARACTERS = 1_200
-START_TIMEOUT_S = 60.0
 
 
 @dataclass
 class Tally:
-    """Tokens and seconds of one way to generate."""
+    """What one way to generate took, and what its drafts did."""
 
     tokens: int = 0
     seconds: float = 0.0
+    steps: int = 0
+    accepted_tokens: int = 0
 
-    def add(self, tokens: int, seconds: float) -> None:
-        """Counts one generation."""
-        self.tokens += tokens
-        self.seconds += seconds
+    def time(self, way: Callable[[Any, int], Any], inputs: Any, new_tokens: int) -> Any:
+        """Runs one generation and counts it."""
+        began = time.perf_counter()
+        output_ids = way(inputs, new_tokens)
+        self.seconds += time.perf_counter() - began
+        self.tokens += len(output_ids)
+        return output_ids
 
     @property
     def tokens_per_s(self) -> float:
         """Tokens a second over all generations."""
-        return self.tokens / self.seconds if self.seconds else 0.0
+        return self.tokens / self.seconds
 
 
 def run_demo(model_dir: str | None, num_prompts: int, max_new_tokens: int, max_nodes: int) -> dict[str, Any]:
@@ -70,6 +74,11 @@ def run_demo(model_dir: str | None, num_prompts: int, max_new_tokens: int, max_n
             finally:
                 client.close()
     return {**result, "server_pid": server_pid}
+
+
+def held_out_files() -> list[str]:
+    """Returns the standard library's files that the shipped model was not trained on, as relative paths."""
+    return (demo_model_dir() / "held_out.txt").read_text(encoding="utf-8").splitlines()
 
 
 def standard_library() -> list[Path]:
@@ -145,43 +154,35 @@ def compare(
     """Generates each prompt greedily, by the host itself and over draft trees, and compares the tokens."""
     from retrieval_spec.verifier import generate
 
-    def plain(inputs: Any, new_tokens: int) -> tuple[Any, int]:
-        output = model.generate(inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
-        return output[0, inputs.shape[1] :].numpy(), 0
+    def plain(inputs: Any, new_tokens: int) -> Any:
+        output = model.generate(inputs, max_new_tokens=new_tokens, do_sample=False)
+        return output[0, inputs.shape[1] :].numpy()
 
-    def draft(inputs: Any, new_tokens: int) -> tuple[Any, int]:
+    def drafted(inputs: Any, new_tokens: int) -> Any:
         result = generate(
             model, inputs, client, max_nodes=max_nodes, max_new_tokens=new_tokens, do_sample=False
         )
-        return result.output_ids, result.num_steps
+        tally.steps += result.steps
+        tally.accepted_tokens += result.accepted_tokens
+        return result.output_ids
 
     encoded = [tokenizer(text, return_tensors="pt").input_ids for text in prompts]
-    plain(encoded[0], 8), draft(encoded[0], 8)  # the first calls pay for loading code
-    tallies = {plain: Tally(), draft: Tally()}
-    steps, exact = 0, True
+    baseline, tally, exact = Tally(), Tally(), True
+    for way in (plain, drafted):  # first calls pay for loading code
+        way(encoded[0], 8)
+    tally.steps = tally.accepted_tokens = 0
     progress.start("generate", len(prompts), "prompt")
     for inputs in encoded:
-        expected, _ = timed(plain, inputs, max_new_tokens, tallies[plain])
-        found, num_steps = timed(draft, inputs, max_new_tokens, tallies[draft])
+        expected = baseline.time(plain, inputs, max_new_tokens)
+        found = tally.time(drafted, inputs, max_new_tokens)
         exact = exact and np.array_equal(expected, found)
-        steps += num_steps
         progress.advance(1)
     return {
         "exact": exact,
         "prompts": len(prompts),
-        "tokens": tallies[draft].tokens,
-        "mean_acceptance_length": tallies[draft].tokens / steps,
-        "plain_tokens_per_s": tallies[plain].tokens_per_s,
-        "draft_tokens_per_s": tallies[draft].tokens_per_s,
-        "speedup": tallies[draft].tokens_per_s / tallies[plain].tokens_per_s,
+        "tokens": tally.tokens,
+        "mean_acceptance_length": 1 + tally.accepted_tokens / max(tally.steps, 1),
+        "plain_tokens_per_s": baseline.tokens_per_s,
+        "draft_tokens_per_s": tally.tokens_per_s,
+        "speedup": tally.tokens_per_s / baseline.tokens_per_s,
     }
-
-
-def timed(
-    way: Callable[[Any, int], tuple[Any, int]], inputs: Any, new_tokens: int, tally: Tally
-) -> tuple[Any, int]:
-    """Runs one generation and counts it."""
-    began = time.perf_counter()
-    tokens, steps = way(inputs, new_tokens)
-    tally.add(len(tokens), time.perf_counter() - began)
-    return tokens, steps

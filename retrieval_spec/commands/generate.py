@@ -37,7 +37,7 @@ def generate_command(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "text": tokenizer.decode(result.output_ids, skip_special_tokens=True),
         "tokens": len(result.output_ids),
-        "steps": result.num_steps,
+        "steps": result.steps,
         "mean_acceptance_length": round(result.mean_acceptance_length, 3),
         "tokens_per_s": round(len(result.output_ids) / seconds, 1),
     }
