@@ -22,7 +22,7 @@ def write_corpus(path: Path, documents: Sequence[Sequence[int]], vocab_size: int
         name=path.name,
         vocab_size=vocab_size,
         depth_tokens=array.depth_tokens,
-        tokenizer=TokenizerFacts(fingerprint="0" * 64),
+        tokenizer=TokenizerFacts(fingerprint="sha256:" + "0" * 64),
         created_by="tests",
     )
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if documents else np.zeros(0, np.int64)
