@@ -84,7 +84,7 @@ def draft_folder(target: Path) -> Iterator[Draft]:
         DatastoreError: the file system refused, for want of space or of permission.
     """
     target = target.absolute()
-    try:
+    with writing(target):
         sweep(target)
         path, dir_fd = _new_folder(target)
         try:
@@ -94,6 +94,17 @@ def draft_folder(target: Path) -> Iterator[Draft]:
             raise
         finally:
             os.close(dir_fd)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns a refusal of the file system into one line about `target`.
+
+    Raises:
+        DatastoreError: no space, no permission, a failing disk.
+    """
+    try:
+        yield
     except OSError as error:
         raise DatastoreError(
             f"cannot write {target}",

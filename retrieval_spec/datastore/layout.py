@@ -21,7 +21,7 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     "context_array": {
         "tokens": ("<u2", "<i4"),
         "positions": ("<u4",),
-        "buckets": ("<u4", "<i8"),
+        "buckets": ("<u4",),
         "documents": ("<i8",),
     }
 }
@@ -44,7 +44,11 @@ def check_manifest(manifest: Manifest) -> None:
             expected=" or ".join(KINDS),
             remedy="upgrade retrieval-spec",
         )
-    lengths = {"tokens": manifest.num_tokens, "documents": manifest.num_documents}
+    lengths = {
+        "tokens": manifest.num_tokens,
+        "documents": manifest.num_documents,
+        "positions": manifest.num_tokens - manifest.num_documents,  # a separator is no context
+    }
     entries = {entry.column: entry for entry in manifest.files.values()}
     for column, dtypes in KINDS[manifest.kind].items():
         if column not in entries:

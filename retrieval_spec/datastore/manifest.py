@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_spec.errors import DatastoreCorrupt, DatastoreVersion, TokenizerMismatch
+from retrieval_spec.errors import DatastoreCorrupt, DatastoreVersion, InvalidRequest
 
 FORMAT_NAME = "retrieval-spec-datastore"
 FORMAT_VERSION = 1
@@ -23,7 +23,7 @@ MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_TOKENS = 2**32
 """Positions are uint32: a larger corpus is several datastores."""
-MAX_DEPTH_TOKENS = 65_535
+MAX_DEPTH_TOKENS = 64
 
 DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in ("<u2", "<i4", "<u4", "<i8")}
 SEPARATORS = {"<u2": 2**16 - 1, "<i4": 2**31 - 1}
@@ -86,20 +86,6 @@ class Manifest(Facts):
     separator: int
     files: Mapping[str, FileEntry]
     format_version: int = FORMAT_VERSION
-
-    def check_fingerprint(self, fingerprint: str) -> None:
-        """Accepts only the tokenizer that the corpus was encoded with.
-
-        Raises:
-            TokenizerMismatch: the fingerprints differ.
-        """
-        if fingerprint != self.tokenizer.fingerprint:
-            raise TokenizerMismatch(
-                f"datastore {self.name!r} was built with another tokenizer",
-                got=fingerprint,
-                expected=f"{self.tokenizer.fingerprint} ({self.tokenizer.model})",
-                remedy="rebuild it with the target model's tokenizer: `retrieval-spec build --tokenizer`",
-            )
 
 
 def format_manifest(manifest: Manifest) -> bytes:
@@ -216,7 +202,7 @@ def _read_fields(fields: _Fields) -> Manifest:
         name=fields.text("name"),
         kind=fields.text("kind"),
         created_by=fields.text("created_by"),
-        vocab_size=fields.integer("vocab_size", 1, separator),
+        vocab_size=fields.integer("vocab_size", 1, 2**31 - 1),
         depth_tokens=fields.integer("depth_tokens", 1, MAX_DEPTH_TOKENS),
         num_tokens=fields.integer("num_tokens", 0, MAX_TOKENS),
         num_documents=fields.integer("num_documents", 0, MAX_TOKENS),
@@ -307,6 +293,19 @@ class _Fields:
     def shape(self, key: str) -> tuple[int, ...]:
         value = self._checked(key, _is_shape, "a list of one length")
         return tuple(value)
+
+
+def check_label(what: str, value: object) -> str:
+    """Returns `value` if a manifest can carry it as a text.
+
+    Raises:
+        InvalidRequest: it is empty, too long, not printable or no text.
+    """
+    if not _is_label(value):
+        raise InvalidRequest(
+            f"{what} is not allowed", got=_short(value), expected="1 to 128 printable characters"
+        )
+    return str(value)
 
 
 def _is_label(value: Any) -> bool:

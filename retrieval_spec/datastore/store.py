@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.datastore.atomic import Draft, check_free, draft_folder
+from retrieval_spec.datastore.atomic import Draft, check_free, check_parent, draft_folder
 from retrieval_spec.datastore.layout import check_columns, check_manifest
 from retrieval_spec.datastore.manifest import (
     DTYPES,
@@ -177,15 +177,21 @@ def replace_datastore(
         InvalidRequest: the columns are not what the kind asks for.
         DatastoreError: what stands there is no datastore, or the file system refused.
     """
-    _check_replaceable(Path(path))
+    check_replaceable(Path(path))
     with draft_folder(Path(path)) as draft:
         manifest = _fill(draft, facts, columns, progress or NoProgress())
         draft.exchange()
     return manifest
 
 
-def _check_replaceable(path: Path) -> None:
-    """Refuses to remove a folder that is something else: a mistyped path must not cost the user's files."""
+def check_replaceable(path: Path) -> None:
+    """Accepts a place where nothing is or a datastore: a mistyped path must not cost the user's files.
+
+    Raises:
+        MissingPath: the parent is no folder.
+        DatastoreError: something else is there.
+    """
+    check_parent(path)
     if os.path.lexists(path) and (path.is_symlink() or not (path / MANIFEST_NAME).is_file()):
         raise DatastoreError("will not replace what is no datastore", got=path, remedy="choose another --out")
 
