@@ -1,0 +1,78 @@
+"""Drafts from a corpus: what followed the longest matching contexts in a datastore.
+
+The corpus never changes, so a cursor is only the last tokens of the context.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_spec.datastore.store import open_datastore
+from retrieval_spec.drafters.base import Budget, Feedback
+from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
+from retrieval_spec.structures.context_array import ContextArray
+from retrieval_spec.tree import DraftTree, Tokens
+
+KIND = "context_array"
+
+
+class CorpusDrafter:
+    """One context array as a source of drafts; immutable, shared by all sessions and threads."""
+
+    def __init__(self, array: ContextArray) -> None:
+        self._array = array
+
+    @classmethod
+    def open(cls, vocab_size: int, path: str | Path) -> CorpusDrafter:
+        """Opens a datastore; the corpus stays on disk, mapped, and is shared between processes.
+
+        Raises:
+            DatastoreError: the datastore is damaged, of another format, or of another kind.
+            TokenizerMismatch: it holds token ids that the target model does not have.
+        """
+        datastore = open_datastore(path)
+        manifest = datastore.manifest
+        if manifest.kind != KIND:
+            raise InvalidRequest("the datastore is of another kind", got=manifest.kind, expected=KIND)
+        array = ContextArray.from_columns(datastore.columns, depth_tokens=manifest.depth_tokens)
+        needed = max(manifest.vocab_size, array.num_ids)
+        if needed > vocab_size:
+            raise TokenizerMismatch(
+                f"datastore {path} was built for a larger vocabulary",
+                got=f"{needed} token ids",
+                expected=f"at most {vocab_size}",
+                remedy="build it again with the tokenizer of the target model",
+            )
+        return cls(array)
+
+    def start(self, context: Tokens) -> CorpusCursor:
+        """Returns a cursor that has observed `context`."""
+        return CorpusCursor(self._array, context)
+
+
+class CorpusCursor:
+    """One session's position in a corpus: its last tokens. Owned by that session, not thread-safe."""
+
+    __slots__ = ("_array", "_tail")
+
+    def __init__(self, array: ContextArray, context: Tokens) -> None:
+        self._array = array
+        self._tail = np.zeros(0, np.int32)
+        self.observe(context)
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        """Keeps the newest tokens; a prompt of any length costs the same."""
+        depth = self._array.depth_tokens
+        newest = tokens[-depth:]
+        if newest.shape[0] < depth:
+            self._tail = np.concatenate((self._tail, newest))[-depth:]
+        else:
+            self._tail = newest.copy()
+
+    def propose(self, budget: Budget) -> DraftTree:
+        """Returns the most probable continuations of the nearest occurrences; no match, no nodes."""
+        if budget.max_nodes <= 0 or not self._tail.shape[0]:
+            return DraftTree.empty()
+        return DraftTree(*self._array.draft(self._tail, budget.max_nodes, budget.max_depth_nodes))
