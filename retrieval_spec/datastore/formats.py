@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from retrieval_spec.errors import InvalidRequest, MissingDependency
 
@@ -177,7 +177,7 @@ class _Metered(io.FileIO):
 
 
 @contextmanager
-def _bytes_of(path: Path, advance: Advance) -> Iterator[io.BufferedIOBase]:
+def _bytes_of(path: Path, advance: Advance) -> Iterator[BinaryIO]:
     """Opens a file, decompressed if its suffix says so."""
     codec = _CODECS.get(path.suffix.lower())
     with _readable(path), io.BufferedReader(_Metered(path, advance), _BUFFER_BYTES) as file:
