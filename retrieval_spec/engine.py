@@ -20,7 +20,7 @@ from retrieval_spec.drafters.base import Budget, Cursor, Drafter, Feedback
 from retrieval_spec.drafters.presets import preset_sources
 from retrieval_spec.drafters.registry import drafter_class
 from retrieval_spec.errors import ContextMismatch, InvalidRequest, LimitExceeded, UnknownSession
-from retrieval_spec.fusion import fuse
+from retrieval_spec.fusion import fuse_sources
 from retrieval_spec.kernels.fusion import best_paths
 from retrieval_spec.tree import MAX_VOCAB_SIZE, TOKEN, DraftTree, Tokens, as_tokens
 
@@ -173,9 +173,8 @@ class Session:
         if max_nodes <= 0:
             return DraftTree.empty(self._engine.source_names)
         budget = Budget(max_nodes)
-        names = self._engine.source_names
-        trees = [_labelled(cursor.propose(budget), bit, names) for bit, cursor in enumerate(self._cursors)]
-        return fuse(trees, max_nodes, best_paths)
+        trees = [cursor.propose(budget) for cursor in self._cursors]
+        return fuse_sources(trees, max_nodes, self._engine.source_names, best_paths)
 
     def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
         """Appends decided tokens (accepted ones and the bonus token) to the context.
@@ -241,7 +240,3 @@ class Session:
             self._buffer = grown
         self._buffer[self.context_length : length] = tokens
         self.context_length = length
-
-
-def _labelled(tree: DraftTree, bit: int, names: tuple[str, ...]) -> DraftTree:
-    return DraftTree(tree.token_ids, tree.parents, tree.probs, tree.sources << np.uint16(bit), names)

@@ -14,7 +14,6 @@ import numpy as np
 from retrieval_spec.tree import DraftTree, Float32s, Int32s, Tokens, Uint16s
 
 Columns = tuple[Tokens, Int32s, Float32s, Uint16s]
-Forest = tuple[Tokens, Int32s, Float32s, Uint16s, Int32s]
 Fuser = Callable[[Tokens, Int32s, Float32s, Uint16s, Int32s, int], Columns]
 
 
@@ -33,20 +32,42 @@ def fuse(trees: Sequence[DraftTree], max_nodes: int, fuser: Fuser | None = None)
     names = trees[0].source_names if trees else ()
     if not proposed or max_nodes <= 0:
         return DraftTree.empty(names)
-    return DraftTree(*(fuser or best_paths)(*_forest(proposed), max_nodes), names)
+    sources = np.concatenate([tree.sources for tree in proposed])
+    return fuse_columns(proposed, sources, max_nodes, names, fuser or best_paths)
 
 
-def _forest(trees: Sequence[DraftTree]) -> Forest:
-    starts = np.zeros(len(trees) + 1, np.int32)
-    for index, tree in enumerate(trees):
-        starts[index + 1] = starts[index] + len(tree)
-    return (
+def fuse_sources(
+    trees: Sequence[DraftTree], max_nodes: int, source_names: tuple[str, ...], fuser: Fuser
+) -> DraftTree:
+    """Fuses one tree of each drafter, best first; a tree's place in the list is its source bit."""
+    bits = [bit for bit, tree in enumerate(trees) if len(tree)]
+    if not bits:
+        return DraftTree.empty(source_names)
+    if len(bits) == 1:
+        only = trees[bits[0]].prefix(max_nodes)
+        sources = np.full(len(only), 1 << bits[0], np.uint16)
+        return DraftTree(only.token_ids, only.parents, only.probs, sources, source_names)
+    proposed = [trees[bit] for bit in bits]
+    sources = np.array([1 << bit for bit in bits], np.uint16).repeat([len(tree) for tree in proposed])
+    return fuse_columns(proposed, sources, max_nodes, source_names, fuser)
+
+
+def fuse_columns(
+    trees: Sequence[DraftTree], sources: Uint16s, max_nodes: int, names: tuple[str, ...], fuser: Fuser
+) -> DraftTree:
+    """Fuses trees under the given source masks: uint16[nodes of all trees]."""
+    starts = [0]
+    for tree in trees:
+        starts.append(starts[-1] + len(tree))
+    columns = fuser(
         np.concatenate([tree.token_ids for tree in trees]),
         np.concatenate([tree.parents for tree in trees]),
         np.concatenate([tree.probs for tree in trees]),
-        np.concatenate([tree.sources for tree in trees]),
-        starts,
+        sources,
+        np.array(starts, np.int32),
+        max_nodes,
     )
+    return DraftTree(*columns, names)
 
 
 def best_paths(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_spec.fusion import best_paths as plain_best_paths
-from retrieval_spec.fusion import fuse
+from retrieval_spec.fusion import fuse, fuse_sources
 from retrieval_spec.kernels.fusion import best_paths as compiled_best_paths
 from retrieval_spec.tree import DraftTree
 from tests.reference.fusion import fuse_reference, paths_of
@@ -38,6 +38,19 @@ def test_fusion_keeps_the_paths_that_the_reference_keeps(trees, max_nodes):
 @settings(max_examples=200, deadline=None)
 def test_both_forms_of_the_same_source_agree(trees, max_nodes):
     assert fuse(trees, max_nodes) == fuse(trees, max_nodes, compiled_best_paths)
+
+
+@given(trees=st.lists(draft_trees(), max_size=4), max_nodes=st.integers(0, 40))
+@settings(max_examples=200, deadline=None)
+def test_the_sources_of_a_fused_tree_are_the_places_of_its_drafters(trees, max_nodes):
+    names = ("a", "b", "c", "d")
+    best_first = [fuse([tree], 100) for tree in trees]
+    labelled = [
+        DraftTree(tree.token_ids, tree.parents, tree.probs, np.full(len(tree), 1 << bit, np.uint16), names)
+        for bit, tree in enumerate(best_first)
+    ]
+    found = fuse_sources(best_first, max_nodes, names, compiled_best_paths)
+    assert found == (fuse(labelled, max_nodes) if labelled else DraftTree.empty(names))
 
 
 def test_a_path_is_inserted_along_the_longest_prefix_that_is_there(fuser):

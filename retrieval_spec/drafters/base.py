@@ -55,7 +55,8 @@ class Cursor(Protocol):
     def propose(self, budget: Budget) -> DraftTree:
         """Returns a tree that continues the context; equal states give equal trees.
 
-        The tree's `sources` are all 1 and its `source_names` empty: the engine sets both.
+        Nodes come best first, by path probability. The tree's `sources` are all 1 and its
+        `source_names` empty: the engine sets both.
         """
         ...
 

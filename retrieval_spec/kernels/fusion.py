@@ -9,6 +9,8 @@ merge = kernel(fusion.merge)
 best_first = kernel(fusion.best_first)
 
 
+@kernel
 def best_paths(token_ids, parents, probs, sources, starts, max_nodes):
     """Does what `fusion.best_paths` does, in microseconds."""
-    return best_first(*merge(token_ids, parents, probs, sources, starts), max_nodes)
+    merged = merge(token_ids, parents, probs, sources, starts)
+    return best_first(merged[0], merged[1], merged[2], merged[3], max_nodes)

@@ -48,6 +48,7 @@ def test_trees_keep_the_contract_and_the_budget(drafter, context, budget):
     tree = drafter.start(tokens(context)).propose(budget).check(VOCAB_SIZE)
     assert len(tree) <= budget.max_nodes
     assert max(tree.depths(), default=0) <= budget.max_depth_nodes
+    assert tree.path_probs().tolist() == sorted(tree.path_probs().tolist(), reverse=True)
     assert set(tree.sources.tolist()) <= {1}
     assert tree.source_names == ()
 
