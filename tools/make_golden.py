@@ -1,0 +1,96 @@
+"""Writes the golden datastores of format 1, the files that every later version must still read.
+
+    python tools/make_golden.py [FOLDER]        default: datastores/golden/v1
+
+The index is sorted here in plain Python, from FORMAT.md alone, so that the package is compared with the
+specification and not with itself. Changed bytes mean a new format version, and a folder of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_spec.datastore.manifest import Facts, TokenizerFacts
+from retrieval_spec.datastore.store import write_datastore
+
+GOLDEN = Path(__file__).resolve().parent.parent / "datastores" / "golden" / "v1"
+DEPTH_TOKENS = 4
+CREATED_BY = "retrieval-spec 0.1.0"
+
+# Repeats within and across documents, an end in the middle of a repeat, contexts longer than the depth.
+SMALL = [[3, 1, 4, 1, 5, 9, 2, 6], [1, 4, 1, 5, 9], [7], [2, 2, 2, 2, 2, 2, 2], [3, 1, 4, 1, 5, 9, 2, 6]]
+STORES = {
+    "uint16": (np.dtype("<u2"), 50_000, SMALL),
+    "int32": (np.dtype("<i4"), 151_936, [[id_ + 65_531 for id_ in document] for document in SMALL]),
+    "empty": (np.dtype("<u2"), 10, []),
+}
+
+
+def corpus(documents: list[list[int]], dtype: np.dtype) -> tuple[NDArray, NDArray[np.int64]]:
+    """Returns the columns `tokens` and `documents`."""
+    separator = int(np.iinfo(dtype).max)
+    tokens = [id_ for document in documents for id_ in (*document, separator)]
+    lengths = [0] + [len(document) + 1 for document in documents]
+    return np.array(tokens, dtype), np.cumsum(lengths)[:-1].astype("<i8")
+
+
+def context(tokens: list[int], position: int, separator: int) -> list[int]:
+    """Returns what stands before a position, read backwards, to the depth or to the document's start."""
+    backwards = tokens[:position][::-1][:DEPTH_TOKENS]
+    if separator in backwards:
+        backwards = backwards[: backwards.index(separator)]
+    # The end of a document counts as larger than every id; the separator is larger than every id.
+    return backwards if len(backwards) == DEPTH_TOKENS else [*backwards, separator]
+
+
+def index(tokens: list[int], separator: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Returns the columns `positions` and `buckets`."""
+    reachable = [p for p in range(1, len(tokens)) if tokens[p - 1] != separator]
+    positions = sorted(reachable, key=lambda p: (context(tokens, p, separator), p))
+    num_ids = max((id_ for id_ in tokens if id_ != separator), default=-1) + 1
+    before = [tokens[p - 1] for p in positions]
+    buckets = np.searchsorted(before, np.arange(num_ids + 1))
+    return np.array(positions, "<u4"), buckets.astype("<u4")
+
+
+def write_golden(folder: Path) -> None:
+    """Writes all golden stores into `folder`."""
+    for name, (dtype, vocab_size, documents) in STORES.items():
+        tokens, starts = corpus(documents, dtype)
+        positions, buckets = index(tokens.tolist(), int(np.iinfo(dtype).max))
+        facts = Facts(
+            name=f"golden-{name}",
+            vocab_size=vocab_size,
+            depth_tokens=DEPTH_TOKENS,
+            tokenizer=TokenizerFacts(
+                fingerprint=f"sha256:{hashlib.sha256(name.encode()).hexdigest()}",
+                model="BPE",
+                vocab_size=vocab_size,
+                num_added_tokens=3,
+                num_merges=vocab_size // 2,
+                normalizer="NFC",
+                pre_tokenizer="Sequence(Split, ByteLevel)",
+            ),
+            created_by=CREATED_BY,
+        )
+        columns = {"tokens": tokens, "positions": positions, "buckets": buckets, "documents": starts}
+        write_datastore(folder / name, facts, columns)
+
+
+def main() -> None:
+    """Replaces the golden stores of the folder named on the command line."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else GOLDEN
+    for name in STORES:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_golden(folder)
+
+
+if __name__ == "__main__":
+    main()
