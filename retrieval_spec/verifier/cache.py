@@ -74,5 +74,6 @@ def keep_path(cache: Any, past_tokens: int, path: list[int], num_nodes: int) -> 
 def _kept(states: Any, start: int, end: int, rows: Any) -> Any:
     if rows is not None:
         # The pass has just concatenated `states`: nobody else holds it, and only the tail moves.
-        states[..., start:end, :] = states[..., start:, :].index_select(-2, rows.to(states.device))
-    return states[..., :end, :]
+        tail = states.narrow(-2, start, states.shape[-2] - start)
+        states.narrow(-2, start, end - start).copy_(tail.index_select(-2, rows.to(states.device)))
+    return states.narrow(-2, 0, end)

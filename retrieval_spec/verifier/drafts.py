@@ -58,7 +58,8 @@ class GuardedSession:
             return _EMPTY
         try:
             self._catch_up(self._session)
-            return self._session.draft(max_nodes).prefix(max_nodes).check(self._vocab_size)
+            tree = self._session.draft(max_nodes).prefix(max_nodes)
+            return tree.check(self._vocab_size) if len(tree) else _EMPTY
         except RetrievalSpecError as error:
             self._warn(error)
             if isinstance(error, InvalidInput):

@@ -16,7 +16,7 @@ from retrieval_spec.verifier.acceptance import Outcome, accept
 from retrieval_spec.verifier.cache import window_tokens
 from retrieval_spec.verifier.drafts import GuardedSession
 from retrieval_spec.verifier.layout import Layout, lay_out
-from retrieval_spec.verifier.sampling import KeyedSampler, greedy
+from retrieval_spec.verifier.sampling import KeyedSampler, greedy, highest
 from retrieval_spec.verifier.stopping import StopRule
 from retrieval_spec.verifier.support import check_model, check_request, check_source, check_window
 from retrieval_spec.verifier.target import Target
@@ -82,7 +82,7 @@ class TreeVerifier:
         check_model(model)
         check_request(input_ids, generation_config, model_inputs)
         vocab_size = model.config.get_text_config(decoder=True).vocab_size
-        check_source(self.draft_source.vocab_size, vocab_size)
+        check_source(self.draft_source, vocab_size)
         stop_rule = StopRule(stopping_criteria)
         check_window(model, stop_rule.max_length_tokens)
         target = Target(model, model_inputs)
@@ -113,7 +113,7 @@ class ContextBuffer:
     """
 
     def __init__(self, prompt_ids: Any) -> None:
-        self.prompt_length = self.length = int(prompt_ids.shape[1])
+        self.length = int(prompt_ids.shape[1])
         self._buffer = torch.empty((1, 2 * self.length + 64), dtype=torch.long, device=prompt_ids.device)
         self._buffer[:, : self.length] = prompt_ids
 
@@ -149,8 +149,7 @@ class Chooser:
     def at(self, logits: Any) -> Callable[[int], int]:
         """Returns the choice by node, given logits[n, vocab_size] of all nodes."""
         if self._is_plain:
-            choices: list[int] = logits.float().argmax(dim=-1).tolist()
-            return choices.__getitem__
+            return highest(logits.float()).__getitem__
         return lambda node: self._choose(logits[node : node + 1])
 
     def _choose(self, logits: Any) -> int:

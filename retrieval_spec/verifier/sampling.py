@@ -22,7 +22,15 @@ _MAX_GAP = 41.0
 
 def greedy(scores: Any, position: int) -> int:
     """Returns the token with the highest of `scores : float32[1, vocab_size]`, the first one of several."""
-    return int(scores.argmax(dim=-1))
+    return highest(scores)[0]
+
+
+def highest(scores: Any) -> list[int]:
+    """Returns the token with the highest score of each row of `scores : float32[n, vocab_size]`."""
+    if scores.device.type == "cpu":
+        scores = scores.numpy()  # the same answer, ties and NaN included, some ten times faster
+    token_ids: list[int] = scores.argmax(-1).tolist()
+    return token_ids
 
 
 class KeyedSampler:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import DynamicCache
 from transformers.generation import GenerationMode
 
-from retrieval_spec.errors import InvalidRequest, UnsupportedModel
-from retrieval_spec.verifier.cache import check_layers, window_tokens
+from retrieval_spec.errors import InvalidRequest, ServiceUnavailable, UnsupportedModel
+from retrieval_spec.verifier.cache import check_cache, check_layers, window_tokens
+
+if TYPE_CHECKING:
+    from retrieval_spec.client import DraftSource
 
 ATTENTION = ("eager", "sdpa")
 # What the host hands over and the loop carries on; anything else would be lost without a word.
@@ -68,6 +71,7 @@ def check_request(input_ids: Any, generation_config: Any, model_inputs: dict[str
     Raises:
         InvalidRequest: several sequences, another search than greedy or sampling, no cache, outputs
             that the loop does not collect, or inputs beside token ids.
+        UnsupportedModel: a cache that cannot be cut back, or a model without plain position ids.
     """
     if input_ids.shape[0] != 1 or generation_config.num_return_sequences not in (None, 1):
         raise InvalidRequest(
@@ -76,6 +80,7 @@ def check_request(input_ids: Any, generation_config: Any, model_inputs: dict[str
             remedy="call generate once a prompt, with num_return_sequences=1",
         )
     _check_mode(generation_config)
+    check_cache(model_inputs.get("past_key_values"))
     for name in ("output_attentions", "output_hidden_states"):
         if model_inputs.get(name):
             raise InvalidRequest("not collected over draft trees", got=f"{name}=True", remedy="leave it out")
@@ -114,12 +119,16 @@ def _check_positions(input_ids: Any, model_inputs: dict[str, Any]) -> None:
         )
 
 
-def check_source(vocab_size: int, model_vocab_size: int) -> None:
+def check_source(source: DraftSource, model_vocab_size: int) -> None:
     """Refuses a draft source whose tokens the model does not have.
 
     Raises:
         InvalidRequest: its vocabulary is larger than the model's.
     """
+    try:
+        vocab_size = source.vocab_size
+    except ServiceUnavailable:
+        return  # nothing can be drafted either; the session says so and the generation goes on
     if vocab_size > model_vocab_size:
         raise InvalidRequest(
             "the draft source has a larger vocabulary than the target model",

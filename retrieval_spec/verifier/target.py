@@ -19,11 +19,11 @@ class Target:
 
     Args:
         model: a model that passed `support.check_model`.
-        model_inputs: what the host prepared for its forward pass beside the token ids.
+        model_inputs: what the host prepared for its forward pass beside the token ids, and that passed
+            `support.check_request`.
     """
 
     def __init__(self, model: Any, model_inputs: dict[str, Any]) -> None:
-        check_cache(model_inputs["past_key_values"])
         self.cache = model_inputs["past_key_values"]
         self._model = model
         self._inputs = model_inputs
