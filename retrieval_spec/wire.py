@@ -6,6 +6,9 @@ every tree before it is handed on. Knows the messages, but no transport, session
 
 from __future__ import annotations
 
+import math
+import operator
+import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +28,7 @@ from retrieval_spec.errors import (
     ServiceUnavailable,
     error_types,
 )
-from retrieval_spec.tree import CONTEXT, DraftTree, Int32s, Tokens, as_tokens
+from retrieval_spec.tree import CONTEXT, DraftTree, Tokens, as_tokens
 from retrieval_spec.v1.draft_pb2 import DraftStep, DraftStepResult
 
 MAX_MESSAGE_BYTES = 16 * 2**20
@@ -34,8 +37,9 @@ MAX_MESSAGE_BYTES = 16 * 2**20
 ERROR_TYPE_KEY = "retrieval-spec-error"
 """The trailing metadata that names the error class of a failed call."""
 
-_UINT64 = np.dtype("<u8")
-_INT64 = np.dtype("<i8")
+# Columns over sessions are short and become Python numbers: struct beats numpy there by far.
+_UINT64, _INT64, _INT32S = "Q", "q", "i"
+# Columns over tokens and nodes are arrays.
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
 _UINT16 = np.dtype("<u2")
@@ -99,32 +103,30 @@ class SessionStep(NamedTuple):
 def write_step(step: DraftStep, rows: Sequence[SessionStep], total_nodes: int) -> None:
     """Fills the columns of `step`; its number and incarnation are the caller's."""
     ids, lengths, commits, caps = zip(*rows, strict=True) if rows else ((), (), (), ())
-    step.session_ids = np.array(ids, _UINT64).tobytes()
-    step.context_lengths = np.array(lengths, _INT64).tobytes()
-    step.commit_lengths = np.array([len(commit) for commit in commits], _INT32).tobytes()
+    step.session_ids = _packed(ids, _UINT64)
+    step.context_lengths = _packed(lengths, _INT64)
+    step.commit_lengths = _packed([len(commit) for commit in commits], _INT32S)
     step.commit_token_ids = _joined(commits, _INT32)
-    step.max_nodes = np.array([_clamped(cap) for cap in caps], _INT32).tobytes()
+    step.max_nodes = _packed([_clamped(cap) for cap in caps], _INT32S)
     step.total_nodes = _clamped(total_nodes)
 
 
-def read_step(step: DraftStep) -> list[SessionStep]:
+def read_step(step: DraftStep, max_sessions: int) -> list[SessionStep]:
     """Returns the rows of a step; token ids are not looked at, the engine's door does that.
 
     Raises:
         InvalidRequest: a column has another length than the number of sessions demands.
+        LimitExceeded: more than `max_sessions` rows.
     """
-    count = len(step.session_ids) // _UINT64.itemsize
-    ids = _column(step.session_ids, _UINT64, count, "session_ids")
-    lengths = _column(step.context_lengths, _INT64, count, "context_lengths")
+    count = len(step.session_ids) // struct.calcsize(_UINT64)
+    if count > max_sessions:
+        raise LimitExceeded("too many sessions in one step", got=count, expected=f"<= {max_sessions}")
+    ids = _unpacked(step.session_ids, _UINT64, count, "session_ids")
+    lengths = _unpacked(step.context_lengths, _INT64, count, "context_lengths")
     commit_lengths = _lengths(step.commit_lengths, count, "commit_lengths")
-    caps = _column(step.max_nodes, _INT32, count, "max_nodes")
+    caps = _unpacked(step.max_nodes, _INT32S, count, "max_nodes")
     commits = read_tokens(step.commit_token_ids, "commit_token_ids", sum(commit_lengths))
-    return [
-        SessionStep(*row)
-        for row in zip(
-            ids.tolist(), lengths.tolist(), _split(commits, commit_lengths), caps.tolist(), strict=True
-        )
-    ]
+    return list(map(SessionStep, ids, lengths, _split(commits, commit_lengths), caps))
 
 
 def token_bytes(token_ids: Tokens) -> bytes:
@@ -147,7 +149,7 @@ def read_tokens(column: bytes, name: str, count: int | None = None) -> Tokens:
 def write_result(result: DraftStepResult, outcomes: Sequence[Outcome]) -> None:
     """Fills the columns of `result`; its number and incarnation are the caller's."""
     trees = [_NO_TREE if isinstance(outcome, RetrievalSpecError) else outcome for outcome in outcomes]
-    result.node_counts = np.array([len(tree) for tree in trees], _INT32).tobytes()
+    result.node_counts = _packed([len(tree) for tree in trees], _INT32S)
     result.token_ids = _joined([tree.token_ids for tree in trees], _INT32)
     result.parents = _joined([tree.parents for tree in trees], _INT32)
     result.probs = _joined([tree.probs for tree in trees], _FLOAT32)
@@ -157,12 +159,13 @@ def write_result(result: DraftStepResult, outcomes: Sequence[Outcome]) -> None:
         if isinstance(outcome, RetrievalSpecError):
             statuses[index] = _STATUS_NUMBERS[outcome.grpc_status]
             result.errors.add(session_index=index, type=type(outcome).__name__, message=str(outcome))
-    result.statuses = np.array(statuses, _INT32).tobytes()
+    result.statuses = _packed(statuses, _INT32S)
 
 
 def read_result(
     result: DraftStepResult,
     max_nodes: Sequence[int],
+    total_nodes: int,
     vocab_size: int,
     source_names: tuple[str, ...],
 ) -> list[Outcome]:
@@ -171,6 +174,7 @@ def read_result(
     Args:
         result: the answer.
         max_nodes: what each session of the question asked for at most.
+        total_nodes: what they asked for together.
         vocab_size: token ids lie below it.
         source_names: the drafter behind each bit of the source masks.
 
@@ -178,11 +182,11 @@ def read_result(
         InvalidRequest: columns that do not fit the question or each other.
         InvalidTree, InvalidTokens: a tree that breaks the contract of `DraftTree`.
     """
-    statuses = _column(result.statuses, _INT32, len(max_nodes), "statuses").tolist()
+    statuses = _unpacked(result.statuses, _INT32S, len(max_nodes), "statuses")
     counts = _lengths(result.node_counts, len(max_nodes), "node_counts")
-    for count, cap, status in zip(counts, max_nodes, statuses, strict=True):
-        if count > (0 if status else max(cap, 0)):
-            raise InvalidTree("more nodes than were asked for", got=count, expected=f"<= {cap}")
+    allowed = [0 if status else cap for cap, status in zip(max_nodes, statuses, strict=True)]
+    if sum(counts) > total_nodes or any(map(operator.gt, counts, allowed)):
+        raise InvalidTree("more nodes than were asked for", got=counts, expected=f"<= {allowed}")
     forest = _read_forest(result, counts, source_names)
     _check_forest(forest, counts, vocab_size)
     outcomes: list[Outcome] = list(_split_forest(forest, counts))
@@ -197,7 +201,7 @@ def error_from(type_name: str, status: str, message: str) -> RetrievalSpecError:
     return error_type(message)
 
 
-def _session_errors(result: DraftStepResult, statuses: list[int]) -> dict[int, RetrievalSpecError]:
+def _session_errors(result: DraftStepResult, statuses: Sequence[int]) -> dict[int, RetrievalSpecError]:
     if not any(statuses):
         return {}
     said = {error.session_index: error for error in result.errors}
@@ -218,24 +222,35 @@ def _joined(columns: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> bytes:
     return b"".join([column.astype(dtype, copy=False).tobytes() for column in columns])
 
 
+def _packed(numbers: Sequence[int], kind: str) -> bytes:
+    return struct.pack(f"<{len(numbers)}{kind}", *numbers)
+
+
+def _unpacked(data: bytes, kind: str, count: int, name: str) -> tuple[int, ...]:
+    _check_length(data, count * struct.calcsize(kind), name)
+    return struct.unpack(f"<{count}{kind}", data)
+
+
 def _column(data: bytes, dtype: np.dtype[Any], count: int, name: str) -> NDArray[Any]:
-    if len(data) != count * dtype.itemsize:
-        raise InvalidRequest(
-            f"column {name} has a wrong length",
-            got=f"{len(data)} bytes",
-            expected=f"{count * dtype.itemsize}",
-        )
+    _check_length(data, count * dtype.itemsize, name)
     return np.frombuffer(data, dtype)
 
 
-def _lengths(data: bytes, count: int, name: str) -> list[int]:
-    lengths: list[int] = _column(data, _INT32, count, name).tolist()
+def _check_length(data: bytes, num_bytes: int, name: str) -> None:
+    if len(data) != num_bytes:
+        raise InvalidRequest(
+            f"column {name} has a wrong length", got=f"{len(data)} bytes", expected=num_bytes
+        )
+
+
+def _lengths(data: bytes, count: int, name: str) -> tuple[int, ...]:
+    lengths = _unpacked(data, _INT32S, count, name)
     if lengths and min(lengths) < 0:
         raise InvalidRequest(f"column {name} holds a negative length", got=min(lengths), expected=">= 0")
     return lengths
 
 
-def _split(array: NDArray[Any], lengths: list[int]) -> list[NDArray[Any]]:
+def _split(array: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
     if len(lengths) == 1:
         return [array]
     parts, start = [], 0
@@ -245,7 +260,7 @@ def _split(array: NDArray[Any], lengths: list[int]) -> list[NDArray[Any]]:
     return parts
 
 
-def _read_forest(result: DraftStepResult, counts: list[int], source_names: tuple[str, ...]) -> DraftTree:
+def _read_forest(result: DraftStepResult, counts: Sequence[int], source_names: tuple[str, ...]) -> DraftTree:
     num_nodes = sum(counts)
     return DraftTree(
         _column(result.token_ids, _INT32, num_nodes, "token_ids").astype(np.int32, copy=False),
@@ -256,7 +271,7 @@ def _read_forest(result: DraftStepResult, counts: list[int], source_names: tuple
     )
 
 
-def _split_forest(forest: DraftTree, counts: list[int]) -> list[DraftTree]:
+def _split_forest(forest: DraftTree, counts: Sequence[int]) -> list[DraftTree]:
     if len(counts) == 1:
         return [forest]
     parts = zip(
@@ -269,33 +284,39 @@ def _split_forest(forest: DraftTree, counts: list[int]) -> list[DraftTree]:
     return [DraftTree(*part, forest.source_names) for part in parts]
 
 
-def _check_forest(forest: DraftTree, counts: list[int], vocab_size: int) -> None:
-    """Does what `DraftTree.check` does, for all trees of an answer at once."""
-    num_nodes = len(forest)
-    if num_nodes == 0:
+def _check_forest(forest: DraftTree, counts: Sequence[int], vocab_size: int) -> None:
+    """Does what `DraftTree.check` does, for all trees of an answer at once.
+
+    On lists: a tree has so few nodes that calls into numpy would cost ten times as much.
+    """
+    if not len(forest):
         return
-    as_tokens(forest.token_ids, vocab_size)
-    nodes = np.arange(num_nodes, dtype=np.int64)
-    starts = _starts(counts)
-    if not ((forest.parents < nodes - starts) & (forest.parents >= CONTEXT)).all():
+    tokens, parents = forest.token_ids.tolist(), forest.parents.tolist()
+    if min(tokens) < 0 or max(tokens) >= vocab_size:
+        as_tokens(forest.token_ids, vocab_size)  # says which one
+    if min(parents) < CONTEXT:
+        raise InvalidTree("a node has no parent", got=min(parents), expected=">= -1")
+    start = 0
+    for count in counts:
+        _check_edges(tokens[start : start + count], parents[start : start + count])
+        start += count
+    _check_estimates(forest)
+
+
+def _check_edges(tokens: list[int], parents: list[int]) -> None:
+    if not all(map(operator.lt, parents, range(len(parents)))):
         raise InvalidTree("the parent of a node does not precede it")
-    if not ((forest.probs >= 0) & (forest.probs <= 1)).all():  # NaN fails the comparison too
-        raise InvalidTree("a node has no probability", expected="probs in [0, 1]")
-    if int(forest.sources.max()) >> len(forest.source_names):
-        raise InvalidTree("a node names an unknown source", expected=f"{len(forest.source_names)} sources")
-    # A tree's context gets the negative of its first node, which no other tree can have.
-    owners = np.where(forest.parents >= 0, starts + forest.parents, CONTEXT - starts)
-    edges = np.sort((owners << 32) | forest.token_ids)
-    if (edges[1:] == edges[:-1]).any():
+    if len(set(zip(parents, tokens, strict=True))) < len(tokens):
         raise InvalidTree("two siblings carry the same token")
 
 
-def _starts(counts: list[int]) -> Int32s | int:
-    """Returns the index of the first node of each node's tree; one number for a single tree."""
-    if len(counts) == 1:
-        return 0
-    lengths = np.array(counts, np.int64)
-    return np.repeat(np.cumsum(lengths) - lengths, lengths)
+def _check_estimates(forest: DraftTree) -> None:
+    probs = forest.probs.tolist()
+    # One NaN makes the sum NaN; minimum and maximum may pass it over.
+    if math.isnan(sum(probs)) or min(probs) < 0 or max(probs) > 1:
+        raise InvalidTree("a node has no probability", expected="probs in [0, 1]")
+    if max(forest.sources.tolist()) >> len(forest.source_names):
+        raise InvalidTree("a node names an unknown source", expected=f"{len(forest.source_names)} sources")
 
 
 _NO_TREE = DraftTree.empty()

@@ -33,6 +33,10 @@ class Breaker:
         self._pause_s = min(max(2 * self._pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
         self._retry_at = self._clock() + self._pause_s
 
+    def shut(self) -> None:
+        """Ends all asking: the client is closed."""
+        self._pause_s = self._retry_at = float("inf")
+
     def succeeded(self) -> None:
         """Notes that the server answered."""
         if self._pause_s:

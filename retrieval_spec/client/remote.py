@@ -12,16 +12,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import grpc
-
 from retrieval_spec import wire
 from retrieval_spec.client.breaker import Breaker
 from retrieval_spec.client.interface import TokenIds
-from retrieval_spec.client.session import NO_SESSION, RemoteSession
-from retrieval_spec.client.transport import open_channel, open_transport, typed_error, unary
+from retrieval_spec.client.reopening import Reopener
+from retrieval_spec.client.session import RemoteSession
+from retrieval_spec.client.transport import OPEN_TIMEOUT_S, called, open_channel, open_transport, unary
 from retrieval_spec.errors import (
     ContextMismatch,
-    InvalidInput,
     InvalidRequest,
     RetrievalSpecError,
     ServiceUnavailable,
@@ -31,11 +29,6 @@ from retrieval_spec.tree import MAX_VOCAB_SIZE, DraftTree, as_tokens
 from retrieval_spec.v1 import draft_pb2 as pb
 
 logger = logging.getLogger(__name__)
-
-OPEN_TIMEOUT_S = 10.0
-"""For calls that a user waits for; a prompt of a million tokens takes a fraction of a second."""
-PARKED_S = 30.0
-"""How long a session goes without drafts after the server refused it for a reason of its own."""
 
 
 class DraftClient:
@@ -59,6 +52,7 @@ class DraftClient:
         self._truncate_session = unary(self._channel, "TruncateSession", pb.TruncateSessionResponse)
         self._close_session = unary(self._channel, "CloseSession", pb.CloseSessionResponse)
         self._breaker = Breaker(address)
+        self._reopener = Reopener(self._open_session, timeout_s, self._learn)
         self._lock = threading.Lock()
         self._step_number = 0
         self._info: pb.ServerInfo | None = None
@@ -72,7 +66,7 @@ class DraftClient:
             ServiceUnavailable: the server does not answer.
         """
         if self._info is None:
-            response = _called(self._get_info, pb.GetInfoRequest(), timeout=OPEN_TIMEOUT_S)
+            response = called(self._get_info, pb.GetInfoRequest(), timeout=OPEN_TIMEOUT_S)
             self._learn(response.info)
         return self._info  # type: ignore[return-value]  # _learn has set it
 
@@ -86,16 +80,6 @@ class DraftClient:
         """The drafter behind each bit of a tree's `sources`, lowest first."""
         return self._names or tuple(self.server_info.source_names)
 
-    def wait_until_ready(self, timeout_s: float) -> None:
-        """Waits for a server that is being started.
-
-        Raises:
-            ServiceUnavailable: it did not answer in time.
-        """
-        request = pb.GetInfoRequest()
-        response = _called(self._get_info, request, timeout=timeout_s, wait_for_ready=True)
-        self._learn(response.info)
-
     def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> RemoteSession:
         """Returns a session whose context is the prompt, which may be empty.
 
@@ -107,7 +91,7 @@ class DraftClient:
         """
         prompt = as_tokens(prompt_ids, self.vocab_size)
         request = pb.OpenSessionRequest(prompt_token_ids=wire.token_bytes(prompt), namespace=namespace)
-        response = _called(self._open_session, request, timeout=OPEN_TIMEOUT_S)
+        response = called(self._open_session, request, timeout=OPEN_TIMEOUT_S)
         self._learn(response.info)
         return RemoteSession(self, prompt, namespace, response.session_id)
 
@@ -132,6 +116,7 @@ class DraftClient:
 
     def close(self) -> None:
         """Closes the connection; sessions are closed by those who opened them."""
+        self._breaker.shut()
         self._transport.close()
         self._channel.close()
 
@@ -157,8 +142,6 @@ class DraftClient:
                 self._fill(trees, sessions, max_nodes, total_nodes)
             except RetrievalSpecError as error:
                 self._breaker.failed(error)
-            else:
-                self._breaker.succeeded()
         return trees
 
     def _fill(
@@ -171,23 +154,27 @@ class DraftClient:
         """Asks, opens again what the server lost, and asks once more for those."""
         waiting = list(range(len(sessions)))
         for _ in range(2):
-            self._reopen([sessions[index] for index in waiting])
-            asked = [index for index in waiting if sessions[index].server_id != NO_SESSION]
-            if not asked:
+            self._reopener.reopen([sessions[index] for index in waiting])
+            asked = [index for index in waiting if not sessions[index].is_lost]
+            if not asked or total_nodes <= 0:
                 return
             caps = [min(max_nodes[index], total_nodes) for index in asked]
             outcomes = self._exchange([sessions[index] for index in asked], caps, total_nodes)
-            waiting = []
+            self._breaker.succeeded()
             for index, outcome in zip(asked, outcomes, strict=True):
-                session = sessions[index]
-                if isinstance(outcome, DraftTree):
-                    trees[index] = outcome
-                    session.confirm(session.server_id, session.context_length)
-                elif self._may_come_back(session, outcome):
-                    waiting.append(index)
+                trees[index] = self._settled(sessions[index], outcome)
             total_nodes -= sum(len(trees[index]) for index in asked)
-            if not waiting or total_nodes <= 0:
-                return
+            waiting = [index for index in waiting if sessions[index].is_lost]
+
+    def _settled(self, session: RemoteSession, outcome: wire.Outcome) -> DraftTree:
+        if isinstance(outcome, DraftTree):
+            session.confirm(session.server_id, session.context_length)
+            return outcome
+        if isinstance(outcome, UnknownSession | ContextMismatch):
+            session.lose()
+        else:
+            session.park(outcome)
+        return DraftTree.empty(self._names)
 
     def _exchange(
         self, sessions: Sequence[RemoteSession], caps: list[int], total_nodes: int
@@ -195,60 +182,11 @@ class DraftClient:
         request = self._transport.new_request()
         self._step_number += 1
         request.step.step_number = self._step_number
-        request.step.incarnation = self._info.incarnation if self._info is not None else 0
+        request.step.incarnation = self.server_info.incarnation
         rows = [session.row(cap) for session, cap in zip(sessions, caps, strict=True)]
         wire.write_step(request.step, rows, total_nodes)
         result = self._transport.exchange(request, self._timeout_s)
-        return wire.read_result(result, caps, self.vocab_size if sessions else 1, self._names)
-
-    def _may_come_back(self, session: RemoteSession, error: RetrievalSpecError) -> bool:
-        session.lose()
-        if isinstance(error, UnknownSession | ContextMismatch):
-            return True
-        self._park(session, error)
-        return False
-
-    def _park(self, session: RemoteSession, error: RetrievalSpecError) -> None:
-        logger.warning("a session goes without drafts for %.0f s: %s", PARKED_S, error)
-        session.retry_at = time.monotonic() + PARKED_S
-
-    def _reopen(self, sessions: list[RemoteSession]) -> None:
-        """Opens lost sessions again, all at once, and waits no longer than for a draft."""
-        now = time.monotonic()
-        lost = [
-            session for session in sessions if session.server_id == NO_SESSION and now >= session.retry_at
-        ]
-        for session in lost:
-            if session.opening is None:
-                self._start_opening(session)
-        for session in lost:
-            self._finish_opening(session, now + self._timeout_s)
-
-    def _start_opening(self, session: RemoteSession) -> None:
-        request = pb.OpenSessionRequest(
-            prompt_token_ids=wire.token_bytes(session.context),
-            namespace=session.namespace,
-            replaced_session_id=session.lost_id,
-        )
-        session.opening_length = session.context_length
-        session.opening = self._open_session.future(request, timeout=OPEN_TIMEOUT_S)
-
-    def _finish_opening(self, session: RemoteSession, deadline: float) -> None:
-        try:
-            response = session.opening.result(timeout=max(0.0, deadline - time.monotonic()))
-        except grpc.FutureTimeoutError:
-            return  # it goes on while the loop generates; a later step picks it up
-        except grpc.RpcError as failure:
-            session.forget_opening()
-            error = typed_error(failure)
-            if isinstance(error, ServiceUnavailable):
-                raise error from None
-            self._park(session, error)
-            return
-        length = session.opening_length
-        session.opening, session.opening_length, session.lost_id = None, 0, NO_SESSION
-        self._learn(response.info)
-        session.confirm(response.session_id, length)
+        return wire.read_result(result, caps, total_nodes, self.vocab_size, self._names)
 
     def truncate_session(self, session: RemoteSession, length: int) -> None:
         """Tells the server of a cut; if that fails, the session is opened again later."""
@@ -273,11 +211,12 @@ class DraftClient:
         if not self._breaker.allows:
             return False
         try:
-            _called(call, request, timeout=max(self._timeout_s, 1.0))
-        except (UnknownSession, ContextMismatch, InvalidInput):
+            called(call, request, timeout=max(self._timeout_s, 1.0))
+        except ServiceUnavailable as error:
+            self._breaker.failed(error)
             return False
         except RetrievalSpecError as error:
-            self._breaker.failed(error)
+            logger.debug("the server refused: %s", error)
             return False
         return True
 
@@ -300,12 +239,3 @@ class DraftClient:
             )
         self._info = info
         self._names = tuple(info.source_names)
-
-
-def _called(call: Any, request: Any, **options: Any) -> Any:
-    try:
-        return call(request, **options)
-    except grpc.RpcError as failure:
-        raise typed_error(failure) from None
-    except ValueError as closed:  # grpc's own word for a closed channel
-        raise ServiceUnavailable("the client is closed", remedy="open a new one") from closed

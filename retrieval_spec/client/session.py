@@ -5,19 +5,26 @@ Knows messages to a server only through the `SessionCalls` it is given; never ra
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retrieval_spec.client.interface import TokenIds
-from retrieval_spec.errors import ContextMismatch, UnknownSession
+from retrieval_spec.errors import ContextMismatch, RetrievalSpecError, UnknownSession
 from retrieval_spec.tree import TOKEN, DraftTree, Tokens, as_tokens
 from retrieval_spec.wire import SessionStep
 
 if TYPE_CHECKING:
     from retrieval_spec.client.remote import DraftClient
 
-NO_SESSION = 0
+logger = logging.getLogger(__name__)
+
+PARKED_S = 30.0
+"""How long a session goes without drafts after the server refused it for a reason of its own."""
+
+_NO_SESSION = 0
 
 
 class RemoteSession:
@@ -33,9 +40,7 @@ class RemoteSession:
         self._length = prompt.size
         self._is_open = True
         self.namespace = namespace
-        self.server_id = session_id
-        self.server_length = prompt.size
-        self.lost_id = NO_SESSION
+        self.confirm(session_id, prompt.size)
         self.opening: Any = None
         self.opening_length = 0
         self.retry_at = 0.0
@@ -91,9 +96,10 @@ class RemoteSession:
         if not 0 <= length <= self._length:
             raise ContextMismatch("cannot cut the context", got=length, expected=f"0 to {self._length}")
         self._length = length
+        self.retry_at = 0.0  # a shorter context may be welcome where a longer one was not
         if length < self.opening_length:
             self.forget_opening()
-        if length < self.server_length and self.server_id != NO_SESSION:
+        if length < self.server_length and not self.is_lost:
             self._client.truncate_session(self, length)
 
     def close(self) -> None:
@@ -101,7 +107,7 @@ class RemoteSession:
         if self._is_open:
             self._is_open = False
             self.forget_opening()
-            if self.server_id != NO_SESSION:
+            if not self.is_lost:
                 self._client.close_session(self)
             self._length = 0
             self._buffer = self._buffer[:0].copy()
@@ -123,15 +129,27 @@ class RemoteSession:
         """Notes what the server holds."""
         self.server_id = session_id
         self.server_length = length
+        self.replaced_id = _NO_SESSION
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it must be opened again before the server can draft for it."""
+        return self.server_id == _NO_SESSION
 
     def lose(self) -> None:
         """Notes that nobody knows what the server holds; the next draft opens the session again."""
-        if self.server_id != NO_SESSION:
-            self.lost_id = self.server_id
-        self.server_id = NO_SESSION
+        if not self.is_lost:
+            self.replaced_id = self.server_id
+        self.server_id = _NO_SESSION
+
+    def park(self, reason: RetrievalSpecError) -> None:
+        """Loses the session and asks for nothing for a while: the server would refuse it again."""
+        logger.warning("a session goes without drafts for %.0f s: %s", PARKED_S, reason)
+        self.lose()
+        self.retry_at = time.monotonic() + PARKED_S
 
     def forget_opening(self) -> None:
-        """Drops an attempt to open the session again."""
+        """Ends an attempt to open the session again, if one is under way."""
         if self.opening is not None:
             self.opening.cancel()
         self.opening = None

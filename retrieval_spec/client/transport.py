@@ -20,6 +20,9 @@ from retrieval_spec.v1 import draft_pb2 as pb
 CONNECT_TIMEOUT_S = 1.0
 """Shortest wait for the first answer of a connection: it includes the handshake."""
 
+OPEN_TIMEOUT_S = 10.0
+"""For opening sessions; a prompt of a million tokens takes a fraction of a second."""
+
 _SERVICE = pb.DESCRIPTOR.services_by_name["DraftService"].full_name
 _OPTIONS = (
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
@@ -53,6 +56,21 @@ def typed_error(failure: grpc.RpcError) -> RetrievalSpecError:
         got=f"{failure.code().name} ({failure.details()})",
         remedy="start one with `retrieval-spec serve`, or check the address",
     )
+
+
+def called(call: Callable[..., Any], request: Any, **options: Any) -> Any:
+    """Returns the response of a unary call, or the start of a streaming one.
+
+    Raises:
+        ServiceUnavailable: no answer in time, or the channel is closed.
+        RetrievalSpecError: what the server refused the call for.
+    """
+    try:
+        return call(request, **options)
+    except grpc.RpcError as failure:
+        raise typed_error(failure) from None
+    except ValueError as closed:  # grpc's word for a closed channel
+        raise ServiceUnavailable("the client is closed", remedy="open a new one") from closed
 
 
 class Transport(Protocol):
@@ -90,11 +108,8 @@ class UnaryTransport:
     def exchange(self, request: pb.DraftRequest, timeout_s: float) -> pb.DraftStepResult:
         """Returns the answer to one step."""
         wait_s = timeout_s if self._connected else max(timeout_s, CONNECT_TIMEOUT_S)
-        try:
-            response = self._draft(request, timeout=wait_s)
-        except grpc.RpcError as failure:
-            self._connected = False
-            raise typed_error(failure) from None
+        self._connected = False
+        response = called(self._draft, request, timeout=wait_s)
         self._connected = True
         return response.result  # type: ignore[no-any-return]
 
@@ -146,7 +161,7 @@ class _Stream:
     def __init__(self, open_stream: Callable[..., Any]) -> None:
         self._requests: queue.SimpleQueue[pb.DraftStreamRequest | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[pb.DraftStepResult | _StreamEnded] = queue.SimpleQueue()
-        self._call = open_stream(iter(self._requests.get, None))
+        self._call = called(open_stream, iter(self._requests.get, None))
         threading.Thread(target=self._read, name="retrieval-spec-stream", daemon=True).start()
 
     def ask(self, request: pb.DraftStreamRequest, timeout_s: float) -> pb.DraftStepResult:

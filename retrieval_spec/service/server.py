@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["DraftService"].full_name
 GRACE_S = 2.0
-"""How long a stopping server still answers its open streams."""
+"""How long a stopping server waits for calls under way."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
@@ -66,9 +66,9 @@ class DraftServer:
         await self._report(_SERVING)
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
-        """Refuses new sessions, answers open streams for `grace_s`, then ends."""
-        self._servicer.accepts_sessions = False
+        """Refuses new sessions, lets calls under way finish for up to `grace_s`, then ends."""
         await self._health.enter_graceful_shutdown()
+        self._servicer.end_streams()
         await self._server.stop(grace_s)
         self._place.remove()
 

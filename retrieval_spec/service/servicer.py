@@ -6,6 +6,7 @@ sockets, signals and health.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from functools import wraps
@@ -63,6 +64,8 @@ class Servicer(DraftServiceServicer):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._sessions = SessionTable(engine)
+        self._idle_streams: set[Any] = set()
+        self._is_stopping = False
         self.accepts_sessions = False
         self.info = pb.ServerInfo(
             version=retrieval_spec.__version__,
@@ -86,7 +89,7 @@ class Servicer(DraftServiceServicer):
         """Opens a session whether or not the server is ready: the warm-up comes first."""
         prompt = wire.read_tokens(request.prompt_token_ids, "prompt_token_ids")
         self.close(request.replaced_session_id)
-        session_id = self._sessions.open(prompt, request.namespace or "default")
+        session_id = self._sessions.open(prompt, _namespace(request))
         return pb.OpenSessionResponse(session_id=session_id, info=self.info)
 
     def close(self, session_id: int) -> None:
@@ -102,15 +105,34 @@ class Servicer(DraftServiceServicer):
     async def DraftStream(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.DraftStreamRequest], context: Any
     ) -> AsyncIterator[pb.DraftStreamResponse]:
-        async for request in request_iterator:
-            response = pb.DraftStreamResponse()
-            try:
-                self.answer(request.step, response.result)
-            except RetrievalSpecError as error:
-                await _abort(context, error)
-            except Exception:
-                await _abort(context, _internal_error())
-            yield response
+        task = asyncio.current_task()
+        self._idle_streams.add(task)
+        try:
+            async for request in request_iterator:
+                self._idle_streams.discard(task)
+                response = pb.DraftStreamResponse()
+                try:
+                    self.answer(request.step, response.result)
+                except RetrievalSpecError as error:
+                    await _abort(context, error)
+                except Exception:
+                    await _abort(context, _internal_error())
+                yield response
+                if self._is_stopping:
+                    return
+                self._idle_streams.add(task)
+        except asyncio.CancelledError:
+            if not self._is_stopping:
+                raise  # the client went away
+        finally:
+            self._idle_streams.discard(task)
+
+    def end_streams(self) -> None:
+        """Lets each stream answer what it has read, and ends it."""
+        self._is_stopping = True
+        self.accepts_sessions = False
+        for task in tuple(self._idle_streams):
+            task.cancel()
 
     @_call
     def TruncateSession(self, request: pb.TruncateSessionRequest) -> pb.TruncateSessionResponse:  # noqa: D102
@@ -135,8 +157,9 @@ class Servicer(DraftServiceServicer):
 
         Raises:
             InvalidRequest: the step's columns do not fit each other.
+            LimitExceeded: more sessions than may be open.
         """
-        rows = wire.read_step(step)
+        rows = wire.read_step(step, self._engine.limits.max_sessions)
         result.step_number = step.step_number
         result.incarnation = self.info.incarnation
         if not rows:
@@ -145,7 +168,7 @@ class Servicer(DraftServiceServicer):
             gone = UnknownSession("the session belonged to an earlier server process", remedy="open it again")
             wire.write_result(result, [gone] * len(rows))
         else:
-            wire.write_result(result, self._outcomes(rows, step.total_nodes))
+            wire.write_result(result, self._outcomes(rows, max(0, step.total_nodes)))
 
     def _outcomes(self, rows: list[wire.SessionStep], total_nodes: int) -> list[wire.Outcome]:
         advanced = [self._advance(row) for row in rows]
@@ -167,6 +190,8 @@ class Servicer(DraftServiceServicer):
             return _internal_error()
 
     def _draft(self, sessions: list[Session], total_nodes: int, caps: list[int]) -> list[wire.Outcome]:
+        if not sessions:
+            return []
         try:
             return list(self._engine.draft_batch(sessions, total_nodes, caps))
         except Exception:
@@ -175,6 +200,10 @@ class Servicer(DraftServiceServicer):
             return [
                 _draft_alone(session, min(cap, share)) for session, cap in zip(sessions, caps, strict=True)
             ]
+
+
+def _namespace(request: pb.OpenSessionRequest) -> str:
+    return request.namespace if request.HasField("namespace") else "default"
 
 
 def _draft_alone(session: Session, max_nodes: int) -> DraftTree | RetrievalSpecError:

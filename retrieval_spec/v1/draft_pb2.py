@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dretrieval_spec/v1/draft.proto\x12\x11retrieval_spec.v1\"p\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x14\n\x0csource_names\x18\x04 \x03(\t\x12\x12\n\ndatastores\x18\x05 \x03(\t\"\x10\n\x0eGetInfoRequest\">\n\x0fGetInfoResponse\x12+\n\x04info\x18\x01 \x01(\x0b\x32\x1d.retrieval_spec.v1.ServerInfo\"^\n\x12OpenSessionRequest\x12\x18\n\x10prompt_token_ids\x18\x01 \x01(\x0c\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x1b\n\x13replaced_session_id\x18\x03 \x01(\x06\"V\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12+\n\x04info\x18\x02 \x01(\x0b\x32\x1d.retrieval_spec.v1.ServerInfo\"\xbd\x01\n\tDraftStep\x12\x13\n\x0bstep_number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x13\n\x0bsession_ids\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63ontext_lengths\x18\x04 \x01(\x0c\x12\x16\n\x0e\x63ommit_lengths\x18\x05 \x01(\x0c\x12\x18\n\x10\x63ommit_token_ids\x18\x06 \x01(\x0c\x12\x11\n\tmax_nodes\x18\x07 \x01(\x0c\x12\x13\n\x0btotal_nodes\x18\x08 \x01(\x05\"\xd7\x01\n\x0f\x44raftStepResult\x12\x13\n\x0bstep_number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x10\n\x08statuses\x18\x03 \x01(\x0c\x12/\n\x06\x65rrors\x18\x04 \x03(\x0b\x32\x1f.retrieval_spec.v1.SessionError\x12\x13\n\x0bnode_counts\x18\x05 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x06 \x01(\x0c\x12\x0f\n\x07parents\x18\x07 \x01(\x0c\x12\r\n\x05probs\x18\x08 \x01(\x0c\x12\x0f\n\x07sources\x18\t \x01(\x0c\"D\n\x0cSessionError\x12\x15\n\rsession_index\x18\x01 \x01(\x05\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\":\n\x0c\x44raftRequest\x12*\n\x04step\x18\x01 \x01(\x0b\x32\x1c.retrieval_spec.v1.DraftStep\"C\n\rDraftResponse\x12\x32\n\x06result\x18\x01 \x01(\x0b\x32\".retrieval_spec.v1.DraftStepResult\"@\n\x12\x44raftStreamRequest\x12*\n\x04step\x18\x01 \x01(\x0b\x32\x1c.retrieval_spec.v1.DraftStep\"I\n\x13\x44raftStreamResponse\x12\x32\n\x06result\x18\x01 \x01(\x0b\x32\".retrieval_spec.v1.DraftStepResult\"Y\n\x16TruncateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x03\x12\x13\n\x0bkept_length\x18\x03 \x01(\x03\"\x19\n\x17TruncateSessionResponse\"[\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x03\x12\x18\n\x10\x63ommit_token_ids\x18\x03 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse2\xb7\x04\n\x0c\x44raftService\x12P\n\x07GetInfo\x12!.retrieval_spec.v1.GetInfoRequest\x1a\".retrieval_spec.v1.GetInfoResponse\x12\\\n\x0bOpenSession\x12%.retrieval_spec.v1.OpenSessionRequest\x1a&.retrieval_spec.v1.OpenSessionResponse\x12J\n\x05\x44raft\x12\x1f.retrieval_spec.v1.DraftRequest\x1a .retrieval_spec.v1.DraftResponse\x12`\n\x0b\x44raftStream\x12%.retrieval_spec.v1.DraftStreamRequest\x1a&.retrieval_spec.v1.DraftStreamResponse(\x01\x30\x01\x12h\n\x0fTruncateSession\x12).retrieval_spec.v1.TruncateSessionRequest\x1a*.retrieval_spec.v1.TruncateSessionResponse\x12_\n\x0c\x43loseSession\x12&.retrieval_spec.v1.CloseSessionRequest\x1a\'.retrieval_spec.v1.CloseSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dretrieval_spec/v1/draft.proto\x12\x11retrieval_spec.v1\"p\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x14\n\x0csource_names\x18\x04 \x03(\t\x12\x12\n\ndatastores\x18\x05 \x03(\t\"\x10\n\x0eGetInfoRequest\">\n\x0fGetInfoResponse\x12+\n\x04info\x18\x01 \x01(\x0b\x32\x1d.retrieval_spec.v1.ServerInfo\"q\n\x12OpenSessionRequest\x12\x18\n\x10prompt_token_ids\x18\x01 \x01(\x0c\x12\x16\n\tnamespace\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x13replaced_session_id\x18\x03 \x01(\x06\x42\x0c\n\n_namespace\"V\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12+\n\x04info\x18\x02 \x01(\x0b\x32\x1d.retrieval_spec.v1.ServerInfo\"\xbd\x01\n\tDraftStep\x12\x13\n\x0bstep_number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x13\n\x0bsession_ids\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63ontext_lengths\x18\x04 \x01(\x0c\x12\x16\n\x0e\x63ommit_lengths\x18\x05 \x01(\x0c\x12\x18\n\x10\x63ommit_token_ids\x18\x06 \x01(\x0c\x12\x11\n\tmax_nodes\x18\x07 \x01(\x0c\x12\x13\n\x0btotal_nodes\x18\x08 \x01(\x05\"\xd7\x01\n\x0f\x44raftStepResult\x12\x13\n\x0bstep_number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x10\n\x08statuses\x18\x03 \x01(\x0c\x12/\n\x06\x65rrors\x18\x04 \x03(\x0b\x32\x1f.retrieval_spec.v1.SessionError\x12\x13\n\x0bnode_counts\x18\x05 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x06 \x01(\x0c\x12\x0f\n\x07parents\x18\x07 \x01(\x0c\x12\r\n\x05probs\x18\x08 \x01(\x0c\x12\x0f\n\x07sources\x18\t \x01(\x0c\"D\n\x0cSessionError\x12\x15\n\rsession_index\x18\x01 \x01(\x05\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\":\n\x0c\x44raftRequest\x12*\n\x04step\x18\x01 \x01(\x0b\x32\x1c.retrieval_spec.v1.DraftStep\"C\n\rDraftResponse\x12\x32\n\x06result\x18\x01 \x01(\x0b\x32\".retrieval_spec.v1.DraftStepResult\"@\n\x12\x44raftStreamRequest\x12*\n\x04step\x18\x01 \x01(\x0b\x32\x1c.retrieval_spec.v1.DraftStep\"I\n\x13\x44raftStreamResponse\x12\x32\n\x06result\x18\x01 \x01(\x0b\x32\".retrieval_spec.v1.DraftStepResult\"Y\n\x16TruncateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x03\x12\x13\n\x0bkept_length\x18\x03 \x01(\x03\"\x19\n\x17TruncateSessionResponse\"[\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x03\x12\x18\n\x10\x63ommit_token_ids\x18\x03 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse2\xb7\x04\n\x0c\x44raftService\x12P\n\x07GetInfo\x12!.retrieval_spec.v1.GetInfoRequest\x1a\".retrieval_spec.v1.GetInfoResponse\x12\\\n\x0bOpenSession\x12%.retrieval_spec.v1.OpenSessionRequest\x1a&.retrieval_spec.v1.OpenSessionResponse\x12J\n\x05\x44raft\x12\x1f.retrieval_spec.v1.DraftRequest\x1a .retrieval_spec.v1.DraftResponse\x12`\n\x0b\x44raftStream\x12%.retrieval_spec.v1.DraftStreamRequest\x1a&.retrieval_spec.v1.DraftStreamResponse(\x01\x30\x01\x12h\n\x0fTruncateSession\x12).retrieval_spec.v1.TruncateSessionRequest\x1a*.retrieval_spec.v1.TruncateSessionResponse\x12_\n\x0c\x43loseSession\x12&.retrieval_spec.v1.CloseSessionRequest\x1a\'.retrieval_spec.v1.CloseSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,31 +38,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINFORESPONSE']._serialized_start=184
   _globals['_GETINFORESPONSE']._serialized_end=246
   _globals['_OPENSESSIONREQUEST']._serialized_start=248
-  _globals['_OPENSESSIONREQUEST']._serialized_end=342
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=344
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=430
-  _globals['_DRAFTSTEP']._serialized_start=433
-  _globals['_DRAFTSTEP']._serialized_end=622
-  _globals['_DRAFTSTEPRESULT']._serialized_start=625
-  _globals['_DRAFTSTEPRESULT']._serialized_end=840
-  _globals['_SESSIONERROR']._serialized_start=842
-  _globals['_SESSIONERROR']._serialized_end=910
-  _globals['_DRAFTREQUEST']._serialized_start=912
-  _globals['_DRAFTREQUEST']._serialized_end=970
-  _globals['_DRAFTRESPONSE']._serialized_start=972
-  _globals['_DRAFTRESPONSE']._serialized_end=1039
-  _globals['_DRAFTSTREAMREQUEST']._serialized_start=1041
-  _globals['_DRAFTSTREAMREQUEST']._serialized_end=1105
-  _globals['_DRAFTSTREAMRESPONSE']._serialized_start=1107
-  _globals['_DRAFTSTREAMRESPONSE']._serialized_end=1180
-  _globals['_TRUNCATESESSIONREQUEST']._serialized_start=1182
-  _globals['_TRUNCATESESSIONREQUEST']._serialized_end=1271
-  _globals['_TRUNCATESESSIONRESPONSE']._serialized_start=1273
-  _globals['_TRUNCATESESSIONRESPONSE']._serialized_end=1298
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=1300
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=1391
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1393
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1415
-  _globals['_DRAFTSERVICE']._serialized_start=1418
-  _globals['_DRAFTSERVICE']._serialized_end=1985
+  _globals['_OPENSESSIONREQUEST']._serialized_end=361
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=363
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=449
+  _globals['_DRAFTSTEP']._serialized_start=452
+  _globals['_DRAFTSTEP']._serialized_end=641
+  _globals['_DRAFTSTEPRESULT']._serialized_start=644
+  _globals['_DRAFTSTEPRESULT']._serialized_end=859
+  _globals['_SESSIONERROR']._serialized_start=861
+  _globals['_SESSIONERROR']._serialized_end=929
+  _globals['_DRAFTREQUEST']._serialized_start=931
+  _globals['_DRAFTREQUEST']._serialized_end=989
+  _globals['_DRAFTRESPONSE']._serialized_start=991
+  _globals['_DRAFTRESPONSE']._serialized_end=1058
+  _globals['_DRAFTSTREAMREQUEST']._serialized_start=1060
+  _globals['_DRAFTSTREAMREQUEST']._serialized_end=1124
+  _globals['_DRAFTSTREAMRESPONSE']._serialized_start=1126
+  _globals['_DRAFTSTREAMRESPONSE']._serialized_end=1199
+  _globals['_TRUNCATESESSIONREQUEST']._serialized_start=1201
+  _globals['_TRUNCATESESSIONREQUEST']._serialized_end=1290
+  _globals['_TRUNCATESESSIONRESPONSE']._serialized_start=1292
+  _globals['_TRUNCATESESSIONRESPONSE']._serialized_end=1317
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=1319
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=1410
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1412
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1434
+  _globals['_DRAFTSERVICE']._serialized_start=1437
+  _globals['_DRAFTSERVICE']._serialized_end=2004
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,76 @@
+"""Opening sessions again that a server has lost, without making a generation wait for it.
+
+Decides nothing about drafts; raises only what concerns the server as a whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from retrieval_spec import wire
+from retrieval_spec.client.session import RemoteSession
+from retrieval_spec.client.transport import OPEN_TIMEOUT_S, called, typed_error
+from retrieval_spec.errors import RetrievalSpecError, ServiceUnavailable
+from retrieval_spec.v1 import draft_pb2 as pb
+
+
+class Reopener:
+    """Sends whole contexts to a server that does not hold them.
+
+    Args:
+        open_session: the gRPC call.
+        timeout_s: longest wait; an answer that comes later is picked up by a later step.
+        learn: takes what the server says about itself.
+    """
+
+    def __init__(self, open_session: Any, timeout_s: float, learn: Callable[[pb.ServerInfo], None]) -> None:
+        self._open_session = open_session
+        self._timeout_s = timeout_s
+        self._learn = learn
+
+    def reopen(self, sessions: Sequence[RemoteSession]) -> None:
+        """Opens those of `sessions` that are lost, all at once.
+
+        Raises:
+            ServiceUnavailable: the server does not answer.
+        """
+        now = deadline = time.monotonic()
+        lost = [session for session in sessions if session.is_lost and now >= session.retry_at]
+        for session in lost:
+            if session.opening is None:
+                self._start(session)
+                deadline = now + self._timeout_s  # only the step that begins to open waits for it
+        for session in lost:
+            self._finish(session, max(0.0, deadline - time.monotonic()))
+
+    def _start(self, session: RemoteSession) -> None:
+        request = pb.OpenSessionRequest(
+            prompt_token_ids=wire.token_bytes(session.context),
+            namespace=session.namespace,
+            replaced_session_id=session.replaced_id,
+        )
+        session.opening_length = session.context_length
+        session.opening = called(self._open_session.future, request, timeout=OPEN_TIMEOUT_S)
+
+    def _finish(self, session: RemoteSession, timeout_s: float) -> None:
+        try:
+            response = session.opening.result(timeout=timeout_s)
+        except grpc.FutureTimeoutError:
+            return
+        except grpc.RpcError as failure:
+            session.forget_opening()
+            self._give_up(session, typed_error(failure))
+            return
+        length = session.opening_length
+        session.forget_opening()
+        self._learn(response.info)
+        session.confirm(response.session_id, length)
+
+    def _give_up(self, session: RemoteSession, error: RetrievalSpecError) -> None:
+        if isinstance(error, ServiceUnavailable):
+            raise error
+        session.park(error)
