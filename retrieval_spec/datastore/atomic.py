@@ -64,15 +64,25 @@ class Draft:
         if not os.path.lexists(self.target):
             self.publish()
             return
-        if _swap(self.path, self.target):
-            old = self.path
-        else:
-            # Between the two renames the place is empty; `sweep` puts the old folder back after a crash.
-            old = _sibling(self.target, "old")
-            os.rename(self.target, old)
+        old = self.path if _swap(self.path, self.target) else self._move_in()
+        try:
+            _sync_folder(self.target.parent)
+        finally:
+            _remove(old)
+
+    def _move_in(self) -> Path:
+        """Takes the place in two renames and returns where the old folder is now.
+
+        Between them the place is empty; after a crash there, `sweep` puts the old folder back.
+        """
+        old = _sibling(self.target, "old")
+        os.rename(self.target, old)
+        try:
             os.rename(self.path, self.target)
-        _sync_folder(self.target.parent)
-        _remove(old)
+        except BaseException:
+            os.rename(old, self.target)
+            raise
+        return old
 
 
 @contextmanager
@@ -169,7 +179,11 @@ def _new_folder(target: Path) -> tuple[Path, int]:
     while True:
         path = _sibling(target, "tmp")
         os.mkdir(path)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BaseException:
+            _remove(path)
+            raise
         fcntl.flock(fd, fcntl.LOCK_EX)
         if path.is_dir():
             return path, fd
