@@ -16,6 +16,9 @@ from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.tree import DraftTree, Tokens
 
 KIND = "context_array"
+# A draft is far smaller; the engine sets the sources' real bits.
+_FIRST_SOURCE = np.ones(4096, np.uint16)
+_FIRST_SOURCE.setflags(write=False)
 
 
 class CorpusDrafter:
@@ -35,7 +38,7 @@ class CorpusDrafter:
         datastore = open_datastore(path)
         manifest = datastore.manifest
         if manifest.kind != KIND:
-            raise InvalidRequest("the datastore is of another kind", got=manifest.kind, expected=KIND)
+            raise InvalidRequest(f"datastore {path} is of another kind", got=manifest.kind, expected=KIND)
         array = ContextArray.from_columns(datastore.columns, depth_tokens=manifest.depth_tokens)
         needed = max(manifest.vocab_size, array.num_ids)
         if needed > vocab_size:
@@ -75,4 +78,5 @@ class CorpusCursor:
         """Returns the most probable continuations of the nearest occurrences; no match, no nodes."""
         if budget.max_nodes <= 0 or not self._tail.shape[0]:
             return DraftTree.empty()
-        return DraftTree(*self._array.draft(self._tail, budget.max_nodes, budget.max_depth_nodes))
+        columns = self._array.draft(self._tail, budget.max_nodes, budget.max_depth_nodes)
+        return DraftTree(*columns, _FIRST_SOURCE[: columns[0].shape[0]])

@@ -21,7 +21,7 @@ from retrieval_spec.errors import DatastoreCorrupt, InvalidRequest, InvalidToken
 from retrieval_spec.kernels import context_array as search
 from retrieval_spec.kernels import context_sort as sort
 from retrieval_spec.kernels.context_draft import draft
-from retrieval_spec.tree import Float32s, Int32s, Tokens, Uint16s
+from retrieval_spec.tree import Float32s, Int32s, Tokens
 
 DEPTH_TOKENS = 32
 MAX_DEPTH_TOKENS = 64
@@ -35,7 +35,7 @@ _TASKS_PER_THREAD = 32
 _MIN_TASK_POSITIONS = 1 << 16
 
 Columns = Mapping[str, NDArray[Any]]
-TreeColumns = tuple[Tokens, Int32s, Float32s, Uint16s]
+TreeColumns = tuple[Tokens, Int32s, Float32s]
 
 
 def separator_of(dtype: Any) -> int:
@@ -157,14 +157,14 @@ class ContextArray:
         return token_ids.astype(np.int32), counts.astype(np.int64)
 
     def draft(self, context: Tokens, max_nodes: int, max_depth_nodes: int) -> TreeColumns:
-        """Returns the columns of the tree of the most probable continuations.
+        """Returns token ids, parents and probabilities of the most probable continuations, best first.
 
         Args:
-            context: int32[c]  the last tokens, at most `depth_tokens` of them.
+            context: int32[c]  the tokens before the draft, the newest last.
             max_nodes: nodes of the tree at most.
             max_depth_nodes: nodes on one path at most.
         """
-        return draft(
+        columns = draft(
             self.tokens,
             self.positions,
             self.buckets,
@@ -175,6 +175,8 @@ class ContextArray:
             max_nodes,
             max_depth_nodes,
         )
+        token_ids, parents, probs = columns
+        return token_ids, parents, probs.view(np.float32)
 
     def _check_sizes(self) -> None:
         ends = (int(self.buckets[0]), int(self.buckets[-1]))
@@ -183,6 +185,13 @@ class ContextArray:
                 "the bucket directory does not cover the positions",
                 got=f"{ends[0]} to {ends[1]}",
                 expected=f"rising from 0 to {self.positions.shape[0]}",
+                remedy="build the datastore again",
+            )
+        if self.num_ids > MAX_TOKEN_ID + 1:
+            raise DatastoreCorrupt(
+                "the bucket directory is too long",
+                got=f"{self.num_ids} token ids",
+                expected=f"at most {MAX_TOKEN_ID + 1}",
                 remedy="build the datastore again",
             )
         if self.positions.shape[0] > self.tokens.shape[0]:

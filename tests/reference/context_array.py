@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import takewhile
 
 import numpy as np
 
@@ -42,7 +43,8 @@ class ReferenceContextArray:
 
     def nearest(self, context, k):
         """The k longest matches, on equal lengths by turns from both sides of the context's place."""
-        newest_first = list(context)[-self.depth :][::-1]
+        known = range(1 + max((t for t in self.tokens if t != self.separator), default=-1))
+        newest_first = list(takewhile(known.__contains__, list(context)[-self.depth :][::-1]))
         size = len(newest_first)
         right = sum(self.context(i)[:size] < newest_first for i in self.positions)
         left, taken, balance = right - 1, [], 0
