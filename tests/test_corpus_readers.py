@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import builtins
+import gzip
+import json
+import logging
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from retrieval_spec.datastore import corpus as corpus_module
+from retrieval_spec.datastore.corpus import Corpus
+from retrieval_spec.errors import InvalidRequest, MissingDependency, MissingPath
+
+TEXTS = ["def f():\n    return 1\n", "čeština, 日本語, 🙂\n", "third"]
+
+
+def zst(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+def jsonl(records: list[object]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def texts(*inputs: Path, **options) -> list[str]:
+    return [document.text for document in Corpus(inputs, **options).documents()]
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def write_parquet(path: Path, table: pa.Table) -> Path:
+    parquet.write_table(table, path, row_group_size=2)
+    return path
+
+
+def write_arrow_file(path: Path, table: pa.Table) -> Path:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return path
+
+
+def write_arrow_stream(path: Path, table: pa.Table) -> Path:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return path
+
+
+TABLE_WRITERS = {
+    "parquet": ("a.parquet", write_parquet),
+    "arrow file": ("a.arrow", write_arrow_file),
+    "arrow stream": ("a.arrow", write_arrow_stream),
+    "feather": ("a.feather", write_arrow_file),
+}
+
+
+# Every format
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".GZ"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "A.JSONL"])
+def test_jsonl(tmp_path, name, suffix):
+    data = jsonl([{"text": text, "id": 7} for text in TEXTS])
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zst}[suffix.lower()]
+    assert texts(write(tmp_path / (name + suffix), pack(data))) == TEXTS
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".zst", zst)])
+def test_files_of_several_frames_are_read_to_the_end(tmp_path, suffix, pack):
+    frames = b"".join(pack(jsonl([{"text": text}])) for text in TEXTS)
+    assert texts(write(tmp_path / f"a.jsonl{suffix}", frames)) == TEXTS
+
+
+@pytest.mark.parametrize("kind", TABLE_WRITERS)
+@pytest.mark.parametrize(
+    "type_", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_tables(tmp_path, kind, type_):
+    name, write_table = TABLE_WRITERS[kind]
+    column = pa.array([*TEXTS, None, ""], pa.string()).cast(type_)
+    table = pa.table({"id": pa.array(range(5)), "text": column})
+    assert texts(write_table(tmp_path / name, table)) == TEXTS
+
+
+def test_text_keeps_its_line_ends_and_loses_its_byte_order_mark(tmp_path):
+    path = write(tmp_path / "a.txt", "\ufeffone\r\ntwo\rthree\n".encode())
+    assert texts(path) == ["one\r\ntwo\rthree\n"]
+
+
+@pytest.mark.parametrize("name", ["notes.md", "a.py", "a.txt.gz", "a.txt.zst", "LICENSE", "Makefile"])
+def test_text_files(tmp_path, name):
+    data = TEXTS[1].encode()
+    pack = {".gz": gzip.compress, ".zst": zst}.get(Path(name).suffix, bytes)
+    assert texts(write(tmp_path / name, pack(data))) == [TEXTS[1]]
+
+
+def test_documents_know_their_file(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl([{"text": "one"}]))
+    (document,) = Corpus([str(path)]).documents()
+    assert document.source == path
+
+
+@given(st.lists(st.text(max_size=40), max_size=12))
+def test_jsonl_gives_back_every_text(tmp_path_factory, written):
+    path = tmp_path_factory.mktemp("jsonl") / "a.jsonl"
+    path.write_bytes(jsonl([{"text": text} for text in written]))
+    assert texts(path) == [text for text in written if text]
+
+
+# Which field
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ({"text": "a", "content": "b", "output": "c"}, "a"),
+        ({"content": "b", "prompt": "p", "output": "c"}, "b"),
+        ({"prompt": "p", "output": "c"}, "p\nc"),
+        ({"prompt": "", "output": "c"}, "c"),
+        ({"prompt": None, "output": "c"}, "c"),
+        ({"output": "c"}, "c"),
+    ],
+    ids=str,
+)
+def test_the_field_is_chosen_by_its_name(tmp_path, record, text):
+    assert texts(write(tmp_path / "a.jsonl", jsonl([record]))) == [text]
+    assert texts(write_parquet(tmp_path / "a.parquet", pa.table({k: [v] for k, v in record.items()}))) == [
+        text
+    ]
+
+
+def test_the_field_can_be_named(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl([{"text": "a", "body": "b"}]))
+    assert texts(path, text_field="body") == ["b"]
+    with pytest.raises(
+        InvalidRequest, match=r"a\.jsonl:1: no text; got text, body; expected other; .*--text-field"
+    ):
+        texts(path, text_field="other")
+
+
+def test_records_may_differ_from_line_to_line(tmp_path):
+    path = write(
+        tmp_path / "a.jsonl",
+        jsonl([{"text": "a"}, {"output": "b"}, {"text": None}, {"content": "c", "n": [1]}]),
+    )
+    assert texts(path) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("kind", TABLE_WRITERS)
+def test_a_table_without_text_is_named(tmp_path, kind):
+    name, write_table = TABLE_WRITERS[kind]
+    path = write_table(tmp_path / name, pa.table({"id": [1], "prompt": ["x"]}))
+    with pytest.raises(InvalidRequest, match=rf"{name}: no text; got id, prompt"):
+        texts(path)
+    path = write_table(tmp_path / name, pa.table({"text": [1]}))
+    with pytest.raises(InvalidRequest, match=rf"{name}: row 0: 'text' is no text; got int"):
+        texts(path)
+
+
+# Folders
+
+
+def test_a_folder_gives_its_texts_in_order_and_leaves_the_rest(tmp_path):
+    write(tmp_path / "b.txt", b"b")
+    write(tmp_path / "a" / "z.py", b"z")
+    write(tmp_path / "a" / "c.jsonl", jsonl([{"text": "c1"}, {"text": "c2"}]))
+    for name in (
+        ".hidden.txt",
+        ".git/config.txt",
+        "picture.png",
+        "README",
+        "model.safetensors",
+        "x.tar.gz",
+        "skip/e.txt",
+    ):
+        write(tmp_path / name, b"no")
+    assert texts(tmp_path, exclude=["skip"]) == ["b", "c1", "c2", "z"]
+
+
+def test_what_is_no_text_is_skipped_and_counted(tmp_path, caplog):
+    write(tmp_path / "a.txt", b"fine")
+    write(tmp_path / "binary.txt", b"ab\0cd")
+    write(tmp_path / "latin.txt", "café".encode("latin-1"))
+    corpus = Corpus([tmp_path])
+    with caplog.at_level(logging.WARNING):
+        assert [document.text for document in corpus.documents()] == ["fine"]
+    assert corpus.num_skipped_files == 2
+    assert "binary.txt is no text file" in caplog.text
+    assert "latin.txt is no text file" in caplog.text
+
+
+def test_a_file_named_twice_is_read_once(tmp_path):
+    path = write(tmp_path / "a.txt", b"once")
+    assert texts(tmp_path, path, path) == ["once"]
+
+
+def test_progress_adds_up_to_the_size_of_the_files(tmp_path):
+    write(tmp_path / "a.txt", b"x" * 5_000)
+    write(tmp_path / "b.jsonl.zst", zst(jsonl([{"text": "y" * 100}] * 1_000)))
+    table = pa.table({"text": ["z"] * 1_000})
+    write_parquet(tmp_path / "c.parquet", table)
+    write_arrow_file(tmp_path / "d.arrow", table)
+    write_arrow_stream(tmp_path / "e.arrow", table)
+    corpus = Corpus([tmp_path])
+    told: list[int] = []
+    assert sum(1 for _ in corpus.documents(told.append)) == 4_001
+    assert sum(told) == corpus.num_bytes
+
+
+def test_a_long_text_becomes_documents_that_end_with_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "MAX_DOCUMENT_CHARACTERS", 10)
+    path = write(
+        tmp_path / "a.jsonl",
+        jsonl([{"text": "one\ntwo\nthree\nfour"}, {"text": "x" * 25}, {"text": "y" * 10}]),
+    )
+    assert texts(path) == ["one\ntwo\n", "three\nfour", "x" * 10, "x" * 10, "x" * 5, "y" * 10]
+
+
+def test_a_large_file_is_read_in_bounded_memory(tmp_path):
+    path = tmp_path / "large.txt"
+    path.write_bytes(b"a line of text that is long enough to count\n" * 600_000)
+    num_characters = 0
+    tracemalloc.start()
+    try:
+        for document in Corpus([path]).documents():
+            num_characters += len(document.text)
+            assert document.text.endswith("\n")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_characters == path.stat().st_size
+    assert peak_bytes < 12 << 20
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"{", "not JSON"),
+        (b'{"text": "a"} x', "not JSON"),
+        (b'{"text": "\xff"}', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"9" * 5_000, "not JSON" if sys.version_info >= (3, 11) else "no object"),
+        (b"[1]", "no object; got list"),
+        (b'"text"', "no object; got str"),
+        (b"{}", "no text; got no field"),
+        (b'{"prompt": "p"}', "no text; got prompt"),
+        (b'{"text": 7}', "'text' is no text; got int"),
+        (b'{"text": ["a"]}', "'text' is no text; got list"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, said):
+    path = write(tmp_path / "a.jsonl", b'{"text": "fine"}\n\n' + line + b"\n")
+    with pytest.raises(InvalidRequest, match=rf"a\.jsonl:3: {said}"):
+        texts(path)
+
+
+def test_a_line_that_is_too_long_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("retrieval_spec.datastore.formats.MAX_LINE_BYTES", 40)
+    path = write(tmp_path / "a.jsonl", jsonl([{"text": "fine"}, {"text": "x" * 40}]))
+    with pytest.raises(InvalidRequest, match=r"a\.jsonl:2: the line is too long"):
+        texts(path)
+
+
+def test_an_unpaired_surrogate_is_replaced(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'{"text": "a\\ud800b \\ud83d\\ude42"}\n')
+    assert texts(path) == ["a\ufffdb 🙂"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".txt.gz", ".txt.zst"])
+@pytest.mark.parametrize("damage", ["cut", "altered", "not compressed"])
+def test_a_damaged_compressed_file_is_named(tmp_path, suffix, damage):
+    data = jsonl([{"text": f"{n} {n * n} {n * n * n}"} for n in range(20_000)])
+    whole = (gzip.compress if suffix.endswith(".gz") else zst)(data)
+    middle = len(whole) // 2
+    damaged = {
+        "cut": whole[:middle],
+        "altered": whole[:middle] + bytes(64) + whole[middle + 64 :],
+        "not compressed": data,
+    }[damage]
+    path = write(tmp_path / f"a{suffix}", damaged)
+    with pytest.raises(InvalidRequest, match=rf"a{suffix}"):
+        texts(path)
+
+
+@pytest.mark.parametrize("kind", TABLE_WRITERS)
+@pytest.mark.parametrize("damage", ["empty", "cut", "altered"])
+def test_a_damaged_table_is_named(tmp_path, kind, damage):
+    name, write_table = TABLE_WRITERS[kind]
+    path = write_table(tmp_path / name, pa.table({"text": [f"{n} {n * n}" for n in range(3_000)]}))
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"empty": b"", "cut": whole[: len(whole) // 2], "altered": b"\xff" * 64 + whole[64:]}[damage]
+    )
+    with pytest.raises(InvalidRequest, match=rf"cannot read .*{name}"):
+        texts(path)
+
+
+def test_inputs_that_are_not_there(tmp_path):
+    with pytest.raises(MissingPath, match="nowhere"):
+        Corpus([tmp_path / "nowhere.txt"])
+    (tmp_path / "link.txt").symlink_to("nowhere")
+    with pytest.raises(MissingPath, match="link"):
+        Corpus([tmp_path / "link.txt"])
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bin", "a.parquet.gz", "a.tar.zst", "a.gz"])
+def test_an_unknown_suffix_is_refused_when_it_was_named(tmp_path, name):
+    path = write(tmp_path / name, b"data")
+    with pytest.raises(InvalidRequest, match=r"cannot tell how to read .*got suffix"):
+        Corpus([path])
+    with pytest.raises(InvalidRequest, match="no documents found"):
+        Corpus([tmp_path])
+
+
+def test_no_input_is_no_documents(tmp_path):
+    for inputs in ([], [tmp_path]):
+        with pytest.raises(InvalidRequest, match="no documents found"):
+            Corpus(inputs)
+
+
+def test_without_pyarrow_plain_text_is_read_and_the_rest_says_what_is_missing(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without_pyarrow(name, *rest):
+        if name.partition(".")[0] == "pyarrow":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_pyarrow)
+    assert texts(write(tmp_path / "a.txt", b"text")) == ["text"]
+    assert texts(write(tmp_path / "a.jsonl", jsonl([{"text": "line"}]))) == ["line"]
+    for name in ("a.parquet", "a.arrow", "a.jsonl.zst"):
+        with pytest.raises(MissingDependency, match="pip install"):
+            texts(write(tmp_path / name, b"data"))
