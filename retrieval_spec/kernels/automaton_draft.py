@@ -1,10 +1,9 @@
 """Expands a suffix automaton into a draft tree, most probable path first.
 
 The longest suffix of the text that occurred before is the suffix link of the last state. From there
-every node's children are the edges of its state and of up to `MAX_STATES_PER_NODE - 1` states down
-the suffix links: a shorter match gets what the longer ones leave over (they may all be wrong), so
-the children's probabilities add up to less than one. A state at the end of the text has no edges and
-passes everything on to its link: copying runs on into its own draft, and periodic text drafts on.
+every node's children are what followed its match and, with the probability that this leaves over,
+what else followed the next shorter match. A state at the end of the text has no edges and passes on
+to its link: copying runs on into its own draft, so periodic text drafts to any depth.
 """
 
 from __future__ import annotations
@@ -31,198 +30,195 @@ from retrieval_spec.kernels.automaton import (
 )
 from retrieval_spec.kernels.jit import kernel
 
-MAX_STATES_PER_NODE = 5
-MAX_EDGES_PER_STATE = 32
+MAX_MATCHES = 2
+"""Matches that are blended at a node: the longest and the next shorter; more gained nothing."""
+MAX_EDGES = 32
 """Edges looked at in a state with many: its oldest one and its newest ones."""
 MAX_CHILDREN = 8
-MIN_PATH_PROB = 1e-4
+MIN_PATH_PROB = 5e-4
 """A node that is less probable costs more to verify than it can save."""
-RECENT_COUNT = 1.0
-"""Occurrences that the most recent continuation counts extra: a text resembles its latest part most."""
 
-# Words of one candidate: what a node that may still join the tree needs to be ranked and expanded.
-CANDIDATE_WORDS = 5
-NODE_TOKEN, NODE_PARENT, NODE_STATE, NODE_MATCH, NODE_DEPTH = range(CANDIDATE_WORDS)
+ONE_CONTINUATION, MORE_CONTINUATIONS, SHORTER_MATCH = range(3)
+"""First index of `worth`."""
+
+# Words of a continuation that was found and of a node that waits for its place in the tree.
+FOUND_TOKEN, FOUND_STATE, FOUND_MATCH, FOUND_COUNT, FOUND_WORDS = range(5)
+NODE_TOKEN, NODE_STATE, NODE_MATCH, NODE_PARENT, NODE_DEPTH, NODE_WORDS = range(6)
 
 
 @kernel
-def _add_child(children, child_probs, num_children, token, state, match_length, prob):
-    """Adds `prob` to the child with that token, or makes one, in place of the least probable if full."""
-    least = 0
+def _is_child(children, num_children, token):
     for child in range(num_children):
-        if children[child, NODE_TOKEN] == token:
-            child_probs[child] += prob
-            return num_children
-        if child_probs[child] < child_probs[least]:
-            least = child
-    if num_children < MAX_CHILDREN:
-        least = num_children
-        num_children += 1
-    elif prob <= child_probs[least]:
-        return num_children
-    children[least, NODE_TOKEN] = token
-    children[least, NODE_STATE] = state
-    children[least, NODE_MATCH] = match_length + 1
-    child_probs[least] = prob
-    return num_children
+        if children[child, FOUND_TOKEN] == token:
+            return True
+    return False
 
 
 @kernel
-def _newest_end(arena, state):
-    """Returns the last end among the targets of the edges that are looked at."""
+def _gather(arena, state, match_length, children, num_children, found):
+    """Writes the continuations of a state that are no children yet; returns how many and their total."""
     record = HEADER_WORDS + state * STATE_WORDS
     edges_at = np.int64(arena[EDGES_AT])
-    newest = arena[HEADER_WORDS + np.int64(arena[record + TARGET]) * STATE_WORDS + LAST_END]
-    edge_index = np.int64(arena[record + OVERFLOW])
-    for _ in range(MAX_EDGES_PER_STATE - 1):
-        if edge_index == 0:
-            break
-        edge = edges_at + edge_index * EDGE_WORDS
-        target = HEADER_WORDS + np.int64(arena[edge + EDGE_TARGET]) * STATE_WORDS
-        newest = max(newest, arena[target + LAST_END])
-        edge_index = np.int64(arena[edge + EDGE_NEXT])
-    return newest
-
-
-@kernel
-def _add_edges(arena, state, match_length, weight, children, child_probs, num_children):
-    """Adds the continuations of one state, which share `weight` by their counts."""
-    record = HEADER_WORDS + state * STATE_WORDS
-    edges_at = np.int64(arena[EDGES_AT])
-    at_end = arena[record + LAST_END] == arena[NUM_TOKENS] - 1
-    total = max(arena[record + COUNT] - (1 if at_end else 0), 1) + RECENT_COUNT
-    newest = _newest_end(arena, state)
-    edge_index = np.int64(0)
     token = arena[record + TOKEN]
     target = np.int64(arena[record + TARGET])
-    next_edge = np.int64(arena[record + OVERFLOW])
-    for _ in range(MAX_EDGES_PER_STATE):
-        above = HEADER_WORDS + target * STATE_WORDS
-        count = arena[above + COUNT] + (RECENT_COUNT if arena[above + LAST_END] == newest else 0.0)
-        prob = weight * min(count / total, 1.0)
-        num_children = _add_child(children, child_probs, num_children, token, target, match_length, prob)
-        edge_index = next_edge
+    edge_index = np.int64(arena[record + OVERFLOW])
+    num_found, total, known_total = 0, np.int64(0), np.int64(0)
+    for _ in range(MAX_EDGES):
+        count = np.int64(arena[HEADER_WORDS + target * STATE_WORDS + COUNT])
+        if _is_child(children, num_children, token):
+            known_total += count
+        else:
+            found[num_found, FOUND_TOKEN] = token
+            found[num_found, FOUND_STATE] = target
+            found[num_found, FOUND_MATCH] = match_length + 1
+            found[num_found, FOUND_COUNT] = count
+            num_found += 1
+            total += count
         if edge_index == 0:
-            break
+            return num_found, total
         edge = edges_at + edge_index * EDGE_WORDS
         token = arena[edge + EDGE_TOKEN]
         target = np.int64(arena[edge + EDGE_TARGET])
-        next_edge = np.int64(arena[edge + EDGE_NEXT])
-    return num_children
+        edge_index = np.int64(arena[edge + EDGE_NEXT])
+    # Edges were left out, so the state's own count tells the total; its end in the text continues nowhere.
+    ends_here = 1 if arena[record + LAST_END] == arena[NUM_TOKENS] - 1 else 0
+    return num_found, max(total, arena[record + COUNT] - ends_here - known_total)
 
 
 @kernel
-def _find_children(arena, reliability, state, match_length, path_prob, children, child_probs):
-    """Blends the continuations of a match and of its suffixes; returns how many there are."""
-    num_children = 0
-    left = 1.0
-    states_left = MAX_STATES_PER_NODE
-    while state > 0 and states_left > 0 and left * path_prob >= MIN_PATH_PROB:
+def _worth_of(worth, kind, match_length, total):
+    """Returns P(the next token is among these continuations), from the table."""
+    bits = 0
+    while total > 1 and bits < worth.shape[2] - 1:
+        total >>= 1
+        bits += 1
+    return np.float64(worth[kind, min(match_length, worth.shape[1] - 1), bits])
+
+
+@kernel
+def _keep_child(children, child_probs, num_children, found, index, prob):
+    """Makes a continuation a child, in place of the least probable one if there are enough."""
+    place = num_children
+    if num_children == MAX_CHILDREN:
+        place = 0
+        for child in range(1, num_children):
+            if child_probs[child] < child_probs[place]:
+                place = child
+        if prob <= child_probs[place]:
+            return num_children
+    children[place] = found[index]
+    child_probs[place] = prob
+    return max(num_children, place + 1)
+
+
+@kernel
+def _find_children(arena, worth, state, match_length, path_prob, floor, children, child_probs, found):
+    """Writes the children of a node, best matches first; returns how many there are."""
+    num_children, num_matches, left = 0, 0, 1.0
+    while state > 0 and num_matches < MAX_MATCHES and left * path_prob >= floor:
         record = HEADER_WORDS + state * STATE_WORDS
         if arena[record + TARGET] >= 0:
-            worth = reliability[min(match_length, reliability.shape[0] - 1)]
-            num_children = _add_edges(
-                arena, state, match_length, left * worth, children, child_probs, num_children
-            )
-            left *= 1.0 - worth
-            states_left -= 1
+            num_found, total = _gather(arena, state, match_length, children, num_children, found)
+            if num_found > 0:
+                kind = ONE_CONTINUATION if num_found == 1 else MORE_CONTINUATIONS
+                if num_children > 0:
+                    kind = SHORTER_MATCH
+                share = _worth_of(worth, kind, match_length, total)
+                for index in range(num_found):
+                    prob = left * share * found[index, FOUND_COUNT] / total
+                    num_children = _keep_child(children, child_probs, num_children, found, index, prob)
+                left *= 1.0 - share
+            num_matches += 1
         state = np.int64(arena[record + LINK])
         match_length = np.int64(arena[HEADER_WORDS + state * STATE_WORDS + LENGTH])
     return num_children
 
 
 @kernel
-def _comes_first(nodes, path_probs, left, right):
-    """Whether candidate `left` ranks before `right`: probability, then depth, token and parent."""
-    if path_probs[left] != path_probs[right]:
-        return path_probs[left] > path_probs[right]
-    for word in (NODE_DEPTH, NODE_TOKEN, NODE_PARENT):
-        if nodes[left, word] != nodes[right, word]:
-            return nodes[left, word] < nodes[right, word]
-    return False
+def _ranks_before(nodes, path_probs, one, other):
+    """Orders nodes as `fusion.best_first` does: path probability, then depth, then token."""
+    if path_probs[one] != path_probs[other]:
+        return path_probs[one] > path_probs[other]
+    if nodes[one, NODE_DEPTH] != nodes[other, NODE_DEPTH]:
+        return nodes[one, NODE_DEPTH] < nodes[other, NODE_DEPTH]
+    return nodes[one, NODE_TOKEN] < nodes[other, NODE_TOKEN]
 
 
 @kernel
-def _push(heap, size, nodes, path_probs, candidate):
-    at = size
-    while at > 0 and _comes_first(nodes, path_probs, candidate, heap[(at - 1) // 2]):
-        heap[at] = heap[(at - 1) // 2]
-        at = (at - 1) // 2
-    heap[at] = candidate
+def _enter(ranking, ranked, size, nodes, path_probs, node):
+    """Puts a node in its place among those that wait; returns how many are ranked and a free row.
+
+    If there is no more room the last one of the ranking falls out, which may be the node itself.
+    """
+    at = ranked
+    free = ranked + 1
+    if ranked == ranking.shape[0]:
+        at -= 1
+        free = np.int64(ranking[at])
+        if not _ranks_before(nodes, path_probs, node, free):
+            return ranked, node
+    while at > size and _ranks_before(nodes, path_probs, node, ranking[at - 1]):
+        ranking[at] = ranking[at - 1]
+        at -= 1
+    ranking[at] = node
+    return min(ranked + 1, ranking.shape[0]), free
 
 
 @kernel
-def _pop(heap, size, nodes, path_probs):
-    best = heap[0]
-    moved = heap[size - 1]
-    at = 0
-    while 2 * at + 1 < size - 1:
-        child = 2 * at + 1
-        if child + 1 < size - 1 and _comes_first(nodes, path_probs, heap[child + 1], heap[child]):
-            child += 1
-        if not _comes_first(nodes, path_probs, heap[child], moved):
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at] = moved
-    return best
-
-
-@kernel
-def draft(arena, reliability, max_depth_nodes, token_ids, parents, probs):
+def draft(arena, worth, max_depth_nodes, token_ids, parents, probs):
     """Fills a draft tree with the most probable continuations, best first; returns its size.
 
     Args:
         arena: int32[words]  the automaton (`kernels.automaton`).
-        reliability: float32[m]  P(the next token is among those seen) by match length; the last entry
-            stands for all longer ones.
+        worth: float32[3, lengths, bits]  P(the next token is among the continuations found), by kind of
+            match, by its length (the last entry stands for longer ones) and by log2 of their count.
         max_depth_nodes: no path is longer.
         token_ids: int32[max_nodes]  written.
         parents: int32[max_nodes]  written: index of an earlier node, or -1.
         probs: float32[max_nodes]  written: P(node accepted | parent accepted).
     """
     max_nodes = token_ids.shape[0]
-    max_candidates = max_nodes * MAX_CHILDREN
-    nodes = np.empty((max_candidates, CANDIDATE_WORDS), np.int32)
-    node_probs = np.empty(max_candidates, np.float32)
-    path_probs = np.empty(max_candidates, np.float32)
-    heap = np.empty(max_candidates, np.int32)
-    children = np.empty((MAX_CHILDREN, CANDIDATE_WORDS), np.int32)
-    child_probs = np.empty(MAX_CHILDREN, np.float64)
+    found = np.empty((MAX_EDGES + MAX_CHILDREN, FOUND_WORDS), np.int32)
+    children = found[MAX_EDGES:]
+    child_probs = np.empty(MAX_CHILDREN, np.float32)
+    nodes = np.empty((max_nodes + 1, NODE_WORDS), np.int32)
+    node_probs = np.empty(max_nodes + 1, np.float32)
+    path_probs = np.empty(max_nodes + 1, np.float32)
+    ranking = np.empty(max_nodes, np.int32)  # rows of nodes: first the tree, then those that wait
+    size, ranked, free = 0, 0, np.int64(0)
     state = np.int64(arena[HEADER_WORDS + np.int64(arena[LAST]) * STATE_WORDS + LINK])
     match_length = np.int64(arena[HEADER_WORDS + max(state, 0) * STATE_WORDS + LENGTH])
-    path_prob = np.float32(1.0)
-    parent, depth, size, num_candidates, heap_size = -1, 1, 0, 0, 0
-    while True:
+    parent, depth, path_prob = -1, 1, np.float32(1.0)
+    while size < max_nodes:
+        floor = np.float32(MIN_PATH_PROB)
+        if ranked == max_nodes:
+            floor = path_probs[ranking[max_nodes - 1]]
         num_children = 0
         if depth <= max_depth_nodes:
             num_children = _find_children(
-                arena, reliability, state, match_length, path_prob, children, child_probs
+                arena, worth, state, match_length, path_prob, floor, children, child_probs, found
             )
         for child in range(num_children):
-            prob = np.float32(min(child_probs[child], 1.0))
-            if prob * path_prob < MIN_PATH_PROB:
+            path_probs[free] = path_prob * child_probs[child]
+            if path_probs[free] < floor:
                 continue
-            nodes[num_candidates] = children[child]
-            nodes[num_candidates, NODE_PARENT] = parent
-            nodes[num_candidates, NODE_DEPTH] = depth
-            node_probs[num_candidates] = prob
-            path_probs[num_candidates] = prob * path_prob
-            _push(heap, heap_size, nodes, path_probs, num_candidates)
-            heap_size += 1
-            num_candidates += 1
-        if heap_size == 0:
+            node_probs[free] = child_probs[child]
+            nodes[free, NODE_TOKEN] = children[child, FOUND_TOKEN]
+            nodes[free, NODE_STATE] = children[child, FOUND_STATE]
+            nodes[free, NODE_MATCH] = children[child, FOUND_MATCH]
+            nodes[free, NODE_PARENT] = parent
+            nodes[free, NODE_DEPTH] = depth
+            ranked, free = _enter(ranking, ranked, size, nodes, path_probs, free)
+        if size == ranked:
             return size
-        best = _pop(heap, heap_size, nodes, path_probs)
-        heap_size -= 1
+        best = np.int64(ranking[size])
         token_ids[size] = nodes[best, NODE_TOKEN]
         parents[size] = nodes[best, NODE_PARENT]
         probs[size] = node_probs[best]
-        parent = size
-        size += 1
-        if size == max_nodes:
-            return size
         state = np.int64(nodes[best, NODE_STATE])
         match_length = np.int64(nodes[best, NODE_MATCH])
-        path_prob = path_probs[best]
         depth = nodes[best, NODE_DEPTH] + 1
+        path_prob = path_probs[best]
+        parent = size
+        size += 1
+    return size
