@@ -79,10 +79,12 @@ def load_model(folder: str | Path) -> tuple[Any, Any]:
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as host_logging
     except ImportError as error:
         raise MissingDependency(
             f"{error.name} is missing", remedy="pip install 'retrieval-spec[torch]'"
         ) from error
+    host_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.manifest import Manifest
 from retrieval_spec.datastore.store import open_datastore, verify_datastore
-from retrieval_spec.datastore.tokenizer import load_tokenizer
+from retrieval_spec.datastore.tokenizer import check_same_tokenizer, load_tokenizer
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.service.server import serve
@@ -42,9 +42,9 @@ def check_tokenizers(model: str | Path, manifests: dict[str, Manifest]) -> None:
     Raises:
         TokenizerMismatch: a datastore was built with another tokenizer.
     """
-    fingerprint = load_tokenizer(model).fingerprint
-    for manifest in manifests.values():
-        manifest.check_fingerprint(fingerprint)
+    tokenizer = load_tokenizer(model)
+    for path, manifest in manifests.items():
+        check_same_tokenizer(tokenizer, manifest, path)
 
 
 def vocab_size_for(asked: int | None, model: str | Path | None, manifests: list[Manifest]) -> int:
