@@ -64,11 +64,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     file = _tokenizer_file(Path(path))
     try:
         data = file.read_bytes()
-        fields = json.loads(data)
-        facts = describe_tokenizer(fields)
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise _unusable(file, error) from error
-    return Tokenizer(_backend(file, data), facts)
+        canonical = _canonical(json.loads(data))
+        backend = _backend(data)
+        facts = _describe(canonical, backend)
+    except MissingDependency:
+        raise
+    except Exception as error:  # the library raises nothing more specific
+        raise InvalidRequest(
+            f"{file} is no tokenizer", got=error, expected="the tokenizer.json of a model"
+        ) from error
+    return Tokenizer(backend, facts)
 
 
 def check_same_tokenizer(tokenizer: Tokenizer, manifest: Manifest, path: str | Path) -> None:
@@ -86,17 +91,23 @@ def check_same_tokenizer(tokenizer: Tokenizer, manifest: Manifest, path: str | P
         )
 
 
-def describe_tokenizer(fields: Mapping[str, Any]) -> TokenizerFacts:
-    """Returns the fingerprint and the readable facts of a parsed `tokenizer.json`."""
-    canonical = _canonical(fields)
+def fingerprint_of(fields: Mapping[str, Any]) -> str:
+    """Returns the fingerprint of a parsed `tokenizer.json`; FORMAT.md says how it is made."""
+    return _digest(_canonical(fields))
+
+
+def _digest(canonical: Mapping[str, Any]) -> str:
     octets = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
-    vocabulary, added = canonical["vocabulary"], canonical["added_tokens"]
-    ids = [entry[0] for entry in vocabulary] + [token["id"] for token in added]
+    return f"sha256:{hashlib.sha256(octets).hexdigest()}"
+
+
+def _describe(canonical: Mapping[str, Any], backend: Any) -> TokenizerFacts:
     return TokenizerFacts(
-        fingerprint=f"sha256:{hashlib.sha256(octets).hexdigest()}",
+        fingerprint=_digest(canonical),
         model=str(canonical["model"].get("type", "unknown")),
-        vocab_size=max(ids) + 1,
-        num_added_tokens=len(added),
+        # The library's own ids: it numbers added tokens anew where the file's numbers leave a gap.
+        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        num_added_tokens=len(canonical["added_tokens"]),
         num_merges=len(canonical["merges"]),
         normalizer=_type_name(canonical["normalizer"]),
         pre_tokenizer=_type_name(canonical["pre_tokenizer"]),
@@ -121,7 +132,7 @@ def _canonical(fields: Mapping[str, Any]) -> dict[str, Any]:
         "merges": [
             pair.split(" ") if isinstance(pair, str) else list(pair) for pair in model.get("merges") or ()
         ],
-        "added_tokens": sorted((dict(token) for token in fields.get("added_tokens") or ()), key=_id_of),
+        "added_tokens": [dict(token) for token in fields.get("added_tokens") or ()],
         "normalizer": _component(fields.get("normalizer")),
         "pre_tokenizer": _component(fields.get("pre_tokenizer")),
     }
@@ -137,10 +148,6 @@ def _vocabulary(vocab: Any) -> list[list[Any]]:
     if isinstance(vocab, list):
         return [[index, token, score] for index, (token, score) in enumerate(vocab)]
     return sorted([int(index), str(token)] for token, index in vocab.items())
-
-
-def _id_of(token: dict[str, Any]) -> int:
-    return int(token["id"])
 
 
 def _component(value: Any) -> Any:
@@ -180,24 +187,17 @@ def _tokenizer_file(path: Path) -> Path:
     return path / TOKENIZER_NAME
 
 
-def _backend(file: Path, data: bytes) -> Any:
+def _backend(data: bytes) -> Any:
     try:
         import tokenizers
     except ImportError as error:
         raise MissingDependency(
             "tokenizers is not installed", remedy="pip install 'retrieval-spec[server]'"
         ) from error
-    try:
-        backend = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # the library raises nothing more specific
-        raise _unusable(file, error) from error
+    backend = tokenizers.Tokenizer.from_buffer(data)
     backend.no_truncation()
     backend.no_padding()
     return backend
-
-
-def _unusable(file: Path, error: Exception) -> InvalidRequest:
-    return InvalidRequest(f"{file} is no tokenizer", got=error, expected="the tokenizer.json of a model")
 
 
 def _summary(facts: TokenizerFacts) -> str:
