@@ -4,7 +4,6 @@ import builtins
 import gzip
 import json
 import logging
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -252,7 +251,7 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path):
         (b'{"text": "a"} x', "not JSON"),
         (b'{"text": "\xff"}', "not JSON"),
         (b"[" * 100_000, "not JSON"),
-        (b"9" * 5_000, "not JSON" if sys.version_info >= (3, 11) else "no object"),
+        (b"9" * 5_000, "(not JSON|no object)"),
         (b"[1]", "no object; got list"),
         (b'"text"', "no object; got str"),
         (b"{}", "no text; got no field"),

@@ -615,8 +615,10 @@ def test_leftovers_of_other_names_are_not_touched(tmp_path):
     for name in (".store2.tmp-0123456789abcdef", ".store.tmp-0123", ".store.tmp-0123456789abcdef.txt"):
         (tmp_path / name).mkdir()
     (tmp_path / ".store.tmp-0123456789abcdef").mkdir()
+    (tmp_path / ".store.tmp-00000000deadbeef").write_text("a file, and so not ours")
     write_datastore(tmp_path / "store", facts, columns)
     assert names_in(tmp_path) == [
+        ".store.tmp-00000000deadbeef",
         ".store.tmp-0123",
         ".store.tmp-0123456789abcdef.txt",
         ".store2.tmp-0123456789abcdef",

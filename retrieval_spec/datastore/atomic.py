@@ -164,7 +164,7 @@ def _is_alive(path: Path) -> bool:
     """Returns whether a writer holds the lock on `path`; the lock goes with the writer's process."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError:  # gone meanwhile, or nothing that a writer of ours made
         return True
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

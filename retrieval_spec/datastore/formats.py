@@ -106,7 +106,7 @@ def read_arrow(path: Path, text_field: str | None, advance: Advance) -> Iterator
 def _texts_of_batches(batches: Iterable[Any], fields: Sequence[str], path: Path) -> Iterator[str]:
     row = 0
     for batch in batches:
-        columns = [batch.column(batch.schema.get_field_index(name)) for name in fields]
+        columns = [batch.column(name) for name in fields]
         for column in columns:
             column.validate(full=True)  # a damaged offset would read past the buffer
         for start in range(0, len(columns[0]), _ROWS):
