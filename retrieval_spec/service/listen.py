@@ -17,7 +17,7 @@ from retrieval_spec.errors import InvalidRequest, ServiceUnavailable
 logger = logging.getLogger(__name__)
 
 _UNIX = "unix:"
-_MAX_PATH_BYTES = 107
+_MAX_PATH_BYTES = 90  # the system allows 107, and the name that is bound first is longer
 _PROBE_TIMEOUT_S = 1.0
 _LOOPBACK = ("localhost", "[::1]", "::1")
 
@@ -70,9 +70,11 @@ class UnixListener:
         name = listen[len(_UNIX) :]
         self._path = Path("/" + name.lstrip("/") if name.startswith("//") else name).absolute()
         self._bound = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        if not name or len(os.fsencode(self._bound)) > _MAX_PATH_BYTES:
+        if not name or len(os.fsencode(self._path)) > _MAX_PATH_BYTES:
             raise InvalidRequest(
-                "no usable socket path", got=repr(listen), expected="unix:/path of at most 90 bytes"
+                "no usable socket path",
+                got=repr(listen),
+                expected=f"unix:/path of at most {_MAX_PATH_BYTES} bytes",
             )
         self.address = f"{_UNIX}{self._path}"
         self._inode: int | None = None

@@ -1,0 +1,204 @@
+"""One generation through `LocalClient` and through `DraftClient`: equal trees, node by node."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from retrieval_spec.client import DraftClient, DraftSession, DraftSource, LocalClient
+from retrieval_spec.errors import (
+    ContextMismatch,
+    InvalidRequest,
+    InvalidTokens,
+    LimitExceeded,
+    UnknownSession,
+)
+from tests.service_process import LIMITS, VOCAB_SIZE, server_process, session_engine
+
+TIMEOUT_S = 20.0
+"""Nothing here is about time, and a loaded machine must not look like a broken server."""
+
+
+@pytest.fixture(scope="module", params=["unix", "tcp"])
+def address(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clients")
+    listen = f"unix:{folder}/s.sock" if request.param == "unix" else "127.0.0.1:0"
+    with server_process(listen, "session") as (_, address):
+        yield address
+
+
+@pytest.fixture(params=["stream", "unary"])
+def remote(address, request):
+    with DraftClient(address, timeout_s=TIMEOUT_S, transport=request.param) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def local():
+    return LocalClient(session_engine())
+
+
+@pytest.fixture(params=["local", "remote"])
+def either(request, local, address):
+    if request.param == "local":
+        yield local
+    else:
+        with DraftClient(address, timeout_s=TIMEOUT_S) as client:
+            yield client
+
+
+def test_both_keep_the_interface(local, remote):
+    for source in (local, remote):
+        assert isinstance(source, DraftSource)
+        session = source.open_session([1])
+        assert isinstance(session, DraftSession)
+        session.close()
+    assert (local.vocab_size, local.source_names) == (remote.vocab_size, remote.source_names)
+
+
+def some_tokens(rng, phrases):
+    """Repetition, so that the trees are deep and branch, and now and then something new."""
+    if rng.random() < 0.8:
+        phrase = rng.choice(phrases)
+        start = rng.randrange(len(phrase))
+        return phrase[start : start + rng.randrange(6)]
+    return [rng.randrange(VOCAB_SIZE) for _ in range(rng.randrange(3))]
+
+
+def test_a_long_session_gets_equal_trees(local, remote):
+    rng = random.Random(7)
+    phrases = [[rng.randrange(60_000, VOCAB_SIZE) for _ in range(12)] for _ in range(5)]
+    prompt = [token for _ in range(20) for token in rng.choice(phrases)]
+    pair = [source.open_session(prompt) for source in (local, remote)]
+    drafted = 0
+    for _ in range(400):
+        action = rng.choice(["draft", "draft", "draft", "commit", "commit", "truncate"])
+        tokens, max_nodes = some_tokens(rng, phrases), rng.choice([0, 1, 5, 16, 300])
+        length = max(0, pair[0].context_length - rng.choice([0, 1, 2, 9]))
+        if action == "draft":
+            trees = [session.draft(max_nodes) for session in pair]
+            assert trees[0] == trees[1]
+            drafted += len(trees[0])
+        for session in pair:
+            if action == "commit":
+                session.commit(tokens)
+            elif action == "truncate":
+                session.truncate(length)
+        assert pair[0].context_length == pair[1].context_length
+    assert drafted > 1_000
+    for session in pair:
+        session.close()
+
+
+def test_a_batch_gets_equal_trees(local, remote):
+    rng = random.Random(3)
+    phrase = [rng.randrange(VOCAB_SIZE) for _ in range(30)]
+    groups = [[source.open_session(phrase[: 5 + index]) for index in range(24)] for source in (local, remote)]
+    for step in range(12):
+        tokens = [some_tokens(rng, [phrase]) for _ in groups[0]]
+        for sessions in groups:
+            for session, committed in zip(sessions, tokens, strict=True):
+                session.commit(committed)
+        total = [0, 1, 40, 5_000][step % 4]
+        batches = [local.draft_batch(groups[0], total), remote.draft_batch(groups[1], total)]
+        assert batches[0] == batches[1]
+        assert sum(map(len, batches[1])) <= total
+    for session in [*groups[0], *groups[1]]:
+        session.close()
+
+
+def test_an_empty_batch_is_legal(either):
+    assert either.draft_batch([], 10) == []
+
+
+@pytest.mark.parametrize("sent", [0, 1, 2, 3])
+@pytest.mark.parametrize("length", [0, 2, 3, 4, 5])
+def test_truncating_works_whatever_the_server_has_seen(local, remote, sent, length):
+    """Tokens may be committed and sent, committed and not sent, or cut before they were ever sent."""
+    trees = []
+    for source in (local, remote):
+        session = source.open_session([1, 2, 3])
+        for index, token in enumerate([1, 2]):
+            if index < sent:
+                session.draft(4)
+            session.commit([token])
+        if sent == 3:
+            session.draft(4)
+        session.truncate(length)
+        session.commit([2])
+        trees.append(session.draft(8))
+        assert session.context_length == length + 1
+        session.close()
+    assert trees[0] == trees[1]
+
+
+def test_a_prompt_of_200_000_tokens(local, remote):
+    prompt = (np.arange(200_000) % 66_000).astype(np.int64)
+    pair = [source.open_session(prompt) for source in (local, remote)]
+    for session in pair:
+        session.commit([66_001, 5])
+    trees = [session.draft(16) for session in pair]
+    assert trees[0] == trees[1]
+    assert trees[0].token_ids[0] == 6
+    for session in pair:
+        session.close()
+
+
+BAD_TOKENS = [[-1], [VOCAB_SIZE], [2**32 - 1], [2**70], [1.5], [[1]], ["1"], [None]]
+
+
+@pytest.mark.parametrize("tokens", BAD_TOKENS, ids=repr)
+def test_bad_tokens_are_refused_at_the_door(either, tokens):
+    with pytest.raises(InvalidTokens):
+        either.open_session(tokens)
+    session = either.open_session([1, 2])
+    with pytest.raises(InvalidTokens):
+        session.commit(tokens)
+    assert session.context_length == 2
+    assert session.draft(1).token_ids.tolist() == [3]
+    session.close()
+
+
+def test_other_bad_input_is_refused_alike(either):
+    with pytest.raises(InvalidRequest, match="malformed namespace"):
+        either.open_session([1], namespace="a/b")
+    with pytest.raises(LimitExceeded, match="context too long"):
+        either.open_session(np.zeros(LIMITS.max_context_tokens + 1, np.int32))
+    session = either.open_session([1, 2])
+    for length in (-1, 3):
+        with pytest.raises(ContextMismatch, match="cannot cut the context"):
+            session.truncate(length)
+    session.close()
+
+
+def test_a_closed_session_is_unknown(either):
+    session = either.open_session([1])
+    session.close()
+    session.close()
+    calls = [
+        lambda: session.draft(),
+        lambda: session.commit([1]),
+        lambda: session.truncate(0),
+        lambda: either.draft_batch([session], 4),
+    ]
+    for call in calls:
+        with pytest.raises(UnknownSession):
+            call()
+
+
+def test_two_clients_do_not_disturb_each_other(local, address):
+    with (
+        DraftClient(address, timeout_s=TIMEOUT_S) as first,
+        DraftClient(address, timeout_s=TIMEOUT_S) as second,
+    ):
+        sessions = [client.open_session([5, 6, 5]) for client in (first, second, local)]
+        for step in range(20):
+            trees = []
+            for index, session in enumerate(sessions):
+                session.commit([5 if index < 2 and step % 2 else 6])
+                trees.append(session.draft(6))
+            assert trees[0] == trees[1]
+        for session in sessions:
+            session.close()
