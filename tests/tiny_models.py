@@ -36,9 +36,11 @@ def tiny_model(
         "bos_token_id": None,
         "pad_token_id": None,
     }
-    settings.update(changes)
+    settings.update({name: list(value) if type(value) is tuple else value for name, value in changes.items()})
     torch.manual_seed(20_26)
-    config = getattr(transformers, f"{architecture}Config")(**settings, attn_implementation=attention)
+    config_class = getattr(transformers, f"{architecture}TextConfig", None)  # of those that also see
+    config_class = config_class or getattr(transformers, f"{architecture}Config")
+    config = config_class(**settings, attn_implementation=attention)
     model = getattr(transformers, f"{architecture}ForCausalLM")(config)
     model.generation_config.pad_token_id = 0
     return model.to(getattr(torch, dtype)).eval()

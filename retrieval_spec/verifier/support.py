@@ -73,13 +73,13 @@ def check_request(input_ids: Any, generation_config: Any, model_inputs: dict[str
             that the loop does not collect, or inputs beside token ids.
         UnsupportedModel: a cache that cannot be cut back, or a model without plain position ids.
     """
+    _check_mode(generation_config)
     if input_ids.shape[0] != 1 or generation_config.num_return_sequences not in (None, 1):
         raise InvalidRequest(
             "drafts are verified for one sequence at a time",
             got=f"{input_ids.shape[0]} sequences",
             remedy="call generate once a prompt, with num_return_sequences=1",
         )
-    _check_mode(generation_config)
     check_cache(model_inputs.get("past_key_values"))
     for name in ("output_attentions", "output_hidden_states"):
         if model_inputs.get(name):
