@@ -67,7 +67,7 @@ def server_thread(listen: str, engine: Engine) -> Iterator[str]:
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
     try:
-        assert ready.wait(10), "the server did not start"
+        assert ready.wait(60), "the server did not start"  # kernels may have to be compiled
         yield addresses[0]
     finally:
         loops[0].call_soon_threadsafe(stopping.set)

@@ -139,7 +139,8 @@ class DraftClient:
             if not self._breaker.allows:
                 return trees
             try:
-                self._fill(trees, sessions, max_nodes, total_nodes)
+                if self._fill(trees, sessions, max_nodes, total_nodes):
+                    self._breaker.succeeded()
             except RetrievalSpecError as error:
                 self._breaker.failed(error)
         return trees
@@ -150,21 +151,23 @@ class DraftClient:
         sessions: Sequence[RemoteSession],
         max_nodes: Sequence[int],
         total_nodes: int,
-    ) -> None:
-        """Asks, opens again what the server lost, and asks once more for those."""
+    ) -> bool:
+        """Asks, opens again what the server lost, asks once more for those; whether it got an answer."""
+        answered = False
         waiting = list(range(len(sessions)))
         for _ in range(2):
             self._reopener.reopen([sessions[index] for index in waiting])
             asked = [index for index in waiting if not sessions[index].is_lost]
             if not asked or total_nodes <= 0:
-                return
+                break
             caps = [min(max_nodes[index], total_nodes) for index in asked]
             outcomes = self._exchange([sessions[index] for index in asked], caps, total_nodes)
-            self._breaker.succeeded()
+            answered = True
             for index, outcome in zip(asked, outcomes, strict=True):
                 trees[index] = self._settled(sessions[index], outcome)
             total_nodes -= sum(len(trees[index]) for index in asked)
             waiting = [index for index in waiting if sessions[index].is_lost]
+        return answered
 
     def _settled(self, session: RemoteSession, outcome: wire.Outcome) -> DraftTree:
         if isinstance(outcome, DraftTree):

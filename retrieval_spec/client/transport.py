@@ -111,7 +111,10 @@ class UnaryTransport:
         self._connected = False
         response = called(self._draft, request, timeout=wait_s)
         self._connected = True
-        return response.result  # type: ignore[no-any-return]
+        result: pb.DraftStepResult = response.result
+        if result.step_number != request.step.step_number:
+            raise ServiceUnavailable("the server answered another question")
+        return result
 
     def close(self) -> None:
         """Does nothing: the channel is the client's."""

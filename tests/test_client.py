@@ -1,0 +1,427 @@
+"""`DraftClient` when all is not well: whatever the server does, a generation goes on."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+
+import grpc
+import numpy as np
+import pytest
+
+from retrieval_spec import wire
+from retrieval_spec.client import DraftClient, LocalClient, breaker
+from retrieval_spec.client import session as session_module
+from retrieval_spec.client.breaker import Breaker
+from retrieval_spec.engine import Engine
+from retrieval_spec.errors import InvalidRequest, ServiceUnavailable
+from retrieval_spec.service import server
+from retrieval_spec.service.servicer import Servicer
+from retrieval_spec.tree import DraftTree
+from retrieval_spec.v1 import draft_pb2 as pb
+from retrieval_spec.v1.draft_pb2_grpc import DraftServiceStub
+from tests.fake_drafters import CountingDrafter
+from tests.service_process import LIMITS, counting_engine, server_process, server_thread
+
+PATIENCE_S = 20.0
+"""For waits that are about outcome, not time: the machine may be busy."""
+
+both_transports = pytest.mark.parametrize("transport", ["stream", "unary"])
+
+
+class Scripted(Servicer):
+    """The real servicer, with a hook for what a broken or hostile server does."""
+
+    latest: Scripted
+
+    def __init__(self, engine):
+        super().__init__(engine)
+        self.spoil = lambda step, result: None
+        self.steps = []
+        self.opened = []
+        self.closed = []
+        Scripted.latest = self
+
+    def answer(self, step, result):
+        super().answer(step, result)
+        self.steps.append(step)
+        self.spoil(step, result)
+
+    def open_session(self, request):
+        self.opened.append(request)
+        return super().open_session(request)
+
+    async def CloseSession(self, request, context):
+        self.closed.append(request)
+        return await super().CloseSession(request, context)
+
+
+@pytest.fixture
+def scripted(tmp_path, monkeypatch):
+    """A server whose answers the test can spoil, and its address."""
+    monkeypatch.setattr(server, "Servicer", Scripted)
+    with server_thread(f"unix:{tmp_path}/s.sock", counting_engine()) as address:
+        servicer = Scripted.latest
+        servicer.steps.clear()
+        servicer.opened.clear()
+        servicer.closed.clear()
+        yield servicer, address
+
+
+@pytest.fixture
+def quick_retries(monkeypatch):
+    """Failures are forgotten at once, so that tests need not wait."""
+    monkeypatch.setattr(breaker, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(breaker, "LONGEST_PAUSE_S", 0.02)
+
+
+def drafts_come_back(session, max_nodes=2) -> DraftTree:
+    """Asks until there are nodes again."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        tree = session.draft(max_nodes)
+        if len(tree):
+            return tree
+        time.sleep(0.02)
+    raise AssertionError("no drafts came back")
+
+
+def warnings(caplog):
+    return [record.message for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_step_is_one_round_trip(scripted):
+    servicer, address = scripted
+    with DraftClient(address, timeout_s=PATIENCE_S) as client:
+        session = client.open_session([1])
+        for step in range(5):
+            session.commit([step])
+            session.commit([step + 1])
+            assert session.draft(1).token_ids.tolist() == [step + 2]
+        batch = [session, client.open_session([1])]
+        assert [len(tree) for tree in client.draft_batch(batch, 4)] == [2, 2]
+        session.draft(0)
+        session.close()
+    assert len(servicer.steps) == 6
+    assert len(servicer.opened) == 2
+
+
+def test_closing_tells_the_last_tokens(scripted):
+    servicer, address = scripted
+    with DraftClient(address, timeout_s=PATIENCE_S) as client:
+        session = client.open_session([1, 2])
+        session.draft(1)
+        session.commit([5, 6])
+        session.close()
+    (request,) = servicer.closed
+    assert request.context_length == 2
+    assert np.frombuffer(request.commit_token_ids, "<i4").tolist() == [5, 6]
+
+
+@both_transports
+def test_without_a_server_opening_says_what_to_do(tmp_path, transport):
+    with DraftClient(f"unix:{tmp_path}/none.sock", transport=transport) as client:
+        for call in (lambda: client.open_session([1]), client.ping, lambda: client.vocab_size):
+            with pytest.raises(ServiceUnavailable, match="retrieval-spec serve"):
+                call()
+
+
+@both_transports
+def test_a_killed_server_costs_empty_trees_until_its_successor_is_up(
+    tmp_path, transport, caplog, quick_retries
+):
+    listen = f"unix:{tmp_path}/s.sock"
+    local = LocalClient(counting_engine()).open_session([1, 2])
+    with server_process(listen) as (process, address):
+        client = DraftClient(address, timeout_s=PATIENCE_S, transport=transport)
+        session = client.open_session([1, 2])
+        assert session.draft(4) == local.draft(4)
+        process.kill()
+        process.wait()
+        for token in range(20):
+            session.commit([token])
+            local.commit([token])
+            assert session.draft(4) == DraftTree.empty(client.source_names)
+        session.truncate(15)
+        local.truncate(15)
+    with server_process(listen):
+        drafts_come_back(session)
+        for token in range(20):
+            session.commit([token])
+            local.commit([token])
+            assert session.draft(4) == local.draft(4)
+    client.close()
+    assert len(warnings(caplog)) == 2, "one line when drafts stop, one when they are back"
+
+
+@both_transports
+def test_a_hung_server_is_waited_for_once(tmp_path, transport, caplog):
+    with server_process(f"unix:{tmp_path}/s.sock") as (process, address):
+        client = DraftClient(address, timeout_s=0.2, transport=transport)
+        session = client.open_session([1])
+        drafts_come_back(session)
+        process.send_signal(signal.SIGSTOP)
+        session.commit([5])
+        start = time.monotonic()
+        assert len(session.draft(4)) == 0
+        assert time.monotonic() - start < 5
+        start = time.monotonic()
+        for token in range(200):
+            session.commit([token])
+            assert len(session.draft(4)) == 0
+        assert time.monotonic() - start < breaker.FIRST_PAUSE_S, "a server in trouble is left alone"
+        process.send_signal(signal.SIGCONT)
+        session.truncate(3)
+        assert drafts_come_back(session).token_ids.tolist() == [1, 2]
+        client.close()
+    assert len(warnings(caplog)) >= 2
+
+
+def node_column(name, values, dtype):
+    def spoil(step, result):
+        setattr(result, name, np.array(values, dtype).tobytes())
+
+    return spoil
+
+
+def wrong_number(step, result):
+    result.step_number = step.step_number + 1
+
+
+def cut_column(step, result):
+    result.parents = result.parents[:-1]
+
+
+def one_session_more(step, result):
+    result.statuses += b"\0\0\0\0"
+    result.node_counts += b"\0\0\0\0"
+
+
+def endless_tree(step, result):
+    wire.write_result(result, [DraftTree.chain([1] * 100)])
+
+
+def negative_count(step, result):
+    result.node_counts = np.array([-2], "<i4").tobytes()
+
+
+def crash(step, result):
+    raise KeyError("a bug")
+
+
+HOSTILE = {
+    "wrong step number": wrong_number,
+    "own parent": node_column("parents", [-1, 1], "<i4"),
+    "later parent": node_column("parents", [1, -1], "<i4"),
+    "parent below the context": node_column("parents", [-2, 0], "<i4"),
+    "token past the vocabulary": node_column("token_ids", [1, 70_000], "<i4"),
+    "negative token": node_column("token_ids", [-1, 1], "<i4"),
+    "equal siblings": lambda step, result: (
+        node_column("parents", [-1, -1], "<i4")(step, result),
+        node_column("token_ids", [3, 3], "<i4")(step, result),
+    ),
+    "no number": node_column("probs", [0.5, float("nan")], "<f4"),
+    "probability above one": node_column("probs", [0.5, 1.5], "<f4"),
+    "unknown source": node_column("sources", [1, 4], "<u2"),
+    "cut column": cut_column,
+    "another number of sessions": one_session_more,
+    "more nodes than asked for": endless_tree,
+    "negative count": negative_count,
+    "status with nodes": node_column("statuses", [13], "<i4"),
+    "a crash": crash,
+}
+
+
+@both_transports
+@pytest.mark.parametrize("spoil", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_answer_is_dropped(scripted, transport, spoil, caplog, quick_retries):
+    servicer, address = scripted
+    with DraftClient(address, transport=transport) as client:
+        session = client.open_session([1])
+        drafts_come_back(session)
+        caplog.clear()
+        servicer.spoil = spoil
+        for token in range(3):
+            session.commit([token])
+            assert session.draft(2) == DraftTree.empty(client.source_names)
+            time.sleep(0.03)
+        assert sum("generation goes on without" in line for line in warnings(caplog)) == 1
+        servicer.spoil = lambda step, result: None
+        session.commit([7])
+        assert drafts_come_back(session).token_ids.tolist() == [8, 9]
+
+
+def test_a_late_answer_is_not_taken_for_the_one_awaited(scripted, quick_retries):
+    servicer, address = scripted
+    with DraftClient(address, timeout_s=0.05) as client:
+        session = client.open_session([1])
+        drafts_come_back(session)
+        servicer.spoil = lambda step, result: time.sleep(0.3)
+        session.commit([10])
+        assert len(session.draft(2)) == 0
+        servicer.spoil = lambda step, result: None
+        session.commit([20])
+        assert drafts_come_back(session).token_ids.tolist() == [21, 22]
+
+
+@pytest.mark.parametrize("damage", ["closed", "cut", "grown"])
+def test_a_session_that_the_server_lost_is_opened_again_unseen(scripted, damage):
+    servicer, address = scripted
+    with DraftClient(address, timeout_s=PATIENCE_S) as client, grpc.insecure_channel(address) as channel:
+        session, other = client.open_session([1, 2]), client.open_session([50])
+        stub = DraftServiceStub(channel)
+        lost = session.server_id
+        if damage == "closed":
+            stub.CloseSession(pb.CloseSessionRequest(session_id=lost, context_length=2))
+        elif damage == "cut":
+            stub.TruncateSession(pb.TruncateSessionRequest(session_id=lost, context_length=2, kept_length=1))
+        else:
+            step = pb.DraftStep()
+            wire.write_step(step, [wire.SessionStep(lost, 2, np.array([9], np.int32), 0)], 0)
+            stub.Draft(pb.DraftRequest(step=step))
+        session.commit([3])
+        assert session.draft(2).token_ids.tolist() == [4, 5]
+        trees = client.draft_batch([session, other], 4)
+        assert [tree.token_ids.tolist() for tree in trees] == [[4, 5], [51, 52]]
+        assert servicer.opened[-1].replaced_session_id == lost
+        assert len(servicer.opened) == 3
+
+
+def test_opening_again_does_not_hold_up_the_generation(scripted):
+    servicer, address = scripted
+    with DraftClient(address, timeout_s=0.2) as client:
+        session = client.open_session([1])
+        drafts_come_back(session)
+        session.lose()
+        # A server that takes long for a long context, and does so where it blocks nobody else's calls.
+        answered = []
+        real = client._reopener._open_session
+        client._reopener._open_session = Deferred(real, answered)
+        session.commit([2])
+        assert len(session.draft(2)) == 0
+        session.commit([3])
+        start = time.monotonic()
+        assert len(session.draft(2)) == 0
+        assert time.monotonic() - start < 0.1, "only the step that begins to open waits"
+        answered.append(True)
+        assert drafts_come_back(session).token_ids.tolist() == [4, 5]
+    assert len(servicer.opened) == 2
+
+
+class Deferred:
+    """A call whose answer arrives when the test says so."""
+
+    def __init__(self, call, answered):
+        self.call = call
+        self.answered = answered
+
+    def future(self, request, timeout):
+        inner, answered = self.call.future(request, timeout=timeout), self.answered
+
+        class Future:
+            def result(self, timeout):
+                if not answered:
+                    time.sleep(timeout)
+                    raise grpc.FutureTimeoutError
+                return inner.result(PATIENCE_S)
+
+            def cancel(self):
+                inner.cancel()
+
+        return Future()
+
+
+def test_a_context_that_outgrows_the_server_goes_on_without_drafts(scripted, caplog):
+    _, address = scripted
+    with DraftClient(address, timeout_s=PATIENCE_S) as client:
+        session = client.open_session(np.zeros(LIMITS.max_context_tokens - 1, np.int32))
+        other = client.open_session([1])
+        session.commit([1, 2])
+        for _ in range(3):
+            assert len(session.draft(2)) == 0
+            session.commit([3])
+        assert other.draft(2).token_ids.tolist() == [2, 3], "one session's trouble is its own"
+        assert ["without drafts" in line for line in warnings(caplog)] == [True]
+        session.truncate(1_000)
+        assert session.draft(2).token_ids.tolist() == [1, 2]
+
+
+def test_a_parked_session_is_tried_again(scripted, monkeypatch):
+    monkeypatch.setattr(session_module, "PARKED_S", 0.0)
+    servicer, address = scripted
+    with DraftClient(address, timeout_s=PATIENCE_S) as client:
+        opened = client.open_session([1])
+        servicer.spoil = lambda step, result: wire.write_result(result, [ServiceUnavailable("not now")])
+        assert len(opened.draft(2)) == 0
+        servicer.spoil = lambda step, result: None
+        assert opened.draft(2).token_ids.tolist() == [2, 3]
+
+
+def test_a_successor_with_another_vocabulary_is_not_believed(tmp_path, quick_retries):
+    listen = f"unix:{tmp_path}/s.sock"
+    with server_thread(listen, counting_engine()):
+        client = DraftClient(listen, timeout_s=PATIENCE_S)
+        opened = client.open_session([1])
+        drafts_come_back(opened)
+    wide = Engine(100_000, {"half": CountingDrafter(100_000)})
+    with server_thread(listen, wide):
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            assert len(opened.draft(2)) == 0
+            time.sleep(0.05)
+        with pytest.raises(ServiceUnavailable, match="another vocabulary"):
+            client.open_session([1])
+    client.close()
+
+
+@both_transports
+def test_a_closed_client_drafts_nothing(scripted, transport):
+    _, address = scripted
+    client = DraftClient(address, timeout_s=PATIENCE_S, transport=transport)
+    opened = client.open_session([1])
+    assert len(opened.draft(2)) == 2
+    client.close()
+    client.close()
+    opened.commit([2])
+    assert len(opened.draft(2)) == 0
+    for call in (client.ping, lambda: client.open_session([1])):
+        with pytest.raises(ServiceUnavailable, match="client is closed"):
+            call()
+    opened.close()
+
+
+@both_transports
+def test_an_empty_call_takes_the_way_of_drafts(scripted, transport):
+    servicer, address = scripted
+    with DraftClient(address, timeout_s=PATIENCE_S, transport=transport) as client:
+        assert 0 < client.ping() < PATIENCE_S
+    assert [step.session_ids for step in servicer.steps] == [b""]
+
+
+@pytest.mark.parametrize("options", [{"transport": "pigeon"}, {"timeout_s": 0}, {"timeout_s": float("nan")}])
+def test_malformed_options_are_refused(options):
+    with pytest.raises(InvalidRequest):
+        DraftClient("127.0.0.1:1", **options)
+
+
+def test_the_breaker_pauses_twice_as_long_each_time_and_speaks_once(caplog):
+    now = [100.0]
+    guard = Breaker("here", clock=lambda: now[0])
+    pauses = []
+    for _ in range(7):
+        assert guard.allows
+        guard.failed(ServiceUnavailable("gone"))
+        failed_at = now[0]
+        while not guard.allows:
+            now[0] += 0.5
+        pauses.append(now[0] - failed_at)
+    assert pauses == [1, 2, 4, 8, 16, 30, 30]
+    assert len(warnings(caplog)) == 1
+    guard.succeeded()
+    guard.succeeded()
+    assert guard.allows
+    assert len(warnings(caplog)) == 2
+    guard.failed(ServiceUnavailable("gone"))
+    now[0] += 1
+    assert guard.allows, "a success forgets earlier failures"
