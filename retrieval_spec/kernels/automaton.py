@@ -22,9 +22,10 @@ NUM_TOKENS, NUM_STATES, NUM_EDGES, LAST = 0, 1, 2, 3
 EDGES_AT, SLOTS_AT = 4, 5
 MAX_STATES, MAX_EDGES, NUM_SLOTS = 6, 7, 8
 NEXT_BOUNDARY = 9  # context length at which counts become exact again
-QUIET_UNTIL = 10  # below this length a bulk load leaves the counts to the boundary's recount
-IS_LOWER_BOUND = 11  # 1 = some counts and last ends miss occurrences
-WANTED_EDGES = 12  # what the token that found no room needs
+IS_LOWER_BOUND = 10  # 1 = some counts and last ends miss occurrences
+WANTED_EDGES = 11  # NUM_EDGES that the token needs which found no room
+RESUME_STATE = 12  # state at which to go on with that token
+NOWHERE = -2
 HEADER_WORDS = 16
 
 STATE_WORDS, EDGE_WORDS = 8, 4
@@ -38,73 +39,62 @@ FIRST_BOUNDARY = 1024
 
 
 @kernel
-def slot_of(state, token, num_slots):
-    """Returns where a probe for (state, token) begins; every step stays below 2**63."""
-    mixed = (np.int64(state) * 0x9E3779B1 ^ np.int64(token) * 0x85EBCA77) & 0xFFFFFFFF
-    mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
-    return (mixed * num_slots) >> 32
-
-
-@kernel
 def find_target(arena, state, token):
-    """Returns the arena word that holds the target of an edge, or 0 if the state has no such edge."""
+    """Returns the arena word that holds the target of an edge.
+
+    If there is no such edge: 0, or minus the arena word of the slot that the edge would take.
+    """
     record = HEADER_WORDS + np.int64(state) * STATE_WORDS
-    if arena[record + TARGET] < 0:
-        return np.int64(0)
     if arena[record + TOKEN] == token:
-        return record + TARGET
+        return record + TARGET if arena[record + TARGET] >= 0 else np.int64(0)
     if arena[record + OVERFLOW] == 0:
         return np.int64(0)
-    edges_at = np.int64(arena[EDGES_AT])
     # Most states with overflow have one such edge: its record answers without the slots.
+    edges_at = np.int64(arena[EDGES_AT])
     edge = edges_at + np.int64(arena[record + OVERFLOW]) * EDGE_WORDS
     if arena[edge + EDGE_TOKEN] == token:
         return edge + EDGE_TARGET
-    if arena[edge + EDGE_NEXT] == 0:
-        return np.int64(0)
-    return _find_overflow(arena, state, token)
-
-
-@kernel
-def _find_overflow(arena, state, token):
-    edges_at = np.int64(arena[EDGES_AT])
-    slots_at = np.int64(arena[SLOTS_AT])
-    num_slots = np.int64(arena[NUM_SLOTS])
-    slot = slot_of(state, token, num_slots)
-    while arena[slots_at + slot] != 0:
-        edge = edges_at + np.int64(arena[slots_at + slot]) * EDGE_WORDS
+    slot = _first_slot(arena, state, token)
+    end = np.int64(arena[SLOTS_AT]) + np.int64(arena[NUM_SLOTS])
+    while arena[slot] != 0:
+        edge = edges_at + np.int64(arena[slot]) * EDGE_WORDS
         if arena[edge + EDGE_OWN] == state and arena[edge + EDGE_TOKEN] == token:
             return edge + EDGE_TARGET
-        slot = slot + 1 if slot + 1 < num_slots else 0
-    return np.int64(0)
+        slot = slot + 1 if slot + 1 < end else np.int64(arena[SLOTS_AT])
+    return -slot
 
 
 @kernel
-def _take_slot(arena, edge_index, state, token):
-    slots_at = np.int64(arena[SLOTS_AT])
-    num_slots = np.int64(arena[NUM_SLOTS])
-    slot = slot_of(state, token, num_slots)
-    while arena[slots_at + slot] != 0:
-        slot = slot + 1 if slot + 1 < num_slots else 0
-    arena[slots_at + slot] = edge_index
+def _first_slot(arena, state, token):
+    """Returns the arena word where a probe for an edge begins."""
+    # Both factors are below 2**32 and both operands below 2**31, so every step stays below 2**63.
+    mixed = (np.int64(state) * 0x9E3779B1 ^ np.int64(token) * 0x85EBCA77) & 0xFFFFFFFF
+    return np.int64(arena[SLOTS_AT]) + ((mixed * np.int64(arena[NUM_SLOTS])) >> 32)
+
+
+@kernel
+def _free_slot(arena, state, token):
+    """Returns the arena word of the slot that a new edge takes."""
+    slot = _first_slot(arena, state, token)
+    end = np.int64(arena[SLOTS_AT]) + np.int64(arena[NUM_SLOTS])
+    while arena[slot] != 0:
+        slot = slot + 1 if slot + 1 < end else np.int64(arena[SLOTS_AT])
+    return slot
 
 
 @kernel
 def fill_slots(arena):
-    """Enters every overflow edge into empty slots, after the slots moved to a larger buffer."""
+    """Enters every overflow edge into empty slots, after they moved to a larger buffer."""
     edges_at = np.int64(arena[EDGES_AT])
     for edge_index in range(1, arena[NUM_EDGES]):
         edge = edges_at + edge_index * EDGE_WORDS
-        _take_slot(arena, edge_index, arena[edge + EDGE_OWN], arena[edge + EDGE_TOKEN])
+        arena[_free_slot(arena, arena[edge + EDGE_OWN], arena[edge + EDGE_TOKEN])] = edge_index
 
 
 @kernel
-def _add_edge(arena, state, token, target):
+def _add_overflow(arena, state, token, target, slot):
+    """Adds an edge to a state that has one already; `slot` is the free one, or 0 to look for it."""
     record = HEADER_WORDS + np.int64(state) * STATE_WORDS
-    if arena[record + TARGET] < 0:
-        arena[record + TOKEN] = token
-        arena[record + TARGET] = target
-        return
     edge_index = np.int64(arena[NUM_EDGES])
     edge = np.int64(arena[EDGES_AT]) + edge_index * EDGE_WORDS
     arena[edge + EDGE_OWN] = state
@@ -113,14 +103,12 @@ def _add_edge(arena, state, token, target):
     arena[edge + EDGE_NEXT] = arena[record + OVERFLOW]
     arena[record + OVERFLOW] = edge_index
     arena[NUM_EDGES] = edge_index + 1
-    _take_slot(arena, edge_index, state, token)
+    arena[slot if slot != 0 else _free_slot(arena, state, token)] = edge_index
 
 
 @kernel
-def _clone(arena, source, length):
-    """Returns a new state with the edges, ends and count of `source`, put between it and its link."""
-    clone = np.int64(arena[NUM_STATES])
-    arena[NUM_STATES] = clone + 1
+def _clone(arena, source, clone, length):
+    """Makes state `clone` with the edges, ends and count of `source`, between it and its link."""
     old = HEADER_WORDS + np.int64(source) * STATE_WORDS
     new = HEADER_WORDS + clone * STATE_WORDS
     for word in range(STATE_WORDS):
@@ -131,7 +119,7 @@ def _clone(arena, source, length):
     edges_at = np.int64(arena[EDGES_AT])
     edge = edges_at + np.int64(arena[old + OVERFLOW]) * EDGE_WORDS
     while edge != edges_at:
-        _add_edge(arena, clone, arena[edge + EDGE_TOKEN], arena[edge + EDGE_TARGET])
+        _add_overflow(arena, clone, arena[edge + EDGE_TOKEN], arena[edge + EDGE_TARGET], 0)
         edge = edges_at + np.int64(arena[edge + EDGE_NEXT]) * EDGE_WORDS
     return clone
 
@@ -148,67 +136,79 @@ def _num_overflow(arena, state):
 
 
 @kernel
-def _has_room(arena, wanted_edges):
-    arena[WANTED_EDGES] = wanted_edges
-    return arena[NUM_STATES] + 2 <= arena[MAX_STATES] and wanted_edges <= arena[MAX_EDGES]
+def _begin(arena, token):
+    """Writes the record of the next state and its edge from the last one, but does not count it yet."""
+    last = HEADER_WORDS + np.int64(arena[LAST]) * STATE_WORDS
+    new = HEADER_WORDS + np.int64(arena[NUM_STATES]) * STATE_WORDS
+    arena[new + LENGTH] = arena[last + LENGTH] + 1
+    arena[new + LINK] = 0
+    arena[new + TOKEN] = -1
+    arena[new + TARGET] = -1
+    arena[new + OVERFLOW] = 0
+    arena[new + FIRST_END] = arena[last + LENGTH]
+    arena[new + LAST_END] = arena[last + LENGTH]
+    arena[new + COUNT] = 1
+    arena[last + TOKEN] = token
+    arena[last + TARGET] = arena[NUM_STATES]
+    return np.int64(arena[last + LINK])
 
 
 @kernel
 def _add_token(arena, token):
-    """Adds one token; returns the new state, or -1 with nothing changed if it might not fit."""
-    last = np.int64(arena[LAST])
-    forks = 0
-    state = last
+    """Adds one token; returns the new state, or -1 if there is no room: then call again with more."""
+    state = np.int64(arena[RESUME_STATE])
+    if state == NOWHERE:
+        if arena[NUM_STATES] + 2 > arena[MAX_STATES]:
+            return np.int64(-1)
+        state = _begin(arena, token)
+    new = np.int64(arena[NUM_STATES])
     found = np.int64(0)
     while state >= 0:
         found = find_target(arena, state, token)
-        if found != 0:
+        if found > 0:
             break
-        forks += 1
-        state = np.int64(arena[HEADER_WORDS + state * STATE_WORDS + LINK])
-    target = np.int64(arena[found]) if found != 0 else np.int64(0)
-    stop = state
-    length = np.int64(arena[HEADER_WORDS + max(stop, 0) * STATE_WORDS + LENGTH]) + 1
-    splits = found != 0 and arena[HEADER_WORDS + target * STATE_WORDS + LENGTH] != length
-    new_edges = forks + (_num_overflow(arena, target) if splits else 0)
-    if not _has_room(arena, arena[NUM_EDGES] + new_edges):
-        return np.int64(-1)
-    new = _new_state(arena, np.int64(arena[HEADER_WORDS + last * STATE_WORDS + LENGTH]) + 1)
-    state = last
-    while state != stop:
-        _add_edge(arena, state, token, new)
-        state = np.int64(arena[HEADER_WORDS + state * STATE_WORDS + LINK])
-    link = target
-    if splits:
-        link = _clone(arena, target, length)
-        _redirect(arena, stop, token, target, link)
+        if not _has_edge_room(arena, state, 1):
+            return np.int64(-1)
+        record = HEADER_WORDS + state * STATE_WORDS
+        _add_overflow(arena, state, token, new, -found)
+        state = np.int64(arena[record + LINK])
+    link = np.int64(0)
+    clones = 0
+    if state >= 0:
+        link = np.int64(arena[found])
+        length = arena[HEADER_WORDS + state * STATE_WORDS + LENGTH] + 1
+        if arena[HEADER_WORDS + link * STATE_WORDS + LENGTH] != length:
+            if not _has_edge_room(arena, state, _num_overflow(arena, link)):
+                return np.int64(-1)
+            clones = 1
+            target = link
+            link = _clone(arena, target, new + 1, length)
+            arena[found] = link
+            _redirect(arena, np.int64(arena[HEADER_WORDS + state * STATE_WORDS + LINK]), token, target, link)
     arena[HEADER_WORDS + new * STATE_WORDS + LINK] = link
+    arena[NUM_STATES] = new + 1 + clones
+    arena[NUM_TOKENS] += 1
     arena[LAST] = new
+    arena[RESUME_STATE] = NOWHERE
     return new
 
 
 @kernel
-def _new_state(arena, length):
-    state = np.int64(arena[NUM_STATES])
-    position = arena[NUM_TOKENS]
-    arena[NUM_STATES] = state + 1
-    arena[NUM_TOKENS] = position + 1
-    record = HEADER_WORDS + state * STATE_WORDS
-    arena[record + LENGTH] = length
-    arena[record + TOKEN] = -1
-    arena[record + TARGET] = -1
-    arena[record + OVERFLOW] = 0
-    arena[record + FIRST_END] = position
-    arena[record + LAST_END] = position
-    arena[record + COUNT] = 1
-    return state
+def _has_edge_room(arena, state, num_edges):
+    """Tells whether so many overflow edges fit, and notes where to go on if they do not."""
+    wanted = arena[NUM_EDGES] + num_edges
+    if wanted <= arena[MAX_EDGES]:
+        return True
+    arena[WANTED_EDGES] = wanted
+    arena[RESUME_STATE] = state
+    return False
 
 
 @kernel
 def _redirect(arena, state, token, old, new):
     while state >= 0:
         found = find_target(arena, state, token)
-        if found == 0 or arena[found] != old:
+        if found <= 0 or arena[found] != old:
             return
         arena[found] = new
         state = np.int64(arena[HEADER_WORDS + state * STATE_WORDS + LINK])
@@ -257,25 +257,6 @@ def recount(arena):
 
 
 @kernel
-def _next_boundary(boundary):
-    return boundary + boundary // 4
-
-
-@kernel
-def _plan_bulk(arena, num_tokens):
-    """Decides whether the next tokens may skip the bumps because a recount follows them anyway."""
-    length = np.int64(arena[NUM_TOKENS])
-    boundary = np.int64(arena[NEXT_BOUNDARY])
-    if length < arena[QUIET_UNTIL] or boundary > length + num_tokens or 2 * num_tokens < length:
-        return
-    while _next_boundary(boundary) <= length + num_tokens:
-        boundary = _next_boundary(boundary)
-    arena[QUIET_UNTIL] = boundary
-    arena[NEXT_BOUNDARY] = boundary
-    arena[IS_LOWER_BOUND] = 1
-
-
-@kernel
 def append(arena, tokens, start):
     """Appends `tokens[start:]` and returns how many of `tokens` are in: fewer if the buffers are full.
 
@@ -287,19 +268,16 @@ def append(arena, tokens, start):
         tokens: int32[n]  any values.
         start: tokens before it are in already.
     """
-    num_tokens = tokens.shape[0]
-    _plan_bulk(arena, num_tokens - start)
-    for at in range(start, num_tokens):
+    for at in range(start, tokens.shape[0]):
         state = _add_token(arena, tokens[at])
         if state < 0:
             return at
-        if arena[NUM_TOKENS] > arena[QUIET_UNTIL]:
-            _bump(arena, state)
+        _bump(arena, state)
         if arena[NUM_TOKENS] == arena[NEXT_BOUNDARY]:
             if arena[IS_LOWER_BOUND]:
                 recount(arena)
-            arena[NEXT_BOUNDARY] = _next_boundary(arena[NEXT_BOUNDARY])
-    return num_tokens
+            arena[NEXT_BOUNDARY] += arena[NEXT_BOUNDARY] // 4
+    return tokens.shape[0]
 
 
 @kernel
@@ -308,7 +286,7 @@ def walk(arena, tokens):
     state = np.int64(0)
     for token in tokens:
         found = find_target(arena, state, token)
-        if found == 0:
+        if found <= 0:
             return np.int64(-1)
         state = np.int64(arena[found])
     return state

@@ -144,6 +144,7 @@ def _add_root(arena: Int32s) -> None:
     arena[kernels.NUM_STATES] = 1
     arena[kernels.NUM_EDGES] = 1
     arena[kernels.NEXT_BOUNDARY] = kernels.FIRST_BOUNDARY
+    arena[kernels.RESUME_STATE] = kernels.NOWHERE
     root = kernels.HEADER_WORDS
     for word in (kernels.LINK, kernels.TOKEN, kernels.TARGET, kernels.FIRST_END, kernels.LAST_END):
         arena[root + word] = -1
@@ -156,7 +157,9 @@ def _moved(old: Int32s, max_states: int, max_edges: int) -> Int32s:
     new = _new_arena(max_states, max_edges)
     for word in set(range(kernels.HEADER_WORDS)).difference(_PLACES):
         new[word] = old[word]
-    states = kernels.HEADER_WORDS + int(old[kernels.NUM_STATES]) * kernels.STATE_WORDS
+    # The state that is being added when the edges run out is written but not counted yet.
+    num_states = min(int(old[kernels.NUM_STATES]) + 1, int(old[kernels.MAX_STATES]))
+    states = kernels.HEADER_WORDS + num_states * kernels.STATE_WORDS
     new[kernels.HEADER_WORDS : states] = old[kernels.HEADER_WORDS : states]
     for at, words in (
         (kernels.EDGES_AT, int(old[kernels.NUM_EDGES]) * kernels.EDGE_WORDS),
