@@ -84,7 +84,7 @@ def test_drafts_equal_the_reference(case, depth, max_nodes, max_depth):
     token_ids, parents, probs = array.draft(context, max_nodes, max_depth)
     drafted = list(zip(token_ids.tolist(), parents.tolist(), probs.tolist(), strict=True))
     assert drafted == reference_draft(
-        reference, context, K, lambda n: n**3, array._reliability, max_nodes, max_depth
+        reference, context, K, lambda n: n**2, array._reliability, max_nodes, max_depth
     )
 
 

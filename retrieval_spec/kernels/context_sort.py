@@ -22,7 +22,7 @@ DIGIT_BITS = 8
 NUM_DIGITS = 1 << DIGIT_BITS
 SMALL_GROUP = 12
 """Groups up to this size are sorted by comparing contexts in place: cheaper than another round of keys."""
-SMALL_KEYS = 48
+SMALL_KEYS = 96
 """Up to this many keys an insertion sort beats counting digits."""
 
 
@@ -85,14 +85,16 @@ def packed_context(tokens, position, depth, count, bits, num_ids):
 @kernel
 def precedes(tokens, first, second, depth, depth_tokens, num_ids):
     """Says whether the first position's context sorts before the second's; both agree up to `depth`."""
-    for step in range(depth + 1, depth_tokens + 1):
-        one = code_at(tokens, first - step, num_ids)
-        other = code_at(tokens, second - step, num_ids)
+    limit = min(depth_tokens, first, second)
+    for step in range(depth + 1, limit + 1):
+        one = tokens[first - step]
+        other = tokens[second - step]
         if one != other:
             return one < other
-        if one == num_ids:
+        if one >= num_ids:
             return False
-    return False
+    # Where the text begins, a document ends, and that sorts last.
+    return second == limit < depth_tokens and tokens[first - limit - 1] < num_ids
 
 
 @kernel
