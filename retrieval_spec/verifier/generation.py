@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from retrieval_spec.client import DraftSource
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Generation:
     """One finished generation.
 
