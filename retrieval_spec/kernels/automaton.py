@@ -1,15 +1,15 @@
 """A growing suffix automaton in one int32 arena: appending, exact counts, look-up. No Python objects.
 
-The arena holds a header, then the states, then the overflow edges, then their hash slots.
+The arena holds a header, then the states, then a hash table of overflow edges.
 
-    header    int32[16]      the words named below
-    states    int32[n, 8]    length, link, first token, its target, overflow edge, first end, last end, count
-    edges     int32[m, 4]    own state, token, target, next overflow edge of the same state
-    slots     int32[k]       open addressing over (state, token): index of an overflow edge, 0 = empty
+    header    int32[16]         the words named below
+    states    int32[n, 8]       length, link, token, target, overflow edge, first end, last end, count
+    edges     int32[1 + k, 4]   own state, token, target (0 = free), next overflow edge of the same state
 
-State 0 is the empty string, edge 0 is never used. Seven states in eight have one edge, which sits in
-the state record itself. `append` checks the room for each token before it writes anything, so no
-input can run past a buffer, and a caller that makes room goes on where `append` stopped.
+State 0 is the empty string; row 0 of the edges is unused, so that 0 can mean "no edge". The first edge
+of a state sits in its record, and most states have no other. Further edges lie open-addressed by
+(state, token), so that a look-up touches one cache line, and form a list, newest first. No input can
+run past the buffers: `append` stops where they are full and goes on after the caller made room.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 from retrieval_spec.kernels.jit import kernel
 
 NUM_TOKENS, NUM_STATES, NUM_EDGES, LAST = 0, 1, 2, 3
-EDGES_AT, SLOTS_AT = 4, 5
-MAX_STATES, MAX_EDGES, NUM_SLOTS = 6, 7, 8
-NEXT_BOUNDARY = 9  # context length at which counts become exact again
-IS_LOWER_BOUND = 10  # 1 = some counts and last ends miss occurrences
-WANTED_EDGES = 11  # NUM_EDGES that the token needs which found no room
-RESUME_STATE = 12  # state at which to go on with that token
+EDGES_AT = 4
+MAX_STATES, MAX_EDGES, NUM_ROWS = 5, 6, 7  # rows of the hash table, more than edges that may be in use
+NEXT_BOUNDARY = 8  # context length at which counts become exact again
+IS_LOWER_BOUND = 9  # 1 = some counts and last ends miss occurrences
+WANTED_EDGES = 10  # NUM_EDGES that the token needs which found no room
+RESUME_STATE = 11  # state at which to go on with that token
 NOWHERE = -2
 HEADER_WORDS = 16
 
@@ -42,68 +42,75 @@ FIRST_BOUNDARY = 1024
 def find_target(arena, state, token):
     """Returns the arena word that holds the target of an edge.
 
-    If there is no such edge: 0, or minus the arena word of the slot that the edge would take.
+    If there is no such edge: 0, or minus the arena word of the free row that the edge would take.
     """
     record = HEADER_WORDS + np.int64(state) * STATE_WORDS
     if arena[record + TOKEN] == token:
         return record + TARGET if arena[record + TARGET] >= 0 else np.int64(0)
     if arena[record + OVERFLOW] == 0:
         return np.int64(0)
-    # Most states with overflow have one such edge: its record answers without the slots.
-    edges_at = np.int64(arena[EDGES_AT])
-    edge = edges_at + np.int64(arena[record + OVERFLOW]) * EDGE_WORDS
-    if arena[edge + EDGE_TOKEN] == token:
-        return edge + EDGE_TARGET
-    slot = _first_slot(arena, state, token)
-    end = np.int64(arena[SLOTS_AT]) + np.int64(arena[NUM_SLOTS])
-    while arena[slot] != 0:
-        edge = edges_at + np.int64(arena[slot]) * EDGE_WORDS
+    edge = _first_row(arena, state, token)
+    while arena[edge + EDGE_TARGET] != 0:
         if arena[edge + EDGE_OWN] == state and arena[edge + EDGE_TOKEN] == token:
             return edge + EDGE_TARGET
-        slot = slot + 1 if slot + 1 < end else np.int64(arena[SLOTS_AT])
-    return -slot
+        edge = _next_row(arena, edge)
+    return -edge
 
 
 @kernel
-def _first_slot(arena, state, token):
-    """Returns the arena word where a probe for an edge begins."""
-    # Both factors are below 2**32 and both operands below 2**31, so every step stays below 2**63.
+def _first_row(arena, state, token):
+    """Returns the arena word of the row where a probe for an edge begins."""
+    # The multipliers are below 2**32 and the ids below 2**31, so no step reaches 2**63.
     mixed = (np.int64(state) * 0x9E3779B1 ^ np.int64(token) * 0x85EBCA77) & 0xFFFFFFFF
-    return np.int64(arena[SLOTS_AT]) + ((mixed * np.int64(arena[NUM_SLOTS])) >> 32)
+    row = 1 + ((mixed * np.int64(arena[NUM_ROWS])) >> 32)
+    return np.int64(arena[EDGES_AT]) + row * EDGE_WORDS
 
 
 @kernel
-def _free_slot(arena, state, token):
-    """Returns the arena word of the slot that a new edge takes."""
-    slot = _first_slot(arena, state, token)
-    end = np.int64(arena[SLOTS_AT]) + np.int64(arena[NUM_SLOTS])
-    while arena[slot] != 0:
-        slot = slot + 1 if slot + 1 < end else np.int64(arena[SLOTS_AT])
-    return slot
-
-
-@kernel
-def fill_slots(arena):
-    """Enters every overflow edge into empty slots, after they moved to a larger buffer."""
+def _next_row(arena, edge):
     edges_at = np.int64(arena[EDGES_AT])
-    for edge_index in range(1, arena[NUM_EDGES]):
-        edge = edges_at + edge_index * EDGE_WORDS
-        arena[_free_slot(arena, arena[edge + EDGE_OWN], arena[edge + EDGE_TOKEN])] = edge_index
+    if edge < edges_at + np.int64(arena[NUM_ROWS]) * EDGE_WORDS:
+        return edge + EDGE_WORDS
+    return edges_at + EDGE_WORDS
 
 
 @kernel
-def _add_overflow(arena, state, token, target, slot):
-    """Adds an edge to a state that has one already; `slot` is the free one, or 0 to look for it."""
+def _free_row(arena, state, token):
+    edge = _first_row(arena, state, token)
+    while arena[edge + EDGE_TARGET] != 0:
+        edge = _next_row(arena, edge)
+    return edge
+
+
+@kernel
+def rehash(arena, old):
+    """Enters the overflow edges of an old arena into an empty table, every list in the same order."""
+    old_edges_at = np.int64(old[EDGES_AT])
+    edges_at = np.int64(arena[EDGES_AT])
+    for state in range(arena[NUM_STATES]):
+        pointer = HEADER_WORDS + state * STATE_WORDS + OVERFLOW
+        index = np.int64(arena[pointer])
+        while index != 0:
+            source = old_edges_at + index * EDGE_WORDS
+            edge = _free_row(arena, state, old[source + EDGE_TOKEN])
+            for word in range(EDGE_WORDS):
+                arena[edge + word] = old[source + word]
+            arena[pointer] = (edge - edges_at) // EDGE_WORDS
+            pointer = edge + EDGE_NEXT
+            index = np.int64(arena[pointer])
+
+
+@kernel
+def _add_overflow(arena, state, token, target, free_row):
+    """Adds an edge to a state that has one already; `free_row` may be 0: not looked for yet."""
     record = HEADER_WORDS + np.int64(state) * STATE_WORDS
-    edge_index = np.int64(arena[NUM_EDGES])
-    edge = np.int64(arena[EDGES_AT]) + edge_index * EDGE_WORDS
+    edge = free_row if free_row != 0 else _free_row(arena, state, token)
     arena[edge + EDGE_OWN] = state
     arena[edge + EDGE_TOKEN] = token
     arena[edge + EDGE_TARGET] = target
     arena[edge + EDGE_NEXT] = arena[record + OVERFLOW]
-    arena[record + OVERFLOW] = edge_index
-    arena[NUM_EDGES] = edge_index + 1
-    arena[slot if slot != 0 else _free_slot(arena, state, token)] = edge_index
+    arena[record + OVERFLOW] = (edge - np.int64(arena[EDGES_AT])) // EDGE_WORDS
+    arena[NUM_EDGES] += 1
 
 
 @kernel

@@ -15,8 +15,8 @@ from retrieval_spec.tree import Int32s, Tokens
 # Measured on source code, English and chat: 1.44 to 1.57 states and 0.52 to 0.65 overflow edges a token.
 _STATES_PER_TOKEN = 1.5
 _EDGES_PER_TOKEN = 0.6
-_SLOTS_PER_EDGE = 1.6
-_SPARE = 64
+_ROWS_PER_EDGE = 1.7
+_SPARE = 256
 _ALIGNMENT_WORDS = 16
 """Of int32: a cache line, so that no state record straddles two."""
 
@@ -106,43 +106,40 @@ class SuffixAutomaton:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the records in use and of their share of the slots."""
-        num_states, num_edges = self.num_states, int(self.arena[kernels.NUM_EDGES])
-        edge_words = num_edges * (kernels.EDGE_WORDS + _SLOTS_PER_EDGE)
-        return int(4 * (kernels.HEADER_WORDS + num_states * kernels.STATE_WORDS + edge_words))
+        """Bytes of the states in use and of the edges with the rows that they keep free."""
+        num_rows = 1 + int(self.arena[kernels.NUM_EDGES] * _ROWS_PER_EDGE)
+        edge_words = num_rows * kernels.EDGE_WORDS
+        return 4 * (kernels.HEADER_WORDS + self.num_states * kernels.STATE_WORDS + edge_words)
 
     def _make_room(self, num_tokens: int) -> None:
-        """Publishes a larger arena: by a third, or what `num_tokens` more of ordinary text need."""
+        """Publishes a larger arena: by a fifth, or what `num_tokens` more of ordinary text need."""
         header = self.arena[: kernels.HEADER_WORDS].tolist()
         length = header[kernels.NUM_TOKENS] + num_tokens
         max_states, max_edges = header[kernels.MAX_STATES], header[kernels.MAX_EDGES]
         if header[kernels.NUM_STATES] + 2 > max_states:
-            max_states = max(max_states * 4 // 3, int(length * _STATES_PER_TOKEN) + _SPARE)
+            max_states = max(max_states * 6 // 5, int(length * _STATES_PER_TOKEN)) + _SPARE
         if header[kernels.WANTED_EDGES] > max_edges:
-            wanted = header[kernels.WANTED_EDGES] + _SPARE
-            max_edges = max(max_edges * 4 // 3, int(length * _EDGES_PER_TOKEN) + _SPARE, wanted)
+            wanted = header[kernels.WANTED_EDGES]
+            max_edges = max(max_edges * 6 // 5, int(length * _EDGES_PER_TOKEN), wanted) + _SPARE
         self.arena = _moved(self.arena, max_states, max_edges)
 
 
 def _new_arena(max_states: int, max_edges: int) -> Int32s:
-    num_slots = int(max_edges * _SLOTS_PER_EDGE) + 1
+    num_rows = int(max_edges * _ROWS_PER_EDGE)
     edges_at = kernels.HEADER_WORDS + max_states * kernels.STATE_WORDS
-    slots_at = edges_at + max_edges * kernels.EDGE_WORDS
-    num_words = slots_at + num_slots
+    num_words = edges_at + (1 + num_rows) * kernels.EDGE_WORDS
     buffer = np.zeros(num_words + _ALIGNMENT_WORDS, np.int32)
     skipped = -buffer.ctypes.data // buffer.itemsize % _ALIGNMENT_WORDS
     arena: Int32s = buffer[skipped : skipped + num_words]
     arena[kernels.EDGES_AT] = edges_at
-    arena[kernels.SLOTS_AT] = slots_at
     arena[kernels.MAX_STATES] = max_states
     arena[kernels.MAX_EDGES] = max_edges
-    arena[kernels.NUM_SLOTS] = num_slots
+    arena[kernels.NUM_ROWS] = num_rows
     return arena
 
 
 def _add_root(arena: Int32s) -> None:
     arena[kernels.NUM_STATES] = 1
-    arena[kernels.NUM_EDGES] = 1
     arena[kernels.NEXT_BOUNDARY] = kernels.FIRST_BOUNDARY
     arena[kernels.RESUME_STATE] = kernels.NOWHERE
     root = kernels.HEADER_WORDS
@@ -150,23 +147,19 @@ def _add_root(arena: Int32s) -> None:
         arena[root + word] = -1
 
 
-_PLACES = (kernels.EDGES_AT, kernels.SLOTS_AT, kernels.MAX_STATES, kernels.MAX_EDGES, kernels.NUM_SLOTS)
+_OF_THE_BUFFER = {kernels.EDGES_AT, kernels.MAX_STATES, kernels.MAX_EDGES, kernels.NUM_ROWS}
 
 
 def _moved(old: Int32s, max_states: int, max_edges: int) -> Int32s:
     new = _new_arena(max_states, max_edges)
-    for word in set(range(kernels.HEADER_WORDS)).difference(_PLACES):
+    for word in set(range(kernels.HEADER_WORDS)) - _OF_THE_BUFFER:
         new[word] = old[word]
     # The state that is being added when the edges run out is written but not counted yet.
     num_states = min(int(old[kernels.NUM_STATES]) + 1, int(old[kernels.MAX_STATES]))
-    states = kernels.HEADER_WORDS + num_states * kernels.STATE_WORDS
-    new[kernels.HEADER_WORDS : states] = old[kernels.HEADER_WORDS : states]
-    for at, words in (
-        (kernels.EDGES_AT, int(old[kernels.NUM_EDGES]) * kernels.EDGE_WORDS),
-        (kernels.SLOTS_AT, int(old[kernels.NUM_SLOTS])),
-    ):
-        if at == kernels.EDGES_AT or new[kernels.NUM_SLOTS] == words:
-            new[new[at] : new[at] + words] = old[old[at] : old[at] + words]
-    if new[kernels.NUM_SLOTS] != old[kernels.NUM_SLOTS]:
-        kernels.fill_slots(new)
+    states = slice(kernels.HEADER_WORDS, kernels.HEADER_WORDS + num_states * kernels.STATE_WORDS)
+    new[states] = old[states]
+    if new[kernels.NUM_ROWS] == old[kernels.NUM_ROWS]:
+        new[new[kernels.EDGES_AT] :] = old[old[kernels.EDGES_AT] :]
+    else:
+        kernels.rehash(new, old)
     return new
