@@ -126,6 +126,29 @@ def test_a_window_that_holds_all_is_exact_and_a_shorter_one_refused(architecture
     refused(UnsupportedModel, "window", model=model, max_new_tokens=new_tokens + 1, **options)
 
 
+def test_a_change_of_the_position_encoding_is_refused_where_it_happens():
+    border = 12
+    rotation = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": border}
+    rotation |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 8.0}
+    model = tiny_model.__wrapped__("Llama", rope_parameters=rotation)
+    for prompt in (PROMPT, PROMPT * 4):
+        options = {"do_sample": False, "max_new_tokens": 8}
+        truth = model.generate(torch.tensor([prompt]), **options)[0].tolist()
+        found = generate(model, prompt, FakeSource(VOCAB_SIZE, bushy(truth, VOCAB_SIZE)), **options)
+        assert found.token_ids.tolist() == truth
+        assert found.accepted_tokens > 0
+    refused(UnsupportedModel, "position encoding", model=model, max_new_tokens=9)
+    refused(UnsupportedModel, "position encoding", model=model, prompt=PROMPT * 3, max_new_tokens=1)
+
+
+def test_the_output_is_an_ordinary_tensor_of_its_own():
+    verifier = TreeVerifier(PLAIN)
+    options = {"do_sample": False, "max_new_tokens": 80}
+    output = tiny_model().generate(torch.tensor([PROMPT]), custom_generate=verifier, **options)
+    output[0, 0] = 7
+    assert output.untyped_storage().nbytes() == output.numel() * 8
+
+
 def test_drafts_end_where_the_model_s_positions_end():
     """The host goes on beyond them with a warning of its own; so does the loop, without drafts."""
     model = tiny_model(max_position_embeddings=16)

@@ -18,7 +18,13 @@ from retrieval_spec.verifier.drafts import GuardedSession
 from retrieval_spec.verifier.layout import Layout, lay_out
 from retrieval_spec.verifier.sampling import KeyedSampler, greedy, highest
 from retrieval_spec.verifier.stopping import StopRule
-from retrieval_spec.verifier.support import check_model, check_request, check_source, check_window
+from retrieval_spec.verifier.support import (
+    check_model,
+    check_request,
+    check_rotation,
+    check_source,
+    check_window,
+)
 from retrieval_spec.verifier.target import Target
 
 if TYPE_CHECKING:
@@ -76,7 +82,7 @@ class TreeVerifier:
         """Generates; the host calls this with what it prepared, and returns what this returns.
 
         Raises:
-            UnsupportedModel: see `support.check_model` and `support.check_window`.
+            UnsupportedModel: see `check_model`, `check_window` and `check_rotation` in `support`.
             InvalidRequest: see `support.check_request` and `support.check_source`.
         """
         check_model(model)
@@ -85,6 +91,7 @@ class TreeVerifier:
         check_source(self.draft_source, vocab_size)
         stop_rule = StopRule(stopping_criteria)
         check_window(model, stop_rule.max_length_tokens)
+        check_rotation(model, input_ids.shape[1], stop_rule.max_length_tokens)
         target = Target(model, model_inputs)
         self.steps = self.accepted_tokens = self.drafted_nodes = 0
         context = ContextBuffer(input_ids)
@@ -92,7 +99,7 @@ class TreeVerifier:
             context,
             logits_processor,
             KeyedSampler(self.seed) if generation_config.do_sample else greedy,
-            keep_scores=generation_config.return_dict_in_generate,
+            keep_scores=_wants_scores(generation_config),
         )
         session = GuardedSession(self.draft_source, input_ids[0].tolist(), self.namespace, vocab_size)
         run = _Run(self, model, target, session, chooser, stop_rule, context)
@@ -223,11 +230,18 @@ class _Run:
         return self._is_stopped
 
 
+def _wants_scores(generation_config: Any) -> bool:
+    wanted = generation_config.output_scores or generation_config.output_logits
+    return bool(generation_config.return_dict_in_generate and wanted)
+
+
 def _result(generation_config: Any, context: ContextBuffer, chooser: Chooser, target: Target) -> Any:
+    # A copy made here is an ordinary tensor, free of the buffer and of inference mode.
+    sequences = context.ids().clone()
     if not generation_config.return_dict_in_generate:
-        return context.ids()
+        return sequences
     return GenerateDecoderOnlyOutput(
-        sequences=context.ids(),
+        sequences=sequences,
         scores=chooser.scores if generation_config.output_scores else None,
         logits=chooser.logits if generation_config.output_logits else None,
         past_key_values=target.cache,

@@ -60,6 +60,31 @@ def check_window(model: Any, max_length_tokens: int) -> None:
         )
 
 
+def check_rotation(model: Any, prompt_tokens: int, max_length_tokens: int) -> None:
+    """Refuses a generation in which the model changes how it encodes positions ("longrope").
+
+    Then a draft beyond the border would change the frequencies of tokens before it, and the host may
+    compute the whole cache anew.
+
+    Raises:
+        UnsupportedModel: the prompt is before the border and the output may cross it.
+    """
+    config = model.config.get_text_config(decoder=True)
+    rotation = getattr(config, "rope_parameters", None) or {}
+    # Models with several kinds of layers hold one set of parameters for each kind.
+    for parameters in (rotation, *(kind for kind in rotation.values() if isinstance(kind, dict))):
+        if parameters.get("rope_type") != "longrope":
+            continue
+        border = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
+        if prompt_tokens <= border < max_length_tokens:
+            raise UnsupportedModel(
+                "the model changes its position encoding within this generation",
+                got=f"{prompt_tokens} to {max_length_tokens} tokens",
+                expected=f"up to {border}, or a prompt beyond",
+                remedy="lower max_new_tokens, or generate without drafts",
+            )
+
+
 def _cache_layers(model: Any) -> list[Any]:
     layers: list[Any] = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
     return layers
