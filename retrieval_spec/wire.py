@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import operator
 import struct
+import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +46,7 @@ _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
 _UINT16 = np.dtype("<u2")
 _MAX_INT32 = 2**31 - 1
+_IS_LITTLE_ENDIAN = sys.byteorder == "little"
 
 # The numbers of the gRPC protocol, by the names that the error classes carry.
 _STATUS_NUMBERS = {
@@ -118,7 +121,7 @@ def read_step(step: DraftStep, max_sessions: int) -> list[SessionStep]:
         InvalidRequest: a column has another length than the number of sessions demands.
         LimitExceeded: more than `max_sessions` rows.
     """
-    count = len(step.session_ids) // struct.calcsize(_UINT64)
+    count = len(step.session_ids) // 8
     if count > max_sessions:
         raise LimitExceeded("too many sessions in one step", got=count, expected=f"<= {max_sessions}")
     ids = _unpacked(step.session_ids, _UINT64, count, "session_ids")
@@ -131,7 +134,7 @@ def read_step(step: DraftStep, max_sessions: int) -> list[SessionStep]:
 
 def token_bytes(token_ids: Tokens) -> bytes:
     """Returns token ids as a column."""
-    return token_ids.astype(_INT32, copy=False).tobytes()
+    return _joined([token_ids], _INT32)
 
 
 def read_tokens(column: bytes, name: str, count: int | None = None) -> Tokens:
@@ -218,22 +221,33 @@ def _clamped(nodes: int) -> int:
     return max(0, min(nodes, _MAX_INT32))
 
 
-def _joined(columns: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> bytes:
-    return b"".join([column.astype(dtype, copy=False).tobytes() for column in columns])
+@lru_cache(maxsize=256)
+def _layout(kind: str, count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}{kind}")
 
 
 def _packed(numbers: Sequence[int], kind: str) -> bytes:
-    return struct.pack(f"<{len(numbers)}{kind}", *numbers)
+    return _layout(kind, len(numbers)).pack(*numbers)
 
 
 def _unpacked(data: bytes, kind: str, count: int, name: str) -> tuple[int, ...]:
-    _check_length(data, count * struct.calcsize(kind), name)
-    return struct.unpack(f"<{count}{kind}", data)
+    layout = _layout(kind, count)
+    _check_length(data, layout.size, name)
+    return layout.unpack(data)
+
+
+def _joined(columns: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> bytes:
+    if not _IS_LITTLE_ENDIAN:
+        columns = [column.astype(dtype) for column in columns]
+    if len(columns) == 1:
+        return columns[0].tobytes()
+    return b"".join([column.tobytes() for column in columns])
 
 
 def _column(data: bytes, dtype: np.dtype[Any], count: int, name: str) -> NDArray[Any]:
     _check_length(data, count * dtype.itemsize, name)
-    return np.frombuffer(data, dtype)
+    column = np.frombuffer(data, dtype)
+    return column if _IS_LITTLE_ENDIAN else column.astype(dtype.newbyteorder("="))
 
 
 def _check_length(data: bytes, num_bytes: int, name: str) -> None:
@@ -263,10 +277,10 @@ def _split(array: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
 def _read_forest(result: DraftStepResult, counts: Sequence[int], source_names: tuple[str, ...]) -> DraftTree:
     num_nodes = sum(counts)
     return DraftTree(
-        _column(result.token_ids, _INT32, num_nodes, "token_ids").astype(np.int32, copy=False),
-        _column(result.parents, _INT32, num_nodes, "parents").astype(np.int32, copy=False),
-        _column(result.probs, _FLOAT32, num_nodes, "probs").astype(np.float32, copy=False),
-        _column(result.sources, _UINT16, num_nodes, "sources").astype(np.uint16, copy=False),
+        _column(result.token_ids, _INT32, num_nodes, "token_ids"),
+        _column(result.parents, _INT32, num_nodes, "parents"),
+        _column(result.probs, _FLOAT32, num_nodes, "probs"),
+        _column(result.sources, _UINT16, num_nodes, "sources"),
         source_names,
     )
 

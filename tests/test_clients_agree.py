@@ -193,12 +193,13 @@ def test_two_clients_do_not_disturb_each_other(local, address):
         DraftClient(address, timeout_s=TIMEOUT_S) as first,
         DraftClient(address, timeout_s=TIMEOUT_S) as second,
     ):
-        sessions = [client.open_session([5, 6, 5]) for client in (first, second, local)]
+        pairs = [
+            (client.open_session([5, 6, 5]), local.open_session([5, 6, 5])) for client in (first, second)
+        ]
         for step in range(20):
-            trees = []
-            for index, session in enumerate(sessions):
-                session.commit([5 if index < 2 and step % 2 else 6])
-                trees.append(session.draft(6))
-            assert trees[0] == trees[1]
-        for session in sessions:
+            for number, pair in enumerate(pairs):
+                for session in pair:
+                    session.commit([5 + number * (step % 3)])
+                assert pair[0].draft(6) == pair[1].draft(6)
+        for session in [*pairs[0], *pairs[1]]:
             session.close()

@@ -335,7 +335,7 @@ def test_a_failing_drafter_costs_its_own_session_alone(caplog):
     assert statuses(result) == ["OK", "INTERNAL", "INTERNAL"]
     assert tokens(result) == [3, 4]
     assert not any("token 1" in error.message for error in result.errors), "texts of tenants stay in the log"
-    assert "token 13" in caplog.text
+    assert caplog.text.count("ZeroDivisionError: token 13") == 1
     result = pb.DraftStepResult()
     servicer.answer(step_of(*[row(session_id, 2, [5], 1) for session_id in ids]), result)
     assert statuses(result) == ["OK", "OK", "NOT_FOUND"], "half a commit ends the session"

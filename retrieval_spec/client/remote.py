@@ -16,7 +16,7 @@ from retrieval_spec import wire
 from retrieval_spec.client.breaker import Breaker
 from retrieval_spec.client.interface import TokenIds
 from retrieval_spec.client.reopening import Reopener
-from retrieval_spec.client.session import RemoteSession
+from retrieval_spec.client.session import PARKED_S, RemoteSession
 from retrieval_spec.client.transport import OPEN_TIMEOUT_S, called, open_channel, open_transport, unary
 from retrieval_spec.errors import (
     ContextMismatch,
@@ -29,6 +29,10 @@ from retrieval_spec.tree import MAX_VOCAB_SIZE, DraftTree, as_tokens
 from retrieval_spec.v1 import draft_pb2 as pb
 
 logger = logging.getLogger(__name__)
+
+
+# The server and the client disagree about a session: it is opened again with the whole context.
+_LOST = (UnknownSession, ContextMismatch)
 
 
 class DraftClient:
@@ -154,9 +158,10 @@ class DraftClient:
     ) -> bool:
         """Asks, opens again what the server lost, asks once more for those; whether it got an answer."""
         answered = False
-        waiting = list(range(len(sessions)))
+        refused: list[RetrievalSpecError] = []
+        waiting: Sequence[int] = range(len(sessions))
         for _ in range(2):
-            self._reopener.reopen([sessions[index] for index in waiting])
+            refused += self._reopener.reopen([sessions[index] for index in waiting])
             asked = [index for index in waiting if not sessions[index].is_lost]
             if not asked or total_nodes <= 0:
                 break
@@ -164,32 +169,35 @@ class DraftClient:
             outcomes = self._exchange([sessions[index] for index in asked], caps, total_nodes)
             answered = True
             for index, outcome in zip(asked, outcomes, strict=True):
-                trees[index] = self._settled(sessions[index], outcome)
-            total_nodes -= sum(len(trees[index]) for index in asked)
+                if isinstance(outcome, DraftTree):
+                    trees[index] = outcome
+                    sessions[index].confirm_all()
+                elif isinstance(outcome, _LOST):
+                    sessions[index].lose()
+                else:
+                    sessions[index].park()
+                    refused.append(outcome)
             waiting = [index for index in waiting if sessions[index].is_lost]
+            if not waiting:
+                break
+            total_nodes -= sum(len(trees[index]) for index in asked)
+        if refused:
+            text = "%d session(s) without drafts for %.0f s: %s"
+            logger.warning(text, len(refused), PARKED_S, refused[0])
         return answered
-
-    def _settled(self, session: RemoteSession, outcome: wire.Outcome) -> DraftTree:
-        if isinstance(outcome, DraftTree):
-            session.confirm(session.server_id, session.context_length)
-            return outcome
-        if isinstance(outcome, UnknownSession | ContextMismatch):
-            session.lose()
-        else:
-            session.park(outcome)
-        return DraftTree.empty(self._names)
 
     def _exchange(
         self, sessions: Sequence[RemoteSession], caps: list[int], total_nodes: int
     ) -> list[wire.Outcome]:
         request = self._transport.new_request()
         self._step_number += 1
+        info = self.server_info
         request.step.step_number = self._step_number
-        request.step.incarnation = self.server_info.incarnation
+        request.step.incarnation = info.incarnation
         rows = [session.row(cap) for session, cap in zip(sessions, caps, strict=True)]
         wire.write_step(request.step, rows, total_nodes)
         result = self._transport.exchange(request, self._timeout_s)
-        return wire.read_result(result, caps, total_nodes, self.vocab_size, self._names)
+        return wire.read_result(result, caps, total_nodes, info.vocab_size, self._names)
 
     def truncate_session(self, session: RemoteSession, length: int) -> None:
         """Tells the server of a cut; if that fails, the session is opened again later."""

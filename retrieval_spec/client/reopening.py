@@ -32,20 +32,23 @@ class Reopener:
         self._timeout_s = timeout_s
         self._learn = learn
 
-    def reopen(self, sessions: Sequence[RemoteSession]) -> None:
-        """Opens those of `sessions` that are lost, all at once.
+    def reopen(self, sessions: Sequence[RemoteSession]) -> list[RetrievalSpecError]:
+        """Opens those of `sessions` that are lost, all at once; returns why some were refused.
 
         Raises:
             ServiceUnavailable: the server does not answer.
         """
+        lost = [session for session in sessions if session.is_lost]
+        if not lost:
+            return []
         now = deadline = time.monotonic()
-        lost = [session for session in sessions if session.is_lost and now >= session.retry_at]
+        lost = [session for session in lost if now >= session.retry_at]
         for session in lost:
             if session.opening is None:
                 self._start(session)
                 deadline = now + self._timeout_s  # only the step that begins to open waits for it
-        for session in lost:
-            self._finish(session, max(0.0, deadline - time.monotonic()))
+        answers = [self._finish(session, max(0.0, deadline - time.monotonic())) for session in lost]
+        return [error for error in answers if error is not None]
 
     def _start(self, session: RemoteSession) -> None:
         request = pb.OpenSessionRequest(
@@ -56,21 +59,22 @@ class Reopener:
         session.opening_length = session.context_length
         session.opening = called(self._open_session.future, request, timeout=OPEN_TIMEOUT_S)
 
-    def _finish(self, session: RemoteSession, timeout_s: float) -> None:
+    def _finish(self, session: RemoteSession, timeout_s: float) -> RetrievalSpecError | None:
         try:
             response = session.opening.result(timeout=timeout_s)
         except grpc.FutureTimeoutError:
-            return
+            return None
         except grpc.RpcError as failure:
-            session.forget_opening()
-            self._give_up(session, typed_error(failure))
-            return
+            return self._given_up(session, typed_error(failure))
         length = session.opening_length
         session.forget_opening()
         self._learn(response.info)
         session.confirm(response.session_id, length)
+        return None
 
-    def _give_up(self, session: RemoteSession, error: RetrievalSpecError) -> None:
+    def _given_up(self, session: RemoteSession, error: RetrievalSpecError) -> RetrievalSpecError:
+        session.forget_opening()
         if isinstance(error, ServiceUnavailable):
             raise error
-        session.park(error)
+        session.park()
+        return error

@@ -5,21 +5,18 @@ Knows messages to a server only through the `SessionCalls` it is given; never ra
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retrieval_spec.client.interface import TokenIds
-from retrieval_spec.errors import ContextMismatch, RetrievalSpecError, UnknownSession
+from retrieval_spec.errors import ContextMismatch, UnknownSession
 from retrieval_spec.tree import TOKEN, DraftTree, Tokens, as_tokens
 from retrieval_spec.wire import SessionStep
 
 if TYPE_CHECKING:
     from retrieval_spec.client.remote import DraftClient
-
-logger = logging.getLogger(__name__)
 
 PARKED_S = 30.0
 """How long a session goes without drafts after the server refused it for a reason of its own."""
@@ -123,13 +120,18 @@ class RemoteSession:
 
     def row(self, max_nodes: int) -> SessionStep:
         """Returns the session's row of the next step."""
-        return SessionStep(self.server_id, self.server_length, self.uncommitted, max_nodes)
+        uncommitted = self._buffer[self.server_length : self._length]
+        return SessionStep(self.server_id, self.server_length, uncommitted, max_nodes)
 
     def confirm(self, session_id: int, length: int) -> None:
         """Notes what the server holds."""
         self.server_id = session_id
         self.server_length = length
         self.replaced_id = _NO_SESSION
+
+    def confirm_all(self) -> None:
+        """Notes that the server holds the whole context."""
+        self.server_length = self._length
 
     @property
     def is_lost(self) -> bool:
@@ -142,9 +144,8 @@ class RemoteSession:
             self.replaced_id = self.server_id
         self.server_id = _NO_SESSION
 
-    def park(self, reason: RetrievalSpecError) -> None:
+    def park(self) -> None:
         """Loses the session and asks for nothing for a while: the server would refuse it again."""
-        logger.warning("a session goes without drafts for %.0f s: %s", PARKED_S, reason)
         self.lose()
         self.retry_at = time.monotonic() + PARKED_S
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import AsyncIterator, Callable
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
@@ -30,9 +31,16 @@ Response = TypeVar("Response")
 _CORPUS = "corpus:"
 
 
-def _internal_error() -> RetrievalSpecError:
-    # What the exception says may hold a tenant's tokens: it goes to the log, not to the client.
-    logger.exception("a call failed")
+_logged: set[tuple[type, str]] = set()
+
+
+def _internal_error(error: Exception) -> RetrievalSpecError:
+    """Logs a bug, once for each place it shows up in: the next step would hit it again."""
+    place = (type(error), str(traceback.extract_tb(error.__traceback__)[-1]))
+    if place not in _logged:
+        _logged.add(place)
+        logger.error("a call failed", exc_info=error)
+    # What the exception says may hold a tenant's tokens: it stays in the log.
     return RetrievalSpecError("the server failed", remedy="its log says why")
 
 
@@ -52,8 +60,8 @@ def _call(method: Callable[[Any, Request], Response]) -> Callable[[Any, Request,
             return method(self, request)
         except RetrievalSpecError as error:
             await _abort(context, error)
-        except Exception:
-            await _abort(context, _internal_error())
+        except Exception as error:
+            await _abort(context, _internal_error(error))
 
     return call
 
@@ -115,8 +123,8 @@ class Servicer(DraftServiceServicer):
                     self.answer(request.step, response.result)
                 except RetrievalSpecError as error:
                     await _abort(context, error)
-                except Exception:
-                    await _abort(context, _internal_error())
+                except Exception as error:
+                    await _abort(context, _internal_error(error))
                 yield response
                 if self._is_stopping:
                     return
@@ -185,9 +193,9 @@ class Servicer(DraftServiceServicer):
             return session
         except RetrievalSpecError as error:
             return error
-        except Exception:
+        except Exception as error:
             self._sessions.close(row.session_id)  # a cursor may have stopped half-way
-            return _internal_error()
+            return _internal_error(error)
 
     def _draft(self, sessions: list[Session], total_nodes: int, caps: list[int]) -> list[wire.Outcome]:
         if not sessions:
@@ -195,11 +203,10 @@ class Servicer(DraftServiceServicer):
         try:
             return list(self._engine.draft_batch(sessions, total_nodes, caps))
         except Exception:
-            # One of them fails, so each is asked alone: the others must not pay for it.
-            share = total_nodes // len(sessions)
-            return [
-                _draft_alone(session, min(cap, share)) for session, cap in zip(sessions, caps, strict=True)
-            ]
+            logger.debug("a step failed", exc_info=True)
+        # One of them fails, so each is asked alone: the others must not pay for it.
+        share = total_nodes // len(sessions)
+        return [_draft_alone(session, min(cap, share)) for session, cap in zip(sessions, caps, strict=True)]
 
 
 def _namespace(request: pb.OpenSessionRequest) -> str:
@@ -211,5 +218,5 @@ def _draft_alone(session: Session, max_nodes: int) -> DraftTree | RetrievalSpecE
         return session.draft(max_nodes)
     except RetrievalSpecError as error:
         return error
-    except Exception:
-        return _internal_error()
+    except Exception as error:
+        return _internal_error(error)
