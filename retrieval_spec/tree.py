@@ -41,7 +41,8 @@ def as_tokens(values: Sequence[int] | NDArray[Any], vocab_size: int) -> Tokens:
     """
     array = _as_integer_vector(values)
     # The range is checked before the cast: 2**32 - 1 would become -1 in int32.
-    if array.size and (int(array.min()) < 0 or int(array.max()) >= vocab_size):
+    lowest, highest = _range(array)
+    if lowest < 0 or highest >= vocab_size:
         index = int(np.flatnonzero((array < 0) | (array >= vocab_size))[0])
         raise InvalidTokens(
             f"token id at index {index} is outside the vocabulary",
@@ -64,6 +65,14 @@ def _as_integer_vector(values: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
     if array.dtype.kind not in "iu":
         raise InvalidTokens("token ids need an integer type", got=array.dtype, expected="int32")
     return array
+
+
+def _range(array: NDArray[Any]) -> tuple[int, int]:
+    # Commits hold a few tokens, and for those a call into numpy costs more than the rest of the door.
+    if array.size <= 64:
+        values = array.tolist() or [0]
+        return min(values), max(values)
+    return int(array.min()), int(array.max())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
