@@ -139,11 +139,14 @@ def draft(
     max_nodes = min(max_nodes, num_neighbours * max_depth)
     seen = np.empty((3, num_neighbours), np.int64)
     # The groups do not overlap, so at most `num_neighbours` nodes wait; the last column is the one taken.
-    waiting = np.zeros((6, num_neighbours + 1), np.int64)
-    probs = np.ones((2, num_neighbours + 1), np.float32)
+    waiting = np.empty((6, num_neighbours + 1), np.int64)
+    probs = np.empty((2, num_neighbours + 1), np.float32)
     bits = probs.view(np.int32)
     tree = np.empty((3, max_nodes), np.int32)
     num_seen = nearest(tokens, positions, buckets, context, weights.shape[0] - 1, seen[FOUND], seen[LENGTH])
+    # The root stands in the last column: all occurrences are behind it.
+    probs[PATH, -1] = 1
+    waiting[DEPTH, -1] = waiting[START, -1] = waiting[WEIGHT, -1] = 0
     waiting[STOP, -1] = num_seen
     for i in range(num_seen):
         waiting[WEIGHT, -1] += weights[seen[LENGTH, i]]

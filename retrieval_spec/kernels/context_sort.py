@@ -126,7 +126,8 @@ def sort_small_keys(keys, count):
 @kernel
 def sort_by_digit(source, target, count, shift, heads):
     """Copies keys to `target` in the stable order of one digit, unless that is the same in all keys."""
-    heads[:] = 0
+    for digit in range(NUM_DIGITS):
+        heads[digit] = 0
     for i in range(count):
         heads[(source[i] >> shift) & (NUM_DIGITS - 1)] += 1
     if heads[(source[0] >> shift) & (NUM_DIGITS - 1)] == count:
@@ -154,7 +155,8 @@ def sort_keys(keys, swap, count, low_bit, high_bit, heads):
             source, target = target, source
             moved = not moved
     if moved:
-        keys[:count] = swap[:count]
+        for i in range(count):
+            keys[i] = swap[i]
 
 
 @kernel
