@@ -156,6 +156,26 @@ def test_a_killed_server_costs_empty_trees_until_its_successor_is_up(
 
 
 @both_transports
+def test_all_sessions_come_back_at_once(tmp_path, transport, quick_retries):
+    """One outage, however many sessions it hit, is one failure."""
+    listen = f"unix:{tmp_path}/s.sock"
+    client = DraftClient(listen, timeout_s=PATIENCE_S, transport=transport)
+    with server_thread(listen, counting_engine()):
+        sessions = [client.open_session([token]) for token in range(16)]
+        assert sum(map(len, client.draft_batch(sessions, 16))) == 16
+    for opened in sessions:
+        opened.lose()
+    for _ in range(4):
+        assert sum(map(len, client.draft_batch(sessions, 16))) == 0
+        time.sleep(0.03)
+    with server_thread(listen, counting_engine()):
+        drafts_come_back(sessions[0])
+        trees = client.draft_batch(sessions, 16)
+        assert [tree.token_ids.tolist() for tree in trees] == [[token + 1] for token in range(16)]
+    client.close()
+
+
+@both_transports
 def test_a_hung_server_is_waited_for_once(tmp_path, transport, caplog):
     with server_process(f"unix:{tmp_path}/s.sock") as (process, address):
         client = DraftClient(address, timeout_s=0.2, transport=transport)

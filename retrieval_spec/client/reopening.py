@@ -47,7 +47,12 @@ class Reopener:
             if session.opening is None:
                 self._start(session)
                 deadline = now + self._timeout_s  # only the step that begins to open waits for it
-        answers = [self._finish(session, max(0.0, deadline - time.monotonic())) for session in lost]
+        try:
+            answers = [self._finish(session, max(0.0, deadline - time.monotonic())) for session in lost]
+        except ServiceUnavailable:
+            for session in lost:  # else each of them would report the same outage in a later step
+                session.forget_opening()
+            raise
         return [error for error in answers if error is not None]
 
     def _start(self, session: RemoteSession) -> None:

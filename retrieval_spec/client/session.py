@@ -1,6 +1,6 @@
 """A session as its client sees it: the whole context, and how much of it the server is known to hold.
 
-Knows messages to a server only through the `SessionCalls` it is given; never raises for server trouble.
+Sends nothing itself: its client does, and decides when. Never raises for server trouble.
 """
 
 from __future__ import annotations
@@ -120,8 +120,7 @@ class RemoteSession:
 
     def row(self, max_nodes: int) -> SessionStep:
         """Returns the session's row of the next step."""
-        uncommitted = self._buffer[self.server_length : self._length]
-        return SessionStep(self.server_id, self.server_length, uncommitted, max_nodes)
+        return SessionStep(self.server_id, self.server_length, self.uncommitted, max_nodes)
 
     def confirm(self, session_id: int, length: int) -> None:
         """Notes what the server holds."""

@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 _CORPUS = "corpus:"
-
-
 _logged: set[tuple[type, str]] = set()
 
 
