@@ -72,6 +72,7 @@ class SessionCursor:
         token_ids = np.empty(max_nodes, np.int32)
         parents = np.empty(max_nodes, np.int32)
         probs = np.empty(max_nodes, np.float32)
-        size = draft(self.automaton.arena, _WORTH, budget.max_depth_nodes, token_ids, parents, probs)
-        sources = np.ones(size, np.uint16)
-        return DraftTree(token_ids[:size], parents[:size], probs[:size], sources)
+        sources = np.empty(max_nodes, np.uint16)
+        arena = self.automaton.arena
+        size = draft(arena, _WORTH, budget.max_depth_nodes, token_ids, parents, probs, sources)
+        return DraftTree(token_ids[:size], parents[:size], probs[:size], sources[:size])

@@ -33,7 +33,9 @@ from retrieval_spec.kernels.jit import kernel
 MAX_MATCHES = 2
 """Matches that are blended at a node: the longest and the next shorter; more gained nothing."""
 MAX_EDGES = 32
-"""Edges looked at in a state with many: its oldest one and its newest ones."""
+MAX_EDGES_IF_RARE = 8
+"""Edges looked at in a state with many: its oldest one and its newest ones; few under a rare node."""
+RARE_PATH_PROB = 0.05
 MAX_CHILDREN = 8
 MIN_PATH_PROB = 5e-4
 """A node that is less probable costs more to verify than it can save."""
@@ -55,7 +57,7 @@ def _is_child(children, num_children, token):
 
 
 @kernel
-def _gather(arena, state, match_length, children, num_children, found):
+def _gather(arena, state, match_length, max_edges, children, num_children, found):
     """Writes the continuations of a state that are no children yet; returns how many and their total."""
     record = HEADER_WORDS + state * STATE_WORDS
     edges_at = np.int64(arena[EDGES_AT])
@@ -63,7 +65,7 @@ def _gather(arena, state, match_length, children, num_children, found):
     target = np.int64(arena[record + TARGET])
     edge_index = np.int64(arena[record + OVERFLOW])
     num_found, total, known_total = 0, np.int64(0), np.int64(0)
-    for _ in range(MAX_EDGES):
+    for _ in range(max_edges):
         count = np.int64(arena[HEADER_WORDS + target * STATE_WORDS + COUNT])
         if _is_child(children, num_children, token):
             known_total += count
@@ -106,7 +108,8 @@ def _keep_child(children, child_probs, num_children, found, index, prob):
                 place = child
         if prob <= child_probs[place]:
             return num_children
-    children[place] = found[index]
+    for word in range(FOUND_WORDS):
+        children[place, word] = found[index, word]
     child_probs[place] = prob
     return max(num_children, place + 1)
 
@@ -115,10 +118,11 @@ def _keep_child(children, child_probs, num_children, found, index, prob):
 def _find_children(arena, worth, state, match_length, path_prob, floor, children, child_probs, found):
     """Writes the children of a node, best matches first; returns how many there are."""
     num_children, num_matches, left = 0, 0, 1.0
+    max_edges = MAX_EDGES_IF_RARE if path_prob < RARE_PATH_PROB else MAX_EDGES
     while state > 0 and num_matches < MAX_MATCHES and left * path_prob >= floor:
         record = HEADER_WORDS + state * STATE_WORDS
         if arena[record + TARGET] >= 0:
-            num_found, total = _gather(arena, state, match_length, children, num_children, found)
+            num_found, total = _gather(arena, state, match_length, max_edges, children, num_children, found)
             if num_found > 0:
                 kind = ONE_CONTINUATION if num_found == 1 else MORE_CONTINUATIONS
                 if num_children > 0:
@@ -157,15 +161,21 @@ def _enter(ranking, ranked, size, nodes, path_probs, node):
         free = np.int64(ranking[at])
         if not _ranks_before(nodes, path_probs, node, free):
             return ranked, node
-    while at > size and _ranks_before(nodes, path_probs, node, ranking[at - 1]):
-        ranking[at] = ranking[at - 1]
+    path_prob = path_probs[node]
+    while at > size:
+        other = np.int64(ranking[at - 1])
+        if path_prob < path_probs[other]:
+            break
+        if path_prob == path_probs[other] and not _ranks_before(nodes, path_probs, node, other):
+            break
+        ranking[at] = other
         at -= 1
     ranking[at] = node
     return min(ranked + 1, ranking.shape[0]), free
 
 
 @kernel
-def draft(arena, worth, max_depth_nodes, token_ids, parents, probs):
+def draft(arena, worth, max_depth_nodes, token_ids, parents, probs, sources):
     """Fills a draft tree with the most probable continuations, best first; returns its size.
 
     Args:
@@ -176,6 +186,7 @@ def draft(arena, worth, max_depth_nodes, token_ids, parents, probs):
         token_ids: int32[max_nodes]  written.
         parents: int32[max_nodes]  written: index of an earlier node, or -1.
         probs: float32[max_nodes]  written: P(node accepted | parent accepted).
+        sources: uint16[max_nodes]  written: 1 for every node, the mask of a single drafter.
     """
     max_nodes = token_ids.shape[0]
     found = np.empty((MAX_EDGES + MAX_CHILDREN, FOUND_WORDS), np.int32)
@@ -215,6 +226,7 @@ def draft(arena, worth, max_depth_nodes, token_ids, parents, probs):
         token_ids[size] = nodes[best, NODE_TOKEN]
         parents[size] = nodes[best, NODE_PARENT]
         probs[size] = node_probs[best]
+        sources[size] = 1
         state = np.int64(nodes[best, NODE_STATE])
         match_length = np.int64(nodes[best, NODE_MATCH])
         depth = nodes[best, NODE_DEPTH] + 1
