@@ -135,7 +135,7 @@ VOCAB_SIZE = 6
 PROMPT = [1, 4]
 DEPTH_TOKENS = 3
 OPTIONS = {"do_sample": True, "temperature": 0.7, "top_k": 5, "max_new_tokens": DEPTH_TOKENS}
-NUM_RUNS = 400
+NUM_RUNS = 300
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from retrieval_spec.verifier import NoDrafts, generate
 from tests.exactness.sources import MAKERS, FakeSource
 from tests.tiny_models import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
-NEW_TOKENS = 22
+NEW_TOKENS = 18
 MODES = {
     "greedy": {"do_sample": False},
     "greedy_penalty": {"do_sample": False, "repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
