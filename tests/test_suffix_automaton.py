@@ -149,7 +149,7 @@ def test_counts_of_a_long_run_are_lower_bounds_until_they_are_exact_again():
     automaton = SuffixAutomaton.from_tokens(as_int32([7] * 1_000))
     run = as_int32([7] * 3)
     assert not automaton.counts_are_exact
-    assert automaton.occurrences(run).count < 998
+    assert automaton.occurrences(run).num_occurrences < 998
     automaton.extend(as_int32([7] * (kernels.FIRST_BOUNDARY - 1_000)))
     assert automaton.counts_are_exact
     assert automaton.occurrences(run) == (kernels.FIRST_BOUNDARY - 2, 2, kernels.FIRST_BOUNDARY - 1)

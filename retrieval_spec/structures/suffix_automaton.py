@@ -24,7 +24,7 @@ _ALIGNMENT_WORDS = 16
 class Occurrences(NamedTuple):
     """Where a string occurred: ends are positions of its last token, counted from 0."""
 
-    count: int
+    num_occurrences: int
     first_end: int
     last_end: int
 
