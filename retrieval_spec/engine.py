@@ -27,6 +27,9 @@ from retrieval_spec.tree import MAX_VOCAB_SIZE, TOKEN, DraftTree, Tokens, as_tok
 MAX_SOURCES = 16
 """One bit each in `DraftTree.sources`."""
 
+MAX_SHARE = 4
+"""How many times the average one session of a batch may take of the common budget."""
+
 _NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TokenIds = Sequence[int] | NDArray[Any]
 
@@ -110,11 +113,15 @@ class Engine:
     ) -> list[DraftTree]:
         """Returns one tree a session, together the `total_nodes` most probable paths of them all.
 
-        `max_nodes` bounds each session's own tree; without it only the total counts.
+        `max_nodes` bounds each session's own tree. No session gets more than `MAX_SHARE` times the
+        average: drafting nodes that the selection then drops would cost more than it can gain.
         """
-        caps = [total_nodes] * len(sessions) if max_nodes is None else max_nodes
-        trees = [session.draft(min(cap, total_nodes)) for session, cap in zip(sessions, caps, strict=True)]
-        return share_nodes(trees, total_nodes)
+        fair_nodes = MAX_SHARE * -(-total_nodes // max(len(sessions), 1))
+        caps = [min(total_nodes, fair_nodes)] * len(sessions)
+        if max_nodes is not None:
+            caps = [min(pair) for pair in zip(caps, max_nodes, strict=True)]
+        trees = [session.draft(cap) for session, cap in zip(sessions, caps, strict=True)]
+        return share_nodes(trees, max(total_nodes, 0))
 
     def check_context_length(self, length: int) -> None:
         """Refuses contexts that are too long.

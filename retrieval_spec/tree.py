@@ -171,19 +171,18 @@ class DraftTree:
 
     def depths(self) -> Int32s:
         """Returns int32[n], the number of nodes from the context to each node: 1 for its children."""
-        depths = np.ones(len(self), np.int32)
-        for node, parent in enumerate(self.parents.tolist()):
-            if parent != CONTEXT:
-                depths[node] = depths[parent] + 1
-        return depths
+        depths: list[int] = []
+        for parent in self.parents.tolist():
+            depths.append(1 if parent == CONTEXT else depths[parent] + 1)
+        return np.array(depths, np.int32)
 
     def path_probs(self) -> Float32s:
         """Returns float32[n], the estimated probability that the whole path to each node is accepted."""
-        path_probs: Float32s = self.probs.copy()
+        path_probs = self.probs.tolist()
         for node, parent in enumerate(self.parents.tolist()):
             if parent != CONTEXT:
                 path_probs[node] *= path_probs[parent]
-        return path_probs
+        return np.array(path_probs, np.float32)
 
     def path_to(self, node: int) -> list[int]:
         """Returns the nodes from the first child of the context down to `node`, `node` included."""

@@ -81,12 +81,28 @@ def test_a_batch_shares_one_budget_by_probability():
     assert [len(tree) for tree in trees] == [3, 3, 2]  # equal paths: ties go to the earlier session
     assert [len(tree) for tree in one_source.draft_batch(sessions, total_nodes=0)] == [0, 0, 0]
     assert one_source.draft_batch([], total_nodes=8) == []
+    assert one_source.draft_batch([], total_nodes=-1) == []
+    assert [len(tree) for tree in one_source.draft_batch(sessions, total_nodes=-1)] == [0, 0, 0]
 
 
 def test_a_batch_gives_sure_sessions_the_nodes_of_unsure_ones():
     mixed = Engine(VOCAB_SIZE, {"sure": CountingDrafter(VOCAB_SIZE, 0.875)})
     trees = mixed.draft_batch([mixed.open_session([]), mixed.open_session([1])], total_nodes=5)
     assert [len(tree) for tree in trees] == [0, 5]
+
+
+def test_no_session_of_a_batch_takes_more_than_four_times_the_average():
+    mixed = Engine(VOCAB_SIZE, {"sure": CountingDrafter(VOCAB_SIZE, 1.0)})
+    sessions = [mixed.open_session([]) for _ in range(7)]
+    trees = mixed.draft_batch([*sessions, mixed.open_session([1])], total_nodes=16)
+    assert [len(tree) for tree in trees] == [0] * 7 + [8]
+
+
+def test_a_batch_respects_the_bound_of_each_session():
+    mixed = Engine(VOCAB_SIZE, {"sure": CountingDrafter(VOCAB_SIZE, 1.0)})
+    sessions = [mixed.open_session([1]) for _ in range(3)]
+    trees = mixed.draft_batch(sessions, total_nodes=60, max_nodes=[0, 5, 100])
+    assert [len(tree) for tree in trees] == [0, 5, 55]
 
 
 @pytest.mark.parametrize("bad", [[VOCAB_SIZE], [-1], [2**31], [0.5]])

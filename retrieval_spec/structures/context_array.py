@@ -53,7 +53,7 @@ class ContextArray:
 
     Attributes:
         tokens: uint16[n] or int32[n]  the documents, each ended by the dtype's largest value.
-        positions: uint32[m]  indices into `tokens`, sorted by the tokens before them, the newest first.
+        positions: uint32[m]  indices into `tokens`, sorted by the tokens before them, read backwards.
         buckets: uint32[num_ids + 1]  where the positions begin that follow each token id; ends with m.
         depth_tokens: how many tokens of a context the order considers.
     """

@@ -48,7 +48,7 @@ def test_trees_keep_the_contract_and_the_budget(drafter, context, budget):
     tree = drafter.start(tokens(context)).propose(budget).check(VOCAB_SIZE)
     assert len(tree) <= budget.max_nodes
     assert max(tree.depths(), default=0) <= budget.max_depth_nodes
-    assert tree.path_probs().tolist() == sorted(tree.path_probs().tolist(), reverse=True)
+    assert np.all(np.diff(tree.path_probs()) <= 1e-6)  # kernels rank by products rounded to float32
     assert set(tree.sources.tolist()) <= {1}
     assert tree.source_names == ()
 
