@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec.budget import share_nodes
-from retrieval_spec.drafters.base import Budget, Cursor, Drafter, Feedback
+from retrieval_spec.drafters.base import Budget, Cursor, Drafter, Feedback, TextDrafter
 from retrieval_spec.drafters.presets import preset_sources
 from retrieval_spec.drafters.registry import drafter_class
 from retrieval_spec.errors import ContextMismatch, InvalidRequest, LimitExceeded, UnknownSession
@@ -26,6 +26,9 @@ from retrieval_spec.tree import MAX_VOCAB_SIZE, TOKEN, DraftTree, Tokens, as_tok
 
 MAX_SOURCES = 16
 """One bit each in `DraftTree.sources`."""
+
+CORPUS = "corpus:"
+"""What the source names of datastores begin with."""
 
 MAX_SHARE = 4
 """How many times the average one session of a batch may take of the common budget."""
@@ -51,6 +54,9 @@ class Limits:
 
 class Engine:
     """Drafting sources opened once and shared by all sessions.
+
+    Attributes:
+        datastores: name -> tokenizer fingerprint of every datastore among the sources.
 
     Args:
         vocab_size: token ids lie in `0 .. vocab_size - 1`; may exceed a datastore's (padded embeddings).
@@ -79,6 +85,11 @@ class Engine:
         self.vocab_size = vocab_size
         self.limits = limits or Limits()
         self.drafters = dict(_open_drafters(vocab_size, preset, datastores) if drafters is None else drafters)
+        self.datastores = {
+            name.removeprefix(CORPUS): drafter.tokenizer_fingerprint
+            for name, drafter in self.drafters.items()
+            if isinstance(drafter, TextDrafter)
+        }
         if len(self.drafters) > MAX_SOURCES:
             raise InvalidRequest(
                 "too many drafting sources", got=len(self.drafters), expected=f"<= {MAX_SOURCES}"
@@ -142,7 +153,7 @@ def _open_drafters(vocab_size: int, preset: str, datastores: Sequence[str | Path
             drafters[source] = drafter_class(source).open(vocab_size=vocab_size)
             continue
         for path in datastores:
-            name = f"corpus:{Path(path).resolve().name}"
+            name = f"{CORPUS}{Path(path).resolve().name}"
             if name in drafters:
                 raise InvalidRequest("two datastores have one name", got=name, remedy="rename a folder")
             drafters[name] = drafter_class(source).open(vocab_size=vocab_size, path=path)

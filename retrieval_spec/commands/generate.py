@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_spec.client import DraftClient, DraftSource, LocalClient
-from retrieval_spec.errors import InvalidRequest, MissingDependency, MissingPath
+from retrieval_spec.errors import InvalidRequest, MissingDependency, MissingPath, TokenizerMismatch
 
 
 def generate_command(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -96,19 +96,41 @@ def open_source(arguments: argparse.Namespace, vocab_size: int) -> DraftSource:
         TokenizerMismatch: a datastore behind it was built with another tokenizer.
         InvalidRequest: both a server and datastores were named.
     """
-    from retrieval_spec.commands.serve import check_tokenizers
-    from retrieval_spec.datastore.store import open_datastore
-
     if arguments.server and arguments.datastore:
         raise InvalidRequest(
             "datastores belong to the server", remedy="give --server or --datastore, not both"
         )
     if arguments.server:
-        return DraftClient(arguments.server)
+        client = DraftClient(arguments.server)
+        check_server(client, arguments.model)
+        return client
+    from retrieval_spec.commands.serve import check_tokenizers
+    from retrieval_spec.datastore.store import open_datastore
     from retrieval_spec.engine import Engine
 
     check_tokenizers(arguments.model, {path: open_datastore(path).manifest for path in arguments.datastore})
     return LocalClient(Engine(vocab_size, datastores=arguments.datastore))
+
+
+def check_server(client: DraftClient, model: str | Path) -> None:
+    """Refuses a server whose datastores were built with another tokenizer than the model's.
+
+    Raises:
+        TokenizerMismatch: a datastore's ids mean other text.
+        ServiceUnavailable: the server does not answer.
+    """
+    from retrieval_spec.datastore.tokenizer import load_tokenizer
+
+    datastores = client.server_info.datastores
+    fingerprint = load_tokenizer(model).fingerprint if datastores else ""
+    for datastore in datastores:
+        if datastore.tokenizer_fingerprint != fingerprint:
+            raise TokenizerMismatch(
+                f"the server's datastore {datastore.name} was built with another tokenizer",
+                got=datastore.tokenizer_fingerprint,
+                expected=fingerprint,
+                remedy="build it again with the tokenizer of this model",
+            )
 
 
 def read_prompt(prompt: str) -> str:

@@ -68,3 +68,10 @@ class Drafter(Protocol):
     def start(self, context: Tokens) -> Cursor:
         """Returns a cursor that has observed `context`, which may be empty."""
         ...
+
+
+@runtime_checkable
+class TextDrafter(Drafter, Protocol):
+    """A drafter over text that was encoded beforehand: its ids mean text to one tokenizer alone."""
+
+    tokenizer_fingerprint: str

@@ -24,8 +24,9 @@ _FIRST_SOURCE.setflags(write=False)
 class CorpusDrafter:
     """One context array as a source of drafts; immutable, shared by all sessions and threads."""
 
-    def __init__(self, array: ContextArray) -> None:
+    def __init__(self, array: ContextArray, tokenizer_fingerprint: str = "") -> None:
         self._array = array
+        self.tokenizer_fingerprint = tokenizer_fingerprint
 
     @classmethod
     def open(cls, vocab_size: int, path: str | Path) -> CorpusDrafter:
@@ -48,7 +49,7 @@ class CorpusDrafter:
                 expected=f"at most {vocab_size}",
                 remedy="build it again with the tokenizer of the target model",
             )
-        return cls(array)
+        return cls(array, manifest.tokenizer.fingerprint)
 
     def start(self, context: Tokens) -> CorpusCursor:
         """Returns a cursor that has observed `context`."""

@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-_CORPUS = "corpus:"
 _logged: set[tuple[type, str]] = set()
 
 
@@ -78,7 +77,10 @@ class Servicer(DraftServiceServicer):
             incarnation=random_id(),
             vocab_size=engine.vocab_size,
             source_names=engine.source_names,
-            datastores=[name[len(_CORPUS) :] for name in engine.source_names if name.startswith(_CORPUS)],
+            datastores=[
+                pb.Datastore(name=name, tokenizer_fingerprint=fingerprint)
+                for name, fingerprint in engine.datastores.items()
+            ],
         )
 
     @_call

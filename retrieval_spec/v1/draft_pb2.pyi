@@ -16,8 +16,16 @@ class ServerInfo(_message.Message):
     incarnation: int
     vocab_size: int
     source_names: _containers.RepeatedScalarFieldContainer[str]
-    datastores: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[str] = ..., incarnation: _Optional[int] = ..., vocab_size: _Optional[int] = ..., source_names: _Optional[_Iterable[str]] = ..., datastores: _Optional[_Iterable[str]] = ...) -> None: ...
+    datastores: _containers.RepeatedCompositeFieldContainer[Datastore]
+    def __init__(self, version: _Optional[str] = ..., incarnation: _Optional[int] = ..., vocab_size: _Optional[int] = ..., source_names: _Optional[_Iterable[str]] = ..., datastores: _Optional[_Iterable[_Union[Datastore, _Mapping]]] = ...) -> None: ...
+
+class Datastore(_message.Message):
+    __slots__ = ("name", "tokenizer_fingerprint")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tokenizer_fingerprint: str
+    def __init__(self, name: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ...) -> None: ...
 
 class GetInfoRequest(_message.Message):
     __slots__ = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -84,7 +86,7 @@ def test_how_the_tokens_came_does_not_matter(opened, stream, cuts):
     at_once = opened().start(tokens(stream))
     in_pieces = opened().start(tokens([]))
     edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         in_pieces.observe(tokens(stream[begin:end]))
     assert at_once.propose(Budget(16)) == in_pieces.propose(Budget(16))
 

@@ -1,0 +1,147 @@
+"""The command line as people type it: real processes, real files, one line for what went wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retrieval_spec.demo_model import demo_model_dir
+
+TEXT = "def add(first, second):\n    return first + second\n\n\n" * 40
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "retrieval_spec.cli", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, env=environment)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text").mkdir()
+    (folder / "text" / "add.py").write_text(TEXT)
+    (folder / "more.jsonl").write_text(json.dumps({"text": TEXT[:100]}) + "\n")
+    out = folder / "store"
+    done = run(
+        "build",
+        folder / "text",
+        folder / "more.jsonl",
+        "--tokenizer",
+        demo_model_dir(),
+        "--out",
+        out,
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["num_documents"] == 2
+    return out
+
+
+def damaged(store: Path, target: Path, file: str, change) -> Path:
+    shutil.copytree(store, target)
+    path = target / file
+    path.write_bytes(change(path.read_bytes()))
+    return target
+
+
+def flip_last_bit(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def test_inspect_and_verify_say_what_is_there(store):
+    facts = json.loads(run("inspect", store, "--json").stdout)
+    assert facts["kind"] == "context_array"
+    assert "num" in run("inspect", store).stdout
+    assert json.loads(run("verify", store, "--json").stdout)["intact"] is True
+
+
+def test_every_command_shows_an_example():
+    for command in ("build", "inspect", "verify", "serve", "generate", "demo"):
+        done = run(command, "--help")
+        assert done.returncode == 0
+        assert f"retrieval-spec {command}" in done.stdout.split("example:")[1]
+
+
+def newer(data: bytes) -> bytes:
+    from retrieval_spec.datastore.manifest import seal
+
+    unsealed = json.loads(data)
+    unsealed["version"] = 99
+    unsealed["manifest_sha256"] = "0" * 64
+    return seal(json.dumps(unsealed, indent=2, sort_keys=True).encode() + b"\n")
+
+
+BAD_INPUT = {
+    "no command": ((), "COMMAND"),
+    "unknown command": (("fly",), "invalid choice"),
+    "nothing to build": (("build",), "INPUTS is missing"),
+    "no tokenizer": (("build", "{text}", "--out", "{new}"), "--tokenizer is missing"),
+    "missing input": (("build", "{nowhere}", "--tokenizer", "{model}", "--out", "{new}"), "nowhere"),
+    "missing tokenizer": (("build", "{text}", "--tokenizer", "{nowhere}", "--out", "{new}"), "nowhere"),
+    "malformed JSONL": (
+        ("build", "{malformed}", "--tokenizer", "{model}", "--out", "{new}"),
+        "malformed.jsonl:2",
+    ),
+    "taken place": (("build", "{text}", "--tokenizer", "{model}", "--out", "{store}"), "--replace"),
+    "no datastore": (("inspect", "{nowhere}"), "nowhere"),
+    "a file, not a datastore": (("verify", "{malformed}"), "malformed"),
+    "truncated": (("verify", "{truncated}"), "tokens.bin"),
+    "truncated, served": (("serve", "--datastore", "{truncated}"), "tokens.bin"),
+    "altered": (("verify", "{altered}"), "positions.bin"),
+    "altered, served": (("serve", "--datastore", "{altered}"), "positions.bin"),
+    "newer format": (("inspect", "{newer}"), "99"),
+    "nothing to serve": (("serve",), "--vocab-size"),
+    "vocabulary too small": (("serve", "--datastore", "{store}", "--vocab-size", "10"), "vocab"),
+    "bad vocabulary": (("serve", "--vocab-size", "-5"), "vocabulary"),
+    "bad address": (("serve", "--vocab-size", "10", "--listen", "nonsense"), "nonsense"),
+    "bad preset": (("serve", "--vocab-size", "10", "--preset", "fast"), "preset"),
+    "another tokenizer": (("serve", "--datastore", "{foreign}", "--model", "{model}"), "another tokenizer"),
+    "missing model": (("generate", "--model", "{nowhere}", "--prompt", "a"), "nowhere"),
+    "missing prompt file": (("generate", "--model", "{model}", "--prompt", "@{nowhere}"), "nowhere"),
+    "no server": (
+        ("generate", "--model", "{model}", "--prompt", "a", "--server", "unix:{nowhere}"),
+        "server",
+    ),
+    "no new tokens": (("generate", "--model", "{model}", "--prompt", "a", "--max-new-tokens", "0"), ">= 1"),
+    "no number": (("generate", "--model", "{model}", "--prompt", "a", "--max-nodes", "x"), "--max-nodes"),
+    "no prompts": (("demo", "--prompts", "0"), "prompt"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(store, tmp_path_factory) -> dict[str, Path]:
+    from tests.stores import write_corpus
+
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "malformed.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    return {
+        "text": store.parent / "text",
+        "model": demo_model_dir(),
+        "store": store,
+        "nowhere": folder / "nowhere",
+        "new": folder / "new",
+        "malformed": folder / "malformed.jsonl",
+        "truncated": damaged(store, folder / "truncated", "tokens.bin", lambda data: data[:-1]),
+        "altered": damaged(store, folder / "altered", "positions.bin", flip_last_bit),
+        "newer": damaged(store, folder / "newer", "manifest.json", newer),
+        "foreign": write_corpus(folder / "foreign", [[1, 2, 3]], vocab_size=100),
+    }
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_ends_with_one_line_and_exit_code_2(arguments, says, places):
+    done = run(*(argument.format(**places) for argument in arguments))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert says in done.stderr
+    assert not places["new"].exists()
+    assert sorted(path.name for path in places["new"].parent.iterdir() if path.name.startswith(".")) == []
