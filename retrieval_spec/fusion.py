@@ -3,6 +3,10 @@
 Shared by the server (several sources) and the verifier (retrieval beside a draft model), so it needs
 numpy alone. `merge` and `best_first` are written in the subset that numba compiles: the engine passes
 their compiled form to `fuse` (`kernels.fusion`), a verifier without numba runs them as they stand.
+
+A forest is int32[4, n]: the nodes of several trees, one tree after the other, as rows of token ids,
+parents (counted from the start of the own tree), float32 probabilities by their bits, and source masks.
+One array instead of four is what keeps a call into compiled code cheap.
 """
 
 from __future__ import annotations
@@ -11,10 +15,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from retrieval_spec.tree import DraftTree, Float32s, Int32s, Tokens, Uint16s
+from retrieval_spec.tree import DraftTree, Int32s
 
-Columns = tuple[Tokens, Int32s, Float32s, Uint16s]
-Fuser = Callable[[Tokens, Int32s, Float32s, Uint16s, Int32s, int], Columns]
+TOKENS, PARENTS, PROBS, SOURCES = range(4)
+
+Fuser = Callable[[Int32s, Int32s, int], Int32s]
+
+# One row for each source bit, as long as any tree; rows without strides take no memory.
+_MASKS: Int32s = np.broadcast_to(np.int32(1) << np.arange(16, dtype=np.int32)[:, None], (16, 1 << 30))
 
 
 def fuse(trees: Sequence[DraftTree], max_nodes: int, fuser: Fuser | None = None) -> DraftTree:
@@ -32,8 +40,8 @@ def fuse(trees: Sequence[DraftTree], max_nodes: int, fuser: Fuser | None = None)
     names = trees[0].source_names if trees else ()
     if not proposed or max_nodes <= 0:
         return DraftTree.empty(names)
-    sources = np.concatenate([tree.sources for tree in proposed])
-    return fuse_columns(proposed, sources, max_nodes, names, fuser or best_paths)
+    masks = [tree.sources.astype(np.int32) for tree in proposed]
+    return _as_tree((fuser or best_paths)(*_plant(proposed, masks), max_nodes), names)
 
 
 def fuse_sources(
@@ -48,102 +56,100 @@ def fuse_sources(
         sources = np.full(len(only), 1 << bits[0], np.uint16)
         return DraftTree(only.token_ids, only.parents, only.probs, sources, source_names)
     proposed = [trees[bit] for bit in bits]
-    sources = np.array([1 << bit for bit in bits], np.uint16).repeat([len(tree) for tree in proposed])
-    return fuse_columns(proposed, sources, max_nodes, source_names, fuser)
+    masks = [_MASKS[bit, : len(trees[bit])] for bit in bits]
+    return _as_tree(fuser(*_plant(proposed, masks), max_nodes), source_names)
 
 
-def fuse_columns(
-    trees: Sequence[DraftTree], sources: Uint16s, max_nodes: int, names: tuple[str, ...], fuser: Fuser
-) -> DraftTree:
-    """Fuses trees under the given source masks: uint16[nodes of all trees]."""
+def _plant(trees: Sequence[DraftTree], masks: Sequence[Int32s]) -> tuple[Int32s, Int32s]:
+    """Returns the forest of the trees under the given source masks, and where each tree begins."""
     starts = [0]
     for tree in trees:
         starts.append(starts[-1] + len(tree))
-    columns = fuser(
-        np.concatenate([tree.token_ids for tree in trees]),
-        np.concatenate([tree.parents for tree in trees]),
-        np.concatenate([tree.probs for tree in trees]),
-        sources,
-        np.array(starts, np.int32),
-        max_nodes,
+    columns = [tree.token_ids for tree in trees]
+    columns += [tree.parents for tree in trees]
+    columns += [tree.probs.view(np.int32) for tree in trees]
+    return np.concatenate([*columns, *masks]).reshape(4, -1), np.array(starts, np.int32)
+
+
+def _as_tree(forest: Int32s, source_names: tuple[str, ...]) -> DraftTree:
+    return DraftTree(
+        forest[TOKENS],
+        forest[PARENTS],
+        forest[PROBS].view(np.float32),
+        forest[SOURCES].astype(np.uint16),
+        source_names,
     )
-    return DraftTree(*columns, names)
 
 
-def best_paths(
-    token_ids: Tokens, parents: Int32s, probs: Float32s, sources: Uint16s, starts: Int32s, max_nodes: int
-) -> Columns:
+def best_paths(forest: Int32s, starts: Int32s, max_nodes: int) -> Int32s:
     """Merges equal paths of a forest and keeps its best nodes: `merge`, then `best_first`."""
-    return best_first(*merge(token_ids, parents, probs, sources, starts), max_nodes)
+    return best_first(merge(forest, starts), max_nodes)
 
 
-def merge(token_ids: Tokens, parents: Int32s, probs: Float32s, sources: Uint16s, starts: Int32s) -> Columns:
+def merge(forest: Int32s, starts: Int32s) -> Int32s:
     """Returns the trie of a forest: equal paths become one, with the best probability of each node.
 
     Args:
-        token_ids: int32[n]  the trees' nodes, one tree after the other.
-        parents: int32[n]  -1 or the index of an earlier node, counted from the start of the own tree.
-        probs: float32[n]  P(node accepted | parent accepted).
-        sources: uint16[n]  bit mask of drafters.
+        forest: int32[4, n]  see the module.
         starts: int32[trees + 1]  where each tree begins; the last entry is n.
     """
-    n = token_ids.shape[0]
+    n = forest.shape[1]
     place = np.empty(n, np.int32)  # node of the forest -> node of the trie
     first_child = np.full(n + 1, -1, np.int32)  # entry 0 is the context
     next_sibling = np.full(n, -1, np.int32)
-    out_tokens = np.empty(n, np.int32)
-    out_parents = np.empty(n, np.int32)
-    out_probs = np.empty(n, np.float32)
-    out_sources = np.empty(n, np.uint16)
+    trie = np.empty((4, n), np.int32)
     size = 0
     tree = 0
     for node in range(n):
         while node >= starts[tree + 1]:
             tree += 1
-        parent = place[starts[tree] + parents[node]] if parents[node] >= 0 else -1
+        parent = place[starts[tree] + forest[PARENTS, node]] if forest[PARENTS, node] >= 0 else -1
         child = first_child[parent + 1]
-        while child >= 0 and out_tokens[child] != token_ids[node]:
+        while child >= 0 and trie[TOKENS, child] != forest[TOKENS, node]:
             child = next_sibling[child]
         if child < 0:
             child = size
             size += 1
-            out_tokens[child] = token_ids[node]
-            out_parents[child] = parent
-            out_probs[child] = probs[node]
-            out_sources[child] = sources[node]
+            trie[TOKENS, child] = forest[TOKENS, node]
+            trie[PARENTS, child] = parent
+            trie[PROBS, child] = forest[PROBS, node]
+            trie[SOURCES, child] = forest[SOURCES, node]
             next_sibling[child] = first_child[parent + 1]
             first_child[parent + 1] = child
         else:
-            out_probs[child] = max(out_probs[child], probs[node])
-            out_sources[child] |= sources[node]
+            # The bits of non-negative floats sort like the floats.
+            trie[PROBS, child] = max(trie[PROBS, child], forest[PROBS, node])
+            trie[SOURCES, child] |= forest[SOURCES, node]
         place[node] = child
-    return out_tokens[:size], out_parents[:size], out_probs[:size], out_sources[:size]
+    found: Int32s = trie[:, :size].copy()
+    return found
 
 
-def best_first(
-    token_ids: Tokens, parents: Int32s, probs: Float32s, sources: Uint16s, max_nodes: int
-) -> Columns:
-    """Returns the `max_nodes` nodes of the largest path probability, best first.
+def best_first(trie: Int32s, max_nodes: int) -> Int32s:
+    """Returns the `max_nodes` nodes of the largest path probability as int32[4, k], best first.
 
     A parent is at least as probable as its child and less deep, so it always comes first.
     """
-    n = token_ids.shape[0]
+    n = trie.shape[1]
+    probs = trie[PROBS].view(np.float32)
     path_probs = np.empty(n, np.float32)
     depths = np.empty(n, np.int64)
     for node in range(n):
-        parent = parents[node]
+        parent = trie[PARENTS, node]
         path_probs[node] = probs[node] * path_probs[parent] if parent >= 0 else probs[node]
         depths[node] = depths[parent] + 1 if parent >= 0 else 1
-    # The bits of non-negative floats sort like the floats, so one integer holds probability and depth.
-    falling = np.int64(0x7FFFFFFF) - path_probs.view(np.int32)
-    by_token = np.argsort(token_ids, kind="mergesort")
-    by_key = np.argsort(((falling << 31) + depths)[by_token], kind="mergesort")
-    order = by_token[by_key][:max_nodes]
-    count = order.shape[0]
+    # Falling probability, then rising depth, in one integer; an equal one keeps the order by token.
+    keys = ((np.int64(0x7FFFFFFF) - path_probs.view(np.int32)) << 31) + depths
+    by_token = np.argsort(trie[TOKENS], kind="mergesort")
+    order = by_token[np.argsort(keys[by_token], kind="mergesort")][:max_nodes]
     rank = np.empty(n, np.int32)
-    out_parents = np.empty(count, np.int32)
-    for position in range(count):
-        rank[order[position]] = position
-        parent = parents[order[position]]
-        out_parents[position] = rank[parent] if parent >= 0 else -1
-    return token_ids[order], out_parents, probs[order], sources[order]
+    best = np.empty((4, order.shape[0]), np.int32)
+    for position in range(order.shape[0]):
+        node = order[position]
+        rank[node] = position
+        parent = trie[PARENTS, node]
+        best[TOKENS, position] = trie[TOKENS, node]
+        best[PARENTS, position] = rank[parent] if parent >= 0 else -1
+        best[PROBS, position] = trie[PROBS, node]
+        best[SOURCES, position] = trie[SOURCES, node]
+    return best

@@ -15,8 +15,8 @@ CALL = """
 import logging; logging.basicConfig()
 import numpy as np
 from retrieval_spec.kernels.fusion import merge
-columns = np.array([4], np.int32), np.array([-1], np.int32), np.ones(1, np.float32), np.ones(1, np.uint16)
-print(merge(*columns, np.array([0, 1], np.int32))[0].tolist())
+forest = np.array([[4], [-1], [0], [1]], np.int32)
+print(merge(forest, np.array([0, 1], np.int32))[0].tolist())
 """
 
 

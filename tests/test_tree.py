@@ -117,3 +117,10 @@ def test_trees_compare_by_content():
     assert DraftTree.chain([1, 2]) != DraftTree.chain([1, 3])
     assert DraftTree.chain([1]) != DraftTree.chain([1], [0.5])
     assert DraftTree.chain([1]) != [1]
+
+
+def test_a_tree_cannot_be_changed():
+    tree = DraftTree.chain([1])
+    for name in ("token_ids", "parents", "probs", "sources", "source_names", "other"):
+        with pytest.raises((AttributeError, TypeError)):
+            setattr(tree, name, None)
