@@ -118,7 +118,7 @@ def test_a_run_killed_while_saving_goes_on_to_the_weights_of_an_uninterrupted_on
     assert digests(tmp_path / "out") == digests(uninterrupted)
 
 
-def test_steps_may_change_before_the_decay(sources, tmp_path, uninterrupted, monkeypatch):
+def test_steps_and_decay_may_change_before_the_decay(sources, tmp_path, uninterrupted, monkeypatch):
     whole = training.Trainer._step
 
     def stop_at_step_4(trainer, step, loss_of):
@@ -128,7 +128,7 @@ def test_steps_may_change_before_the_decay(sources, tmp_path, uninterrupted, mon
 
     monkeypatch.setattr(training.Trainer, "_step", stop_at_step_4)
     with pytest.raises(KeyboardInterrupt):
-        tool.main(arguments(sources, tmp_path, "--steps", "30"))
+        tool.main(arguments(sources, tmp_path, "--steps", "30", "--decay-fraction", "0.2"))
     monkeypatch.undo()
     assert tool.main(arguments(sources, tmp_path, "--steps", "8")) == 0
     assert digests(tmp_path / "out") == digests(uninterrupted)
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_other_settings_is_refused(sources, tmp_path, capsys):
     assert tool.main(arguments(sources, tmp_path, "--steps", "2", "--seed", "1")) == 2
     assert "seed = 0, this run has 1" in capsys.readouterr().err
     assert tool.main(arguments(sources, tmp_path, "--steps", "9")) == 2
-    assert "--steps can no longer change from 2" in capsys.readouterr().err
+    assert "--steps and --decay-fraction can no longer change" in capsys.readouterr().err
 
 
 def test_help_shows_an_example(capsys):

@@ -32,7 +32,7 @@ SETTING_HELP = {
     "matrix_rate": "learning rate of the matrices inside the layers (Muon)",
     "embedding_rate": "learning rate of embeddings and norms (AdamW)",
     "warmup_steps": "steps over which the rates rise",
-    "decay_fraction": "part of the run over which the rates fall to zero",
+    "decay_fraction": "part of the run over which the rates fall to zero; may change like steps",
     "seed": "decides the first weights and the order of the text",
     "threads": "torch threads; another count gives other roundings",
 }

@@ -27,7 +27,8 @@ sources of Python's standard library. The demo and the end-to-end tests of retri
 **Limits.** It is a demonstration model: it writes text that looks like Python and is not useful for
 writing code. It was trained on windows of {window_tokens} tokens; longer contexts are accepted up
 to {max_positions} and get worse. It knows the standard library's style and nothing else, and repeats
-passages of it, so what it writes falls under the licence below.
+passages of it, so what it writes falls under the licence below. Its greedy output soon falls into
+loops, which any drafter predicts well: judge drafting speed by other models or drawn text.
 
 ## Model
 
@@ -84,7 +85,8 @@ That is {bits_per_byte:.3f} bits per byte.
 | software | Python {python}, torch {torch} |
 
 The same command on the same text and software gives the same weights, whether or not it was
-interrupted; another number of threads or kind of CPU gives other roundings.
+interrupted (the tests check this without `--compile`); another number of threads or kind of CPU
+gives other roundings.
 
 ## What it writes
 

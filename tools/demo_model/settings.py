@@ -12,7 +12,7 @@ MAX_POSITIONS_TOKENS = 2048
 class Settings:
     """One training run; two runs with equal settings on one corpus give equal weights."""
 
-    steps: int = 2400
+    steps: int = 860
     batch_windows: int = 4
     window_tokens: int = 1024
     vocabulary: int = 4096
@@ -24,7 +24,7 @@ class Settings:
     matrix_rate: float = 0.02
     embedding_rate: float = 0.004
     warmup_steps: int = 40
-    decay_fraction: float = 0.4
+    decay_fraction: float = 0.3
     seed: int = 0
     threads: int = 2
     compile: bool = False
@@ -36,7 +36,7 @@ class Settings:
 
     @property
     def decay_start(self) -> int:
-        """First step of the linear decay; up to here the rates do not depend on `steps`."""
+        """First step of the linear decay; up to here the rates do not depend on when it comes."""
         return self.steps - round(self.steps * self.decay_fraction)
 
     def rate_factor(self, step: int) -> float:
@@ -60,7 +60,7 @@ class Settings:
         return None
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on; `steps` may differ while the decay has not begun."""
+        """What a checkpoint must agree on; when the decay comes may differ until it has begun."""
         fields = asdict(self)
-        del fields["steps"]
+        del fields["steps"], fields["decay_fraction"]
         return fields

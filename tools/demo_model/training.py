@@ -106,11 +106,12 @@ class Trainer:
                     f"{state['identity'].get(name)!r}, this run has {expected!r}: "
                     "use the same settings or another --work folder"
                 )
-        decays = [state["decay_start"], self.settings.decay_start]
-        if state["steps"] != self.settings.steps and state["step"] > min(decays):
+        schedule = [self.settings.steps, self.settings.decay_start]
+        begun = min(state["decay_start"], self.settings.decay_start)
+        if schedule != [state["steps"], state["decay_start"]] and state["step"] > begun:
             raise TrainingError(
                 f"checkpoint {self._path} stands at step {state['step']}, past the start of the "
-                f"decay (step {min(decays)}): --steps can no longer change from {state['steps']}"
+                f"decay (step {begun}): --steps and --decay-fraction can no longer change"
             )
 
     def save(self) -> None:
