@@ -182,11 +182,23 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result))
-        return
+    else:
+        print("\n".join(_lines(result, indent="")))
+
+
+def _lines(result: dict[str, Any], indent: str) -> list[str]:
+    """Returns a line for every plain value; what stands inside another one is indented."""
+    lines = []
     width = max(map(len, result), default=0)
     for key, value in result.items():
-        shown = f"{value:,.3f}" if isinstance(value, float) else value
-        print(f"{key.replace('_', ' '):<{width}}  {shown}")
+        name = indent + key.replace("_", " ")
+        if isinstance(value, dict):
+            lines += [name, *_lines(value, indent + "  ")]
+        else:
+            lines.append(
+                f"{name:<{len(indent) + width}}  {f'{value:,.3f}' if isinstance(value, float) else value}"
+            )
+    return lines
 
 
 def _build(arguments: argparse.Namespace) -> None:

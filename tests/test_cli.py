@@ -111,6 +111,10 @@ BAD_INPUT = {
         "server",
     ),
     "no new tokens": (("generate", "--model", "{model}", "--prompt", "a", "--max-new-tokens", "0"), ">= 1"),
+    "server and datastore": (
+        ("generate", "--model", "{model}", "--prompt", "a", "--server", "unix:x", "--datastore", "{store}"),
+        "not both",
+    ),
     "no number": (("generate", "--model", "{model}", "--prompt", "a", "--max-nodes", "x"), "--max-nodes"),
     "no prompts": (("demo", "--prompts", "0"), "prompt"),
 }
@@ -145,3 +149,74 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(arguments, says, places):
     assert says in done.stderr
     assert not places["new"].exists()
     assert sorted(path.name for path in places["new"].parent.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.fixture
+def server(store, tmp_path):
+    address = f"unix:{tmp_path}/server.sock"
+    command = [sys.executable, "-m", "retrieval_spec.cli", "serve", "--listen", address, "--datastore", store]
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == f"serving on {address}\n"
+        yield address
+    finally:
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+        process.stdout.close()
+
+
+def test_generate_gives_the_same_text_wherever_the_drafts_come_from(server, store):
+    options = (
+        "generate",
+        "--model",
+        demo_model_dir(),
+        "--prompt",
+        "def add(first",
+        "--max-new-tokens",
+        24,
+        "--json",
+    )
+    ways = [("--server", server), ("--datastore", store), ("--max-nodes", 0)]
+    results = [json.loads(run(*options, *way).stdout) for way in ways]
+    assert len({result["text"] for result in results}) == 1
+    # A busy machine may make the client give up on a draft or two, but not on all.
+    assert max(results[0]["steps"], results[1]["steps"]) < results[2]["steps"]
+
+
+def test_a_server_with_datastores_of_another_tokenizer_is_refused(tmp_path):
+    from tests.stores import write_corpus
+
+    foreign = write_corpus(tmp_path / "foreign", [[1, 2, 3]], vocab_size=100)
+    address = f"unix:{tmp_path}/server.sock"
+    command = [
+        sys.executable,
+        "-m",
+        "retrieval_spec.cli",
+        "serve",
+        "--listen",
+        address,
+        "--datastore",
+        str(foreign),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("serving")
+        done = run("generate", "--model", demo_model_dir(), "--prompt", "a", "--server", address)
+        process.terminate()
+    assert done.returncode == 2
+    assert "another tokenizer" in done.stderr
+
+
+def test_a_sampled_generation_is_repeated_by_its_seed(store):
+    options = (
+        "generate",
+        "--model",
+        demo_model_dir(),
+        "--prompt",
+        "import ",
+        "--max-new-tokens",
+        16,
+        "--json",
+    )
+    sampled = ("--temperature", "0.8", "--top-k", "50", "--seed", "7", "--datastore", store)
+    texts = [json.loads(run(*options, *sampled).stdout)["text"] for _ in range(2)]
+    assert texts[0] == texts[1]

@@ -14,26 +14,37 @@ from retrieval_spec.errors import InvalidRequest, MissingDependency, MissingPath
 
 def generate_command(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs the generation and returns the text and what the drafts gained."""
-    from retrieval_spec.verifier import generate
-
+    # What can be refused at once is refused before the model is loaded, which takes seconds.
     check_generation_options(arguments)
+    prompt = read_prompt(arguments.prompt)
+    check_model_folder(arguments.model)
+    remote = open_server(arguments.server, arguments.model) if arguments.server else None
     model, tokenizer = load_model(arguments.model)
-    source = open_source(arguments, int(model.config.vocab_size))
+    source = remote or open_engine(arguments.datastore, arguments.model, int(model.config.vocab_size))
     try:
-        inputs = tokenizer(read_prompt(arguments.prompt), return_tensors="pt").input_ids
-        began = time.perf_counter()
-        result = generate(
-            model,
-            inputs,
-            source,
-            max_nodes=arguments.max_nodes,
-            max_new_tokens=arguments.max_new_tokens,
-            seed=arguments.seed,
-            **sampling_options(arguments),
-        )
-        seconds = time.perf_counter() - began
+        return run_generation(arguments, model, tokenizer, source, prompt)
     finally:
         source.close()
+
+
+def run_generation(
+    arguments: argparse.Namespace, model: Any, tokenizer: Any, source: DraftSource, prompt: str
+) -> dict[str, Any]:
+    """Generates and measures."""
+    from retrieval_spec.verifier import generate
+
+    inputs = tokenizer(prompt, return_tensors="pt").input_ids
+    began = time.perf_counter()
+    result = generate(
+        model,
+        inputs,
+        source,
+        max_nodes=arguments.max_nodes,
+        max_new_tokens=arguments.max_new_tokens,
+        seed=arguments.seed,
+        **sampling_options(arguments),
+    )
+    seconds = time.perf_counter() - began
     return {
         "text": tokenizer.decode(result.output_ids, skip_special_tokens=True),
         "tokens": len(result.output_ids),
@@ -47,8 +58,12 @@ def check_generation_options(arguments: argparse.Namespace) -> None:
     """Refuses values that no generation can have.
 
     Raises:
-        InvalidRequest: an option out of range.
+        InvalidRequest: an option out of range, or a server and datastores together.
     """
+    if arguments.server and arguments.datastore:
+        raise InvalidRequest(
+            "datastores belong to the server", remedy="give --server or --datastore, not both"
+        )
     for name, low in (("max_new_tokens", 1), ("max_nodes", 0), ("temperature", 0)):
         value = getattr(arguments, name)
         if value < low:
@@ -63,6 +78,18 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"do_sample": True, "temperature": arguments.temperature, **options}
 
 
+def check_model_folder(folder: str | Path) -> None:
+    """Refuses a folder that holds no model.
+
+    Raises:
+        MissingPath: there is no such folder, or no config.json in it.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise MissingPath(
+            "no model folder", got=folder, expected="a folder with config.json", remedy="check --model"
+        )
+
+
 def load_model(folder: str | Path) -> tuple[Any, Any]:
     """Returns a causal language model in float32 and its tokenizer, from a local folder alone.
 
@@ -70,10 +97,7 @@ def load_model(folder: str | Path) -> tuple[Any, Any]:
         MissingPath: the folder does not exist or holds no model.
         MissingDependency: torch or transformers is not installed.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise MissingPath(
-            "no model folder", got=folder, expected="a folder with config.json", remedy="check --model"
-        )
+    check_model_folder(folder)
     # OpenMP threads that spin between two forwards starve the sidecar on the same machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -89,27 +113,30 @@ def load_model(folder: str | Path) -> tuple[Any, Any]:
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def open_source(arguments: argparse.Namespace, vocab_size: int) -> DraftSource:
-    """Returns the sidecar's client, or an engine in this process, checked against the model's tokenizer.
+def open_server(address: str, model: str | Path) -> DraftClient:
+    """Returns a client of the sidecar, checked against the model's tokenizer.
 
     Raises:
         TokenizerMismatch: a datastore behind it was built with another tokenizer.
-        InvalidRequest: both a server and datastores were named.
+        ServiceUnavailable: the server does not answer.
     """
-    if arguments.server and arguments.datastore:
-        raise InvalidRequest(
-            "datastores belong to the server", remedy="give --server or --datastore, not both"
-        )
-    if arguments.server:
-        client = DraftClient(arguments.server)
-        check_server(client, arguments.model)
-        return client
+    client = DraftClient(address)
+    check_server(client, model)
+    return client
+
+
+def open_engine(datastores: list[str], model: str | Path, vocab_size: int) -> LocalClient:
+    """Returns an engine in this process, its datastores checked against the model's tokenizer.
+
+    Raises:
+        TokenizerMismatch: a datastore was built with another tokenizer.
+    """
     from retrieval_spec.commands.serve import check_tokenizers
     from retrieval_spec.datastore.store import open_datastore
     from retrieval_spec.engine import Engine
 
-    check_tokenizers(arguments.model, {path: open_datastore(path).manifest for path in arguments.datastore})
-    return LocalClient(Engine(vocab_size, datastores=arguments.datastore))
+    check_tokenizers(model, {path: open_datastore(path).manifest for path in datastores})
+    return LocalClient(Engine(vocab_size, datastores=datastores))
 
 
 def check_server(client: DraftClient, model: str | Path) -> None:
