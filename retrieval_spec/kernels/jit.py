@@ -81,10 +81,27 @@ def kernel(function: Function) -> Function:
 
     `NUMBA_DISABLE_JIT=1` leaves it plain Python, for debuggers and coverage.
     """
+    return _compiled(function)
+
+
+def allocation_free_kernel(function: Function) -> Function:
+    """Makes a `kernel` that creates no array, and so needs no reference counts: calls cost half.
+
+    Every array passed down from one kernel to the next would be counted up and down otherwise.
+    """
+    return _compiled(function, _nrt=False)
+
+
+def inlined_kernel(function: Function) -> Function:
+    """Makes a part of other kernels: copied into each of them, so that calls cost nothing but code."""
+    return numba.njit(inline="always")(function)  # type: ignore[no-any-return]
+
+
+def _compiled(function: Function, **options: bool) -> Function:
     # numba reads the folder while it decorates; other users of numba in the process keep theirs.
     theirs, config.CACHE_DIR = config.CACHE_DIR, str(_FOLDER)
     try:
-        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(nogil=True, cache=True, **options)(function)  # type: ignore[no-any-return]
     finally:
         config.CACHE_DIR = theirs
 
