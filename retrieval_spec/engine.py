@@ -134,6 +134,11 @@ class Engine:
         trees = [session.draft(cap) for session, cap in zip(sessions, caps, strict=True)]
         return share_nodes(trees, max(total_nodes, 0))
 
+    def warm_up(self) -> None:
+        """Compiles what only a draft from several sources needs; the sources compile with any draft."""
+        chain = DraftTree.chain([0], [0.5])
+        fuse_sources([chain, chain], 1, ("warm-up", "warm-up"), best_paths)
+
     def check_context_length(self, length: int) -> None:
         """Refuses contexts that are too long.
 

@@ -12,12 +12,14 @@ from retrieval_spec.datastore.store import write_datastore
 from retrieval_spec.structures.context_array import ContextArray
 
 
-def write_corpus(path: Path, documents: Sequence[Sequence[int]], vocab_size: int) -> Path:
+def write_corpus(
+    path: Path, documents: Sequence[Sequence[int]], vocab_size: int, dtype: type = np.int32
+) -> Path:
     """Writes the documents as a datastore of kind context_array and returns its path."""
-    separator = np.iinfo(np.int32).max
+    separator = np.iinfo(dtype).max
     tokens = [token for document in documents for token in (*document, separator)]
     ends = np.cumsum([len(document) + 1 for document in documents])
-    array = ContextArray.build(np.array(tokens, np.int32), threads=1)
+    array = ContextArray.build(np.array(tokens, dtype), threads=1)
     facts = Facts(
         name=path.name,
         vocab_size=vocab_size,

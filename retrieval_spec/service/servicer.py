@@ -67,7 +67,7 @@ class Servicer(DraftServiceServicer):
     """Answers for one engine. Belongs to one event loop."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
         self._sessions = SessionTable(engine)
         self._idle_streams: set[Any] = set()
         self._is_stopping = False
@@ -167,7 +167,7 @@ class Servicer(DraftServiceServicer):
             InvalidRequest: the step's columns do not fit each other.
             LimitExceeded: more sessions than may be open.
         """
-        rows = wire.read_step(step, self._engine.limits.max_sessions)
+        rows = wire.read_step(step, self.engine.limits.max_sessions)
         result.step_number = step.step_number
         result.incarnation = self.info.incarnation
         if not rows:
@@ -201,7 +201,7 @@ class Servicer(DraftServiceServicer):
         if not sessions:
             return []
         try:
-            return list(self._engine.draft_batch(sessions, total_nodes, caps))
+            return list(self.engine.draft_batch(sessions, total_nodes, caps))
         except Exception:
             logger.debug("a step failed", exc_info=True)
         # One of them fails, so each is asked alone: the others must not pay for it.
