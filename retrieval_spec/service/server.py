@@ -128,11 +128,12 @@ def warm_up(servicer: Servicer) -> None:
     """Drafts once through all layers, with the array types of real calls: every kernel gets compiled."""
     servicer.engine.warm_up()
     vocab_size = servicer.info.vocab_size
-    # Long enough, and without much repetition, so that growing structures grow.
-    prompt = as_tokens([token * token % 997 % vocab_size for token in range(1_000)], vocab_size)
+    prompt = as_tokens([token % vocab_size for token in (0, 1, 2, 0, 1)], vocab_size)
+    # Long, and without much repetition, so that growing structures grow.
+    commit = as_tokens([token * token % 997 % vocab_size for token in range(1_000)], vocab_size)
     ids = [_open(servicer, wire.token_bytes(prompt)) for _ in range(2)]
     step, result = pb.DraftStep(), pb.DraftStepResult()
-    rows = [wire.SessionStep(session_id, prompt.size, prompt[:1], max_nodes=8) for session_id in ids]
+    rows = [wire.SessionStep(session_id, prompt.size, commit, max_nodes=8) for session_id in ids]
     wire.write_step(step, rows, total_nodes=8)
     servicer.answer(step, result)
     for session_id in ids:
