@@ -11,7 +11,7 @@ demo: $(STAMPS)-demo
 	$(BIN)/retrieval-spec demo
 
 test: $(STAMPS)-test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(STAMPS)-dev
 	PATH="$(abspath $(BIN)):$$PATH" tools/check

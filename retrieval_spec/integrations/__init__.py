@@ -1,1 +1,0 @@
-"""One file per host: host glue only."""
