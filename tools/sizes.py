@@ -14,12 +14,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "retrieval_spec"
 def code_lines(path: Path) -> int:
     """Returns the lines that are neither blank nor part of a docstring."""
     source = path.read_text()
-    docstring_lines = 0
+    in_docstrings: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node, clean=False)
-            docstring_lines += len(docstring.splitlines()) if docstring else 0
-    return sum(1 for line in source.splitlines() if line.strip()) - docstring_lines
+            if ast.get_docstring(node) is not None:
+                in_docstrings.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lines = enumerate(source.splitlines(), 1)
+    return sum(1 for number, line in lines if line.strip() and number not in in_docstrings)
 
 
 def main() -> None:
