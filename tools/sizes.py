@@ -16,9 +16,9 @@ def code_lines(path: Path) -> int:
     source = path.read_text()
     in_docstrings: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node) is not None:
-                in_docstrings.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+        has_body = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if has_body and ast.get_docstring(node) is not None:
+            in_docstrings.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     lines = enumerate(source.splitlines(), 1)
     return sum(1 for number, line in lines if line.strip() and number not in in_docstrings)
 
