@@ -113,7 +113,7 @@ def test_a_string_that_does_not_occur_is_not_found(tokens, string):
     assert (found is not None) == (occurs and len(string) > 0)
 
 
-@pytest.mark.parametrize("token", [0, 65_535, 65_536, 151_936, LARGEST_ID])
+@pytest.mark.parametrize("token", [0, 65_535, 65_536, 151_936, LARGEST_ID, -1, -(2**31)])
 def test_a_token_id_of_any_size_is_told_apart(token):
     automaton = SuffixAutomaton.from_tokens(as_int32([token, 5, token, 6]))
     assert automaton.occurrences(as_int32([token])) == (2, 0, 2)
@@ -183,6 +183,15 @@ def test_growing_publishes_a_new_buffer_and_leaves_the_old_one_alone():
     assert automaton.arena is not old
     assert old.size < automaton.arena.size
     assert automaton.allocated_bytes >= automaton.used_bytes > 10_000 * 32
+
+
+def test_a_text_whose_length_was_told_grows_no_buffer():
+    tokens = as_int32(np.random.default_rng(3).zipf(1.5, 20_000) % 50_000)
+    automaton = SuffixAutomaton(tokens.size)
+    arena = automaton.arena
+    automaton.extend(tokens)
+    assert automaton.arena is arena
+    assert automaton.allocated_bytes < 80 * tokens.size
 
 
 def test_extending_by_nothing_changes_nothing():
