@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_spec.errors import DatastoreCorrupt, InvalidRequest, InvalidTokens, LimitExceeded
-from retrieval_spec.kernels.context_array import nearest
+from retrieval_spec.kernels.context_array import FOUND, LENGTH, SEEN_WORDS, nearest
+from retrieval_spec.kernels.context_draft import NUM_NEIGHBOURS
 from retrieval_spec.structures import context_array
 from retrieval_spec.structures.context_array import ContextArray, separator_of
 from tests.reference.context_array import ReferenceContextArray, reference_draft
 
 NARROW, WIDE = np.uint16, np.int32
-K = context_array.NUM_NEIGHBOURS
+K = NUM_NEIGHBOURS
 compiling = settings(deadline=None)  # the first example compiles
 
 
@@ -68,8 +69,9 @@ def test_nearest_neighbours_are_the_longest_matches(case, depth, k):
     tokens, context = case
     array, reference = pair(tokens, depth)
     context = context[-depth:]
-    found, lengths = np.empty(k, np.int64), np.empty(k, np.int64)
-    count = nearest(array.tokens, array.positions, array.buckets, context, depth, found, lengths)
+    block = np.empty(2 + k * SEEN_WORDS, np.int64)
+    count = nearest(array.tokens, array.positions, array.buckets, context, depth, k, block, 2)
+    found, lengths = block[2 + FOUND :: SEEN_WORDS], block[2 + LENGTH :: SEEN_WORDS]
     taken = list(zip(found[:count].tolist(), lengths[:count].tolist(), strict=True))
     assert taken == reference.nearest(context, k)
     longest = sorted((reference.match_length(i, context) for i in reference.positions), reverse=True)

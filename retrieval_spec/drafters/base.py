@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.tree import DraftTree, Tokens
+from retrieval_spec.tree import DraftTree, Tokens, Uint16s
 
 MAX_DEPTH_NODES = 64
 """No path of a draft tree is longer."""
@@ -42,6 +42,18 @@ class Feedback:
 
     node_token_ids: Tokens
     topk_ids: NDArray[np.int32]
+
+
+_OWN_SOURCE = np.ones(4096, np.uint16)
+_OWN_SOURCE.setflags(write=False)
+
+
+def own_source(num_nodes: int) -> Uint16s:
+    """Returns read-only uint16[num_nodes], the `sources` of every tree that a cursor proposes: all 1."""
+    if num_nodes > _OWN_SOURCE.shape[0]:
+        return np.ones(num_nodes, np.uint16)
+    sources: Uint16s = _OWN_SOURCE[:num_nodes]
+    return sources
 
 
 @runtime_checkable

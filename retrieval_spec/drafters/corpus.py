@@ -10,15 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from retrieval_spec.datastore.store import open_datastore
-from retrieval_spec.drafters.base import Budget, Feedback
+from retrieval_spec.drafters.base import Budget, Feedback, own_source
 from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
-from retrieval_spec.structures.context_array import ContextArray
+from retrieval_spec.structures.context_array import ContextArray, new_scratch
 from retrieval_spec.tree import DraftTree, Tokens
 
 KIND = "context_array"
-# A draft is far smaller; the engine sets the sources' real bits.
-_FIRST_SOURCE = np.ones(4096, np.uint16)
-_FIRST_SOURCE.setflags(write=False)
 
 
 class CorpusDrafter:
@@ -59,10 +56,11 @@ class CorpusDrafter:
 class CorpusCursor:
     """One session's position in a corpus: its last tokens. Owned by that session, not thread-safe."""
 
-    __slots__ = ("_array", "_tail")
+    __slots__ = ("_array", "_scratch", "_tail")
 
     def __init__(self, array: ContextArray, context: Tokens) -> None:
         self._array = array
+        self._scratch = new_scratch()
         self._tail = np.zeros(0, np.int32)
         self.observe(context)
 
@@ -79,5 +77,7 @@ class CorpusCursor:
         """Returns the most probable continuations of the nearest occurrences; no match, no nodes."""
         if budget.max_nodes <= 0 or not self._tail.shape[0]:
             return DraftTree.empty()
-        columns = self._array.draft(self._tail, budget.max_nodes, budget.max_depth_nodes)
-        return DraftTree(*columns, _FIRST_SOURCE[: columns[0].shape[0]])
+        token_ids, parents, probs = self._array.draft(
+            self._tail, budget.max_nodes, budget.max_depth_nodes, self._scratch
+        )
+        return DraftTree(token_ids, parents, probs, own_source(token_ids.shape[0]))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, Feedback
-from retrieval_spec.kernels.automaton_draft import draft
+from retrieval_spec.drafters.base import Budget, Feedback, own_source
+from retrieval_spec.kernels.automaton_draft import draft, scratch_words
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
 from retrieval_spec.tree import DraftTree, Float32s, Tokens
 
@@ -55,10 +55,11 @@ class SessionDrafter:
 class SessionCursor:
     """One session's text as an automaton; owned by that session, not thread-safe."""
 
-    __slots__ = ("automaton",)
+    __slots__ = ("_scratch", "automaton")
 
     def __init__(self, context: Tokens) -> None:
         self.automaton = SuffixAutomaton.from_tokens(context)
+        self._scratch = np.empty(0, np.int64)
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Appends committed tokens; `feedback` is not used."""
@@ -69,10 +70,13 @@ class SessionCursor:
         max_nodes = budget.max_nodes
         if max_nodes <= 0:
             return DraftTree.empty()
+        if self._scratch.shape[0] < scratch_words(max_nodes):
+            self._scratch = np.empty(scratch_words(max_nodes), np.int64)
         token_ids = np.empty(max_nodes, np.int32)
         parents = np.empty(max_nodes, np.int32)
         probs = np.empty(max_nodes, np.float32)
-        sources = np.empty(max_nodes, np.uint16)
         arena = self.automaton.arena
-        size = draft(arena, _WORTH, budget.max_depth_nodes, token_ids, parents, probs, sources)
-        return DraftTree(token_ids[:size], parents[:size], probs[:size], sources[:size])
+        size = draft(arena, _WORTH, budget.max_depth_nodes, self._scratch, token_ids, parents, probs)
+        if size < max_nodes:
+            token_ids, parents, probs = token_ids[:size], parents[:size], probs[:size]
+        return DraftTree(token_ids, parents, probs, own_source(size))

@@ -28,7 +28,19 @@ from retrieval_spec.kernels.automaton import (
     TARGET,
     TOKEN,
 )
-from retrieval_spec.kernels.jit import kernel
+from retrieval_spec.kernels.jit import allocation_free_kernel
+from retrieval_spec.kernels.ranking import (
+    FIRST_OWN_WORD,
+    NODE_WORDS,
+    ORDER,
+    OWN_PROB,
+    PATH_PROB,
+    depth_of,
+    enter,
+    free_all,
+    order_of,
+    token_of,
+)
 
 MAX_MATCHES = 2
 """Matches that are blended at a node: the longest and the next shorter; more gained nothing."""
@@ -37,27 +49,38 @@ MAX_EDGES_IF_RARE = 8
 """Edges looked at in a state with many: its oldest one and its newest ones; few under a rare node."""
 RARE_PATH_PROB = 0.05
 MAX_CHILDREN = 8
-MIN_PATH_PROB = 5e-4
+MIN_PATH_PROB = float(np.float32(5e-4))
 """A node that is less probable costs more to verify than it can save."""
 
 ONE_CONTINUATION, MORE_CONTINUATIONS, SHORTER_MATCH = range(3)
 """First index of `worth`."""
 
-# Words of a continuation that was found and of a node that waits for its place in the tree.
-FOUND_TOKEN, FOUND_STATE, FOUND_MATCH, FOUND_COUNT, FOUND_WORDS = range(5)
-NODE_TOKEN, NODE_STATE, NODE_MATCH, NODE_PARENT, NODE_DEPTH, NODE_WORDS = range(6)
+# Words of a continuation that was found, of one that becomes a child, and further ones of a node.
+FOUND_TOKEN, FOUND_STATE, FOUND_COUNT, FOUND_WORDS = range(4)
+CHILD_TOKEN, CHILD_STATE, CHILD_MATCH, CHILD_PROB, CHILD_WORDS = range(5)
+NODE_PARENT, NODE_STATE, NODE_MATCH = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 3)
+
+# The scratch memory: what was found in one state, the children of one node, the nodes, their ranking.
+FOUND = 0
+CHILDREN = FOUND + MAX_EDGES * FOUND_WORDS
+NODES = CHILDREN + MAX_CHILDREN * CHILD_WORDS
 
 
-@kernel
-def _is_child(children, num_children, token):
-    for child in range(num_children):
-        if children[child, FOUND_TOKEN] == token:
+def scratch_words(max_nodes: int) -> int:
+    """Returns how many words of scratch memory `draft` needs for so many nodes."""
+    return NODES + (max_nodes + 1) * (NODE_WORDS + 1)
+
+
+@allocation_free_kernel
+def _is_child(block, num_children, token):
+    for child in range(CHILDREN, CHILDREN + num_children * CHILD_WORDS, CHILD_WORDS):
+        if block[child + CHILD_TOKEN] == token:
             return True
     return False
 
 
-@kernel
-def _gather(arena, state, match_length, max_edges, children, num_children, found):
+@allocation_free_kernel
+def _gather(arena, state, max_edges, block, num_children):
     """Writes the continuations of a state that are no children yet; returns how many and their total."""
     record = HEADER_WORDS + state * STATE_WORDS
     edges_at = np.int64(arena[EDGES_AT])
@@ -67,13 +90,13 @@ def _gather(arena, state, match_length, max_edges, children, num_children, found
     num_found, total, known_total = 0, np.int64(0), np.int64(0)
     for _ in range(max_edges):
         count = np.int64(arena[HEADER_WORDS + target * STATE_WORDS + COUNT])
-        if _is_child(children, num_children, token):
+        if _is_child(block, num_children, token):
             known_total += count
         else:
-            found[num_found, FOUND_TOKEN] = token
-            found[num_found, FOUND_STATE] = target
-            found[num_found, FOUND_MATCH] = match_length + 1
-            found[num_found, FOUND_COUNT] = count
+            found = FOUND + num_found * FOUND_WORDS
+            block[found + FOUND_TOKEN] = token
+            block[found + FOUND_STATE] = target
+            block[found + FOUND_COUNT] = count
             num_found += 1
             total += count
         if edge_index == 0:
@@ -87,7 +110,7 @@ def _gather(arena, state, match_length, max_edges, children, num_children, found
     return num_found, max(total, arena[record + COUNT] - ends_here - known_total)
 
 
-@kernel
+@allocation_free_kernel
 def _worth_of(worth, kind, match_length, total):
     """Returns P(the next token is among these continuations), from the table."""
     bits = 0
@@ -97,40 +120,41 @@ def _worth_of(worth, kind, match_length, total):
     return np.float64(worth[kind, min(match_length, worth.shape[1] - 1), bits])
 
 
-@kernel
-def _keep_child(children, child_probs, num_children, found, index, prob):
+@allocation_free_kernel
+def _keep_child(block, floats, num_children, found, match_length, prob):
     """Makes a continuation a child, in place of the least probable one if there are enough."""
-    place = num_children
+    place = CHILDREN + num_children * CHILD_WORDS
     if num_children == MAX_CHILDREN:
-        place = 0
-        for child in range(1, num_children):
-            if child_probs[child] < child_probs[place]:
+        place = CHILDREN
+        for child in range(CHILDREN, NODES, CHILD_WORDS):
+            if floats[child + CHILD_PROB] < floats[place + CHILD_PROB]:
                 place = child
-        if prob <= child_probs[place]:
+        if prob <= floats[place + CHILD_PROB]:
             return num_children
-    for word in range(FOUND_WORDS):
-        children[place, word] = found[index, word]
-    child_probs[place] = prob
-    return max(num_children, place + 1)
+    block[place + CHILD_TOKEN] = block[found + FOUND_TOKEN]
+    block[place + CHILD_STATE] = block[found + FOUND_STATE]
+    block[place + CHILD_MATCH] = match_length
+    floats[place + CHILD_PROB] = np.float32(prob)
+    return min(num_children + 1, MAX_CHILDREN)
 
 
-@kernel
-def _find_children(arena, worth, state, match_length, path_prob, floor, children, child_probs, found):
+@allocation_free_kernel
+def _find_children(arena, worth, state, match_length, path_prob, floor, block, floats):
     """Writes the children of a node, best matches first; returns how many there are."""
     num_children, num_matches, left = 0, 0, 1.0
     max_edges = MAX_EDGES_IF_RARE if path_prob < RARE_PATH_PROB else MAX_EDGES
     while state > 0 and num_matches < MAX_MATCHES and left * path_prob >= floor:
         record = HEADER_WORDS + state * STATE_WORDS
         if arena[record + TARGET] >= 0:
-            num_found, total = _gather(arena, state, match_length, max_edges, children, num_children, found)
+            num_found, total = _gather(arena, state, max_edges, block, num_children)
             if num_found > 0:
                 kind = ONE_CONTINUATION if num_found == 1 else MORE_CONTINUATIONS
                 if num_children > 0:
                     kind = SHORTER_MATCH
                 share = _worth_of(worth, kind, match_length, total)
-                for index in range(num_found):
-                    prob = left * share * found[index, FOUND_COUNT] / total
-                    num_children = _keep_child(children, child_probs, num_children, found, index, prob)
+                for found in range(FOUND, FOUND + num_found * FOUND_WORDS, FOUND_WORDS):
+                    prob = left * share * block[found + FOUND_COUNT] / total
+                    num_children = _keep_child(block, floats, num_children, found, match_length + 1, prob)
                 left *= 1.0 - share
             num_matches += 1
         state = np.int64(arena[record + LINK])
@@ -138,44 +162,26 @@ def _find_children(arena, worth, state, match_length, path_prob, floor, children
     return num_children
 
 
-@kernel
-def _ranks_before(nodes, path_probs, one, other):
-    """Orders nodes as `fusion.best_first` does: path probability, then depth, then token."""
-    if path_probs[one] != path_probs[other]:
-        return path_probs[one] > path_probs[other]
-    if nodes[one, NODE_DEPTH] != nodes[other, NODE_DEPTH]:
-        return nodes[one, NODE_DEPTH] < nodes[other, NODE_DEPTH]
-    return nodes[one, NODE_TOKEN] < nodes[other, NODE_TOKEN]
+@allocation_free_kernel
+def _enter_children(block, floats, ranking, waiting, capacity, num_children, floor, depth, parent, path_prob):
+    """Lets the children of a node wait for their place in the tree; returns how many nodes wait then."""
+    for child in range(CHILDREN, CHILDREN + num_children * CHILD_WORDS, CHILD_WORDS):
+        child_path_prob = np.float32(path_prob * floats[child + CHILD_PROB])
+        if child_path_prob < floor:
+            continue
+        node = block[ranking + waiting]
+        floats[node + PATH_PROB] = child_path_prob
+        floats[node + OWN_PROB] = floats[child + CHILD_PROB]
+        block[node + ORDER] = order_of(depth, block[child + CHILD_TOKEN])
+        block[node + NODE_PARENT] = parent
+        block[node + NODE_STATE] = block[child + CHILD_STATE]
+        block[node + NODE_MATCH] = block[child + CHILD_MATCH]
+        waiting = enter(block, floats, ranking, waiting, capacity)
+    return waiting
 
 
-@kernel
-def _enter(ranking, ranked, size, nodes, path_probs, node):
-    """Puts a node in its place among those that wait; returns how many are ranked and a free row.
-
-    If there is no more room the last one of the ranking falls out, which may be the node itself.
-    """
-    at = ranked
-    free = ranked + 1
-    if ranked == ranking.shape[0]:
-        at -= 1
-        free = np.int64(ranking[at])
-        if not _ranks_before(nodes, path_probs, node, free):
-            return ranked, node
-    path_prob = path_probs[node]
-    while at > size:
-        other = np.int64(ranking[at - 1])
-        if path_prob < path_probs[other]:
-            break
-        if path_prob == path_probs[other] and not _ranks_before(nodes, path_probs, node, other):
-            break
-        ranking[at] = other
-        at -= 1
-    ranking[at] = node
-    return min(ranked + 1, ranking.shape[0]), free
-
-
-@kernel
-def draft(arena, worth, max_depth_nodes, token_ids, parents, probs, sources):
+@allocation_free_kernel
+def draft(arena, worth, max_depth_nodes, block, token_ids, parents, probs):
     """Fills a draft tree with the most probable continuations, best first; returns its size.
 
     Args:
@@ -183,54 +189,35 @@ def draft(arena, worth, max_depth_nodes, token_ids, parents, probs, sources):
         worth: float32[3, lengths, bits]  P(the next token is among the continuations found), by kind of
             match, by its length (the last entry stands for longer ones) and by log2 of their count.
         max_depth_nodes: no path is longer.
+        block: int64[scratch_words(max_nodes)]  scratch memory.
         token_ids: int32[max_nodes]  written.
         parents: int32[max_nodes]  written: index of an earlier node, or -1.
         probs: float32[max_nodes]  written: P(node accepted | parent accepted).
-        sources: uint16[max_nodes]  written: 1 for every node, the mask of a single drafter.
     """
     max_nodes = token_ids.shape[0]
-    found = np.empty((MAX_EDGES + MAX_CHILDREN, FOUND_WORDS), np.int32)
-    children = found[MAX_EDGES:]
-    child_probs = np.empty(MAX_CHILDREN, np.float32)
-    nodes = np.empty((max_nodes + 1, NODE_WORDS), np.int32)
-    node_probs = np.empty(max_nodes + 1, np.float32)
-    path_probs = np.empty(max_nodes + 1, np.float32)
-    ranking = np.empty(max_nodes, np.int32)  # rows of nodes: first the tree, then those that wait
-    size, ranked, free = 0, 0, np.int64(0)
+    floats = block.view(np.float64)
+    ranking = NODES + (max_nodes + 1) * NODE_WORDS
+    free_all(block, NODES, ranking, max_nodes + 1)
+    size, waiting = 0, 0
     state = np.int64(arena[HEADER_WORDS + np.int64(arena[LAST]) * STATE_WORDS + LINK])
     match_length = np.int64(arena[HEADER_WORDS + max(state, 0) * STATE_WORDS + LENGTH])
-    parent, depth, path_prob = -1, 1, np.float32(1.0)
+    depth, path_prob = np.int64(0), 1.0
     while size < max_nodes:
-        floor = np.float32(MIN_PATH_PROB)
-        if ranked == max_nodes:
-            floor = path_probs[ranking[max_nodes - 1]]
-        num_children = 0
-        if depth <= max_depth_nodes:
-            num_children = _find_children(
-                arena, worth, state, match_length, path_prob, floor, children, child_probs, found
+        capacity = max_nodes - size
+        floor = MIN_PATH_PROB if waiting < capacity else floats[block[ranking] + PATH_PROB]
+        if depth < max_depth_nodes:
+            num_children = _find_children(arena, worth, state, match_length, path_prob, floor, block, floats)
+            waiting = _enter_children(
+                block, floats, ranking, waiting, capacity, num_children, floor, depth + 1, size - 1, path_prob
             )
-        for child in range(num_children):
-            path_probs[free] = path_prob * child_probs[child]
-            if path_probs[free] < floor:
-                continue
-            node_probs[free] = child_probs[child]
-            nodes[free, NODE_TOKEN] = children[child, FOUND_TOKEN]
-            nodes[free, NODE_STATE] = children[child, FOUND_STATE]
-            nodes[free, NODE_MATCH] = children[child, FOUND_MATCH]
-            nodes[free, NODE_PARENT] = parent
-            nodes[free, NODE_DEPTH] = depth
-            ranked, free = _enter(ranking, ranked, size, nodes, path_probs, free)
-        if size == ranked:
-            return size
-        best = np.int64(ranking[size])
-        token_ids[size] = nodes[best, NODE_TOKEN]
-        parents[size] = nodes[best, NODE_PARENT]
-        probs[size] = node_probs[best]
-        sources[size] = 1
-        state = np.int64(nodes[best, NODE_STATE])
-        match_length = np.int64(nodes[best, NODE_MATCH])
-        depth = nodes[best, NODE_DEPTH] + 1
-        path_prob = path_probs[best]
-        parent = size
+        if waiting == 0:
+            break
+        waiting -= 1
+        best = block[ranking + waiting]
+        token_ids[size] = token_of(block[best + ORDER])
+        parents[size] = block[best + NODE_PARENT]
+        probs[size] = floats[best + OWN_PROB]
+        state, match_length = block[best + NODE_STATE], block[best + NODE_MATCH]
+        depth, path_prob = depth_of(block[best + ORDER]), floats[best + PATH_PROB]
         size += 1
     return size

@@ -9,10 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from retrieval_spec.kernels.context_sort import Column, code_at
-from retrieval_spec.kernels.jit import kernel
+from retrieval_spec.kernels.jit import allocation_free_kernel
+
+# Words of an occurrence: its position, its match length, and the token that goes on here.
+FOUND, LENGTH, CODE, SEEN_WORDS = range(4)
 
 
-@kernel
+@allocation_free_kernel
 def known_length(context, num_ids, limit):
     """Returns how many of the last tokens, at most `limit`, are ids that the corpus may hold."""
     length = 0
@@ -22,7 +25,7 @@ def known_length(context, num_ids, limit):
     return length
 
 
-@kernel
+@allocation_free_kernel
 def common_length(tokens, position, context, limit):
     """Returns how many of the last tokens of `context`, at most `limit`, stand before a position.
 
@@ -38,7 +41,7 @@ def common_length(tokens, position, context, limit):
     return length
 
 
-@kernel
+@allocation_free_kernel
 def compare_context(tokens, position, context, num_tokens, num_ids):
     """Returns -1, 0 or 1: how a position's context sorts against the last `num_tokens` of `context`."""
     length = common_length(tokens, position, context, num_tokens)
@@ -50,7 +53,7 @@ def compare_context(tokens, position, context, num_tokens, num_ids):
     return -1 if here < context[context.shape[0] - 1 - length] else 1
 
 
-@kernel
+@allocation_free_kernel
 def bucket_range(positions, buckets, token):
     """Returns where the bucket of a token starts and ends, whatever the directory says."""
     num_positions = np.int64(positions.shape[0])
@@ -59,7 +62,7 @@ def bucket_range(positions, buckets, token):
     return start, max(start, stop)
 
 
-@kernel
+@allocation_free_kernel
 def first_at_least(tokens, positions, start, stop, context, num_tokens, num_ids, bound):
     """Returns the first index in start..stop whose context compares to the asked one at `bound` or above."""
     while start < stop:
@@ -71,7 +74,7 @@ def first_at_least(tokens, positions, start, stop, context, num_tokens, num_ids,
     return start
 
 
-@kernel
+@allocation_free_kernel
 def equal_range(tokens: Column, positions: Column, buckets: Column, context: Column) -> tuple[int, int]:
     """Returns the range of positions whose contexts end with all of `context`, which is not empty."""
     num_ids = buckets.shape[0] - 1
@@ -84,8 +87,8 @@ def equal_range(tokens: Column, positions: Column, buckets: Column, context: Col
     return first, last
 
 
-@kernel
-def nearest(tokens, positions, buckets, context, max_tokens, found, lengths):
+@allocation_free_kernel
+def nearest(tokens, positions, buckets, context, max_tokens, num_neighbours, block, seen):
     """Finds the occurrences whose contexts share most with `context` and returns how many these are.
 
     Sorted contexts share less and less on both sides of the place where `context` belongs, so the
@@ -97,8 +100,10 @@ def nearest(tokens, positions, buckets, context, max_tokens, found, lengths):
         buckets: uint32[num_ids + 1]  where each last token's positions start.
         context: int32[c]  the tokens before the draft, the newest last.
         max_tokens: how many tokens of it count: those after the last unknown one, up to this.
-        found: int64[k]  out: positions in the corpus, best first.
-        lengths: int64[k]  out: how many tokens each shares with the context; falls, and is above 0.
+        num_neighbours: how many occurrences are looked for.
+        block: int64[..]  out, from `seen` on, `SEEN_WORDS` for each occurrence, best first: the `FOUND`
+            position in the corpus and the `LENGTH` that it shares with the context, falling, above 0.
+        seen: where in the block.
     """
     num_ids = buckets.shape[0] - 1
     num_tokens = known_length(context, num_ids, max_tokens)
@@ -111,7 +116,7 @@ def nearest(tokens, positions, buckets, context, max_tokens, found, lengths):
     left_at = right_at = np.int64(0)
     fresh_left = fresh_right = True
     balance = 0
-    for count in range(found.shape[0]):
+    for count in range(num_neighbours):
         if fresh_left:
             left_at = np.int64(positions[left]) if left >= start else 0
             left_length = common_length(tokens, left_at, context, left_length)
@@ -122,9 +127,9 @@ def nearest(tokens, positions, buckets, context, max_tokens, found, lengths):
             return count
         fresh_right = right_length > left_length or (right_length == left_length and balance <= 0)
         fresh_left = not fresh_right
-        found[count] = right_at if fresh_right else left_at
-        lengths[count] = right_length if fresh_right else left_length
+        block[seen + count * SEEN_WORDS + FOUND] = right_at if fresh_right else left_at
+        block[seen + count * SEEN_WORDS + LENGTH] = right_length if fresh_right else left_length
         right += fresh_right
         left -= fresh_left
         balance += 1 if fresh_right else -1
-    return found.shape[0]
+    return num_neighbours

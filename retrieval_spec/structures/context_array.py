@@ -20,7 +20,7 @@ from retrieval_spec.calibration import reliability_by_match_length
 from retrieval_spec.errors import DatastoreCorrupt, InvalidRequest, InvalidTokens, LimitExceeded
 from retrieval_spec.kernels import context_array as search
 from retrieval_spec.kernels import context_sort as sort
-from retrieval_spec.kernels.context_draft import draft
+from retrieval_spec.kernels.context_draft import SCRATCH_WORDS, draft
 from retrieval_spec.tree import Float32s, Int32s, Tokens
 
 DEPTH_TOKENS = 32
@@ -28,16 +28,18 @@ MAX_DEPTH_TOKENS = 64
 MAX_TOKEN_ID = 2**21 - 2
 """The bucket directory has an entry for each id up to the largest: 8 MiB at this bound."""
 MAX_POSITIONS = 2**32 - 2
-NUM_NEIGHBOURS = 32
-"""Twice as many raise the mean acceptance length by 1 in 100 and cost half as much again."""
-WEIGHT_EXPONENT = 2
-"""An occurrence weighs match length ** 2; from 1 to 3, held-out source text shows half a percent."""
 _DTYPES = {"tokens": (np.uint16, np.int32), "positions": (np.uint32,), "buckets": (np.uint32,)}
 _TASKS_PER_THREAD = 32
 _MIN_TASK_POSITIONS = 1 << 16
 
 Columns = Mapping[str, NDArray[Any]]
 TreeColumns = tuple[Tokens, Int32s, Float32s]
+Scratch = NDArray[np.int64]
+
+
+def new_scratch() -> Scratch:
+    """Returns memory that `ContextArray.draft` works in."""
+    return np.empty(SCRATCH_WORDS, np.int64)
 
 
 def separator_of(dtype: Any) -> int:
@@ -58,14 +60,13 @@ class ContextArray:
         depth_tokens: how many tokens of a context the order considers.
     """
 
-    __slots__ = ("_reliability", "_weights", "buckets", "depth_tokens", "positions", "tokens")
+    __slots__ = ("_reliability", "buckets", "depth_tokens", "positions", "tokens")
 
     def __init__(
         self, tokens: NDArray[Any], positions: NDArray[Any], buckets: NDArray[Any], depth_tokens: int
     ) -> None:
         self.tokens, self.positions, self.buckets = (_read_only(c) for c in (tokens, positions, buckets))
         self.depth_tokens = depth_tokens
-        self._weights = np.arange(depth_tokens + 1, dtype=np.int64) ** WEIGHT_EXPONENT
         self._reliability = reliability_by_match_length()
 
     @classmethod
@@ -158,27 +159,36 @@ class ContextArray:
         token_ids, counts = np.unique(drafted, return_counts=True)
         return token_ids.astype(np.int32), counts.astype(np.int64)
 
-    def draft(self, context: Tokens, max_nodes: int, max_depth_nodes: int) -> TreeColumns:
+    def draft(
+        self, context: Tokens, max_nodes: int, max_depth_nodes: int, scratch: Scratch | None = None
+    ) -> TreeColumns:
         """Returns token ids, parents and probabilities of the most probable continuations, best first.
 
         Args:
             context: int32[c]  the tokens before the draft, the newest last.
             max_nodes: nodes of the tree at most.
             max_depth_nodes: nodes on one path at most.
+            scratch: from `new_scratch`, in use by one caller at a time; saves making it.
         """
-        columns = draft(
+        token_ids = np.empty(max_nodes, np.int32)
+        parents = np.empty(max_nodes, np.int32)
+        probs = np.empty(max_nodes, np.float32)
+        size = draft(
             self.tokens,
             self.positions,
             self.buckets,
             context,
-            self._weights,
             self._reliability,
-            NUM_NEIGHBOURS,
-            max_nodes,
+            self.depth_tokens,
             max_depth_nodes,
+            new_scratch() if scratch is None else scratch,
+            token_ids,
+            parents,
+            probs,
         )
-        token_ids, parents, probs = columns
-        return token_ids, parents, probs.view(np.float32)
+        if size == max_nodes:
+            return token_ids, parents, probs
+        return token_ids[:size], parents[:size], probs[:size]
 
     def _check_sizes(self) -> None:
         ends = (int(self.buckets[0]), int(self.buckets[-1]))
