@@ -28,7 +28,7 @@ from retrieval_spec.kernels.automaton import (
     TARGET,
     TOKEN,
 )
-from retrieval_spec.kernels.jit import allocation_free_kernel
+from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 from retrieval_spec.kernels.ranking import (
     FIRST_OWN_WORD,
     NODE_WORDS,
@@ -45,8 +45,9 @@ from retrieval_spec.kernels.ranking import (
 MAX_MATCHES = 2
 """Matches that are blended at a node: the longest and the next shorter; more gained nothing."""
 MAX_EDGES = 32
-MAX_EDGES_IF_RARE = 8
-"""Edges looked at in a state with many: its oldest one and its newest ones; few under a rare node."""
+MAX_EDGES_IF_MINOR = 8
+"""Edges looked at in a state with many: its oldest one and its newest ones; few under a rare node and
+for the shorter match."""
 RARE_PATH_PROB = 0.05
 MAX_CHILDREN = 8
 MIN_PATH_PROB = float(np.float32(5e-4))
@@ -71,7 +72,7 @@ def scratch_words(max_nodes: int) -> int:
     return NODES + (max_nodes + 1) * (NODE_WORDS + 1)
 
 
-@allocation_free_kernel
+@inlined_kernel
 def _is_child(block, num_children, token):
     for child in range(CHILDREN, CHILDREN + num_children * CHILD_WORDS, CHILD_WORDS):
         if block[child + CHILD_TOKEN] == token:
@@ -79,7 +80,7 @@ def _is_child(block, num_children, token):
     return False
 
 
-@allocation_free_kernel
+@inlined_kernel
 def _gather(arena, state, max_edges, block, num_children):
     """Writes the continuations of a state that are no children yet; returns how many and their total."""
     record = HEADER_WORDS + state * STATE_WORDS
@@ -110,7 +111,7 @@ def _gather(arena, state, max_edges, block, num_children):
     return num_found, max(total, arena[record + COUNT] - ends_here - known_total)
 
 
-@allocation_free_kernel
+@inlined_kernel
 def _worth_of(worth, kind, match_length, total):
     """Returns P(the next token is among these continuations), from the table."""
     bits = 0
@@ -120,7 +121,7 @@ def _worth_of(worth, kind, match_length, total):
     return np.float64(worth[kind, min(match_length, worth.shape[1] - 1), bits])
 
 
-@allocation_free_kernel
+@inlined_kernel
 def _keep_child(block, floats, num_children, found, match_length, prob):
     """Makes a continuation a child, in place of the least probable one if there are enough."""
     place = CHILDREN + num_children * CHILD_WORDS
@@ -138,11 +139,11 @@ def _keep_child(block, floats, num_children, found, match_length, prob):
     return min(num_children + 1, MAX_CHILDREN)
 
 
-@allocation_free_kernel
+@inlined_kernel
 def _find_children(arena, worth, state, match_length, path_prob, floor, block, floats):
     """Writes the children of a node, best matches first; returns how many there are."""
     num_children, num_matches, left = 0, 0, 1.0
-    max_edges = MAX_EDGES_IF_RARE if path_prob < RARE_PATH_PROB else MAX_EDGES
+    max_edges = MAX_EDGES_IF_MINOR if path_prob < RARE_PATH_PROB else MAX_EDGES
     while state > 0 and num_matches < MAX_MATCHES and left * path_prob >= floor:
         record = HEADER_WORDS + state * STATE_WORDS
         if arena[record + TARGET] >= 0:
@@ -156,13 +157,14 @@ def _find_children(arena, worth, state, match_length, path_prob, floor, block, f
                     prob = left * share * block[found + FOUND_COUNT] / total
                     num_children = _keep_child(block, floats, num_children, found, match_length + 1, prob)
                 left *= 1.0 - share
+                max_edges = MAX_EDGES_IF_MINOR
             num_matches += 1
         state = np.int64(arena[record + LINK])
         match_length = np.int64(arena[HEADER_WORDS + state * STATE_WORDS + LENGTH])
     return num_children
 
 
-@allocation_free_kernel
+@inlined_kernel
 def _enter_children(block, floats, ranking, waiting, capacity, num_children, floor, depth, parent, path_prob):
     """Lets the children of a node wait for their place in the tree; returns how many nodes wait then."""
     for child in range(CHILDREN, CHILDREN + num_children * CHILD_WORDS, CHILD_WORDS):

@@ -10,7 +10,7 @@ import numpy as np
 
 from retrieval_spec.kernels.context_array import CODE, FOUND, LENGTH, SEEN_WORDS, nearest
 from retrieval_spec.kernels.context_sort import Column, code_at
-from retrieval_spec.kernels.jit import allocation_free_kernel
+from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 from retrieval_spec.kernels.ranking import (
     FIRST_OWN_WORD,
     NODE_WORDS,
@@ -40,13 +40,13 @@ RANKING = NODES + _NUM_NODES * NODE_WORDS
 SCRATCH_WORDS = RANKING + _NUM_NODES
 
 
-@allocation_free_kernel
+@inlined_kernel
 def weight_of(length):
     """Returns what an occurrence counts; powers from 1 to 3 of the match length differ by half a percent."""
     return length * length
 
 
-@allocation_free_kernel
+@inlined_kernel
 def all_seen(block, num_seen):
     """Returns the group of all occurrences, those behind the root: start, stop, weight, longest match."""
     stop = np.int64(SEEN + num_seen * SEEN_WORDS)
@@ -56,7 +56,7 @@ def all_seen(block, num_seen):
     return np.int64(SEEN), stop, weight, block[SEEN + LENGTH]
 
 
-@allocation_free_kernel
+@inlined_kernel
 def read_on(tokens, num_ids, block, start, stop, depth):
     """Reads the token at `depth` of the continuations start..stop; `num_ids` says that one has ended.
 
@@ -70,7 +70,7 @@ def read_on(tokens, num_ids, block, start, stop, depth):
     return num_unlike == 0
 
 
-@allocation_free_kernel
+@inlined_kernel
 def gather(block, start, stop):
     """Moves the occurrences that go on like the first one next to it.
 
@@ -90,7 +90,7 @@ def gather(block, start, stop):
     return start, end, weight, longest
 
 
-@allocation_free_kernel
+@inlined_kernel
 def add_child(block, floats, waiting, capacity, reliability, group, total, depth, parent, path_prob):
     """Lets the node that a group goes on with wait for its place; returns how many wait then.
 
@@ -112,7 +112,7 @@ def add_child(block, floats, waiting, capacity, reliability, group, total, depth
     return enter(block, floats, RANKING, waiting, capacity)
 
 
-@allocation_free_kernel
+@inlined_kernel
 def grow(tokens, num_ids, reliability, block, floats, waiting, capacity, behind, depth, parent, path_prob):
     """Adds the nodes that the occurrences behind a node go on with; returns how many nodes wait then."""
     start, stop, total, _ = behind

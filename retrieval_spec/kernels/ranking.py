@@ -6,7 +6,7 @@ the best one last, followed by those of the free records. Taking the best one is
 
 from __future__ import annotations
 
-from retrieval_spec.kernels.jit import allocation_free_kernel
+from retrieval_spec.kernels.jit import inlined_kernel
 
 PATH_PROB, OWN_PROB, ORDER, FIRST_OWN_WORD = range(4)
 """Words of every record; the first two are float64, seen through a view of the block."""
@@ -16,39 +16,39 @@ NODE_WORDS = 8
 TOKEN_BITS = 31
 
 
-@allocation_free_kernel
+@inlined_kernel
 def order_of(depth, token):
     """Returns what ranks nodes of equal path probability, the lowest first: low depth, then low token."""
     return (depth << TOKEN_BITS) | token
 
 
-@allocation_free_kernel
+@inlined_kernel
 def depth_of(order):
     """Returns the depth of a node."""
     return order >> TOKEN_BITS
 
 
-@allocation_free_kernel
+@inlined_kernel
 def token_of(order):
     """Returns the token of a node."""
     return order & ((1 << TOKEN_BITS) - 1)
 
 
-@allocation_free_kernel
+@inlined_kernel
 def free_all(block, nodes, ranking, num_nodes):
     """Ranks so many records, the first one at `nodes`: none of them waits, all are free."""
     for i in range(num_nodes):
         block[ranking + i] = nodes + i * NODE_WORDS
 
 
-@allocation_free_kernel
+@inlined_kernel
 def _ranks_before(path_prob, order, block, floats, other):
     """Orders nodes as `fusion.best_first` does: path probability, then depth, then token."""
     others = floats[other + PATH_PROB]
     return path_prob > others or (path_prob == others and order < block[other + ORDER])
 
 
-@allocation_free_kernel
+@inlined_kernel
 def enter(block, floats, ranking, num_waiting, capacity):
     """Puts the node in the first free record in its place among those that wait; returns their number.
 
@@ -71,7 +71,7 @@ def enter(block, floats, ranking, num_waiting, capacity):
     return num_waiting + 1
 
 
-@allocation_free_kernel
+@inlined_kernel
 def _replace_worst(path_prob, order, block, floats, ranking, stop):
     """Swaps the node that stands at `stop` for the worst of those before it, if it is better."""
     node, worst = block[stop], block[ranking]
