@@ -21,7 +21,7 @@ from retrieval_spec.drafters.presets import preset_sources
 from retrieval_spec.drafters.registry import drafter_class
 from retrieval_spec.errors import ContextMismatch, InvalidRequest, LimitExceeded, UnknownSession
 from retrieval_spec.fusion import fuse_sources
-from retrieval_spec.kernels.fusion import best_paths
+from retrieval_spec.kernels.fusion import COMPILED
 from retrieval_spec.tree import MAX_VOCAB_SIZE, TOKEN, DraftTree, Tokens, as_tokens
 
 MAX_SOURCES = 16
@@ -137,7 +137,7 @@ class Engine:
     def warm_up(self) -> None:
         """Compiles what only a draft from several sources needs; the sources compile with any draft."""
         chain = DraftTree.chain([0], [0.5])
-        fuse_sources([chain, chain], 1, ("warm-up", "warm-up"), best_paths)
+        fuse_sources([chain, chain], 1, ("warm-up", "warm-up"), COMPILED)
 
     def check_context_length(self, length: int) -> None:
         """Refuses contexts that are too long.
@@ -197,7 +197,7 @@ class Session:
             return DraftTree.empty(self._engine.source_names)
         budget = Budget(max_nodes)
         trees = [cursor.propose(budget) for cursor in self._cursors]
-        return fuse_sources(trees, max_nodes, self._engine.source_names, best_paths)
+        return fuse_sources(trees, max_nodes, self._engine.source_names, COMPILED)
 
     def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
         """Appends decided tokens (accepted ones and the bonus token) to the context.

@@ -14,9 +14,10 @@ from retrieval_spec.kernels import jit
 CALL = """
 import logging; logging.basicConfig()
 import numpy as np
-from retrieval_spec.kernels.fusion import merge
-forest = np.array([[4], [-1], [0], [1]], np.int32)
-print(merge(forest, np.array([0, 1], np.int32))[0].tolist())
+from retrieval_spec.kernels.fusion import insert
+columns = np.array([4], np.int32), np.array([-1], np.int32), np.ones(1, np.float32), np.ones(1, np.uint16)
+trie = np.zeros((6, 2), np.int32)
+print(insert(trie, 1, *columns, 0), trie[0].tolist())
 """
 
 
@@ -34,7 +35,7 @@ def folder_of(cache: Path) -> Path:
 @pytest.fixture(scope="module")
 def warm_cache(tmp_path_factory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
-    assert start(cache).stdout == "[4]\n"
+    assert start(cache).stdout == "2 [0, 4]\n"
     return cache
 
 
@@ -51,7 +52,7 @@ def test_a_truncated_cache_file_is_thrown_away(warm_cache, suffix, size):
     for path in damaged:
         os.truncate(path, size)
     done = start(warm_cache)
-    assert done.stdout == "[4]\n", done.stderr
+    assert done.stdout == "2 [0, 4]\n", done.stderr
     assert all(path.stat().st_size > 100 for path in folder_of(warm_cache).glob(f"**/*.{suffix}"))
 
 
@@ -61,7 +62,7 @@ def test_a_cache_that_others_could_write_is_not_used(tmp_path):
     (folder / "planted.nbi").write_bytes(b"anything")
     folder.chmod(0o777)
     done = start(tmp_path)
-    assert done.stdout == "[4]\n"
+    assert done.stdout == "2 [0, 4]\n"
     assert "not used" in done.stderr
     assert [path.name for path in folder.iterdir()] == ["planted.nbi"]
 
@@ -69,7 +70,7 @@ def test_a_cache_that_others_could_write_is_not_used(tmp_path):
 def test_a_cache_folder_that_cannot_be_made_is_not_needed(tmp_path):
     (tmp_path / "retrieval_spec").write_text("a file stands in the way")
     done = start(tmp_path)
-    assert done.stdout == "[4]\n"
+    assert done.stdout == "2 [0, 4]\n"
     assert "not used" in done.stderr
 
 
@@ -84,4 +85,4 @@ def test_the_key_follows_every_kernel_source(monkeypatch, tmp_path):
 
 
 def test_without_the_compiler_kernels_are_plain_python(tmp_path):
-    assert start(tmp_path, NUMBA_DISABLE_JIT="1").stdout == "[4]\n"
+    assert start(tmp_path, NUMBA_DISABLE_JIT="1").stdout == "2 [0, 4]\n"

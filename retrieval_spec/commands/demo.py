@@ -29,7 +29,7 @@ from retrieval_spec.errors import InvalidRequest, ServiceUnavailable
 PROMPT_CHARACTERS = 1_200
 # Decoded greedily, a model as small as the shipped one soon repeats one line for ever, and drafts gain
 # far more than on any real text. The penalty keeps it writing.
-DECODING = {"do_sample": False, "repetition_penalty": 1.2}
+DECODING: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.2}
 
 
 @dataclass

@@ -5,11 +5,6 @@ from __future__ import annotations
 from retrieval_spec import fusion
 from retrieval_spec.kernels.jit import kernel
 
-merge = kernel(fusion.merge)
+insert = kernel(fusion.insert)
 best_first = kernel(fusion.best_first)
-
-
-@kernel
-def best_paths(forest, starts, max_nodes):
-    """Does what `fusion.best_paths` does, in microseconds."""
-    return best_first(merge(forest, starts), max_nodes)
+COMPILED = fusion.Steps(insert, best_first)
