@@ -61,6 +61,7 @@ class DraftClient:
         self._step_number = 0
         self._info: pb.ServerInfo | None = None
         self._names: tuple[str, ...] = ()
+        self._no_draft = DraftTree.empty()
 
     @property
     def server_info(self) -> pb.ServerInfo:
@@ -136,7 +137,7 @@ class DraftClient:
         """Returns one tree a session: commits and drafts of a whole engine step in one round trip."""
         for session in sessions:
             session.check_open()
-        trees = [DraftTree.empty(self._names)] * len(sessions)
+        trees = [self._no_draft] * len(sessions)
         if total_nodes <= 0 or not sessions:
             return trees
         with self._lock:
@@ -161,7 +162,9 @@ class DraftClient:
         refused: list[RetrievalSpecError] = []
         waiting: Sequence[int] = range(len(sessions))
         for _ in range(2):
-            refused += self._reopener.reopen([sessions[index] for index in waiting])
+            lost = [sessions[index] for index in waiting if sessions[index].is_lost]
+            if lost:
+                refused += self._reopener.reopen(lost)
             asked = [index for index in waiting if not sessions[index].is_lost]
             if not asked or total_nodes <= 0:
                 break
@@ -192,10 +195,11 @@ class DraftClient:
         request = self._transport.new_request()
         self._step_number += 1
         info = self.server_info
-        request.step.step_number = self._step_number
-        request.step.incarnation = info.incarnation
+        step = request.step
+        step.step_number = self._step_number
+        step.incarnation = info.incarnation
         rows = [session.row(cap) for session, cap in zip(sessions, caps, strict=True)]
-        wire.write_step(request.step, rows, total_nodes)
+        wire.write_step(step, rows, total_nodes)
         result = self._transport.exchange(request, self._timeout_s)
         return wire.read_result(result, caps, total_nodes, info.vocab_size, self._names)
 
@@ -250,3 +254,4 @@ class DraftClient:
             )
         self._info = info
         self._names = tuple(info.source_names)
+        self._no_draft = DraftTree.empty(self._names)

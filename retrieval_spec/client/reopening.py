@@ -32,15 +32,12 @@ class Reopener:
         self._timeout_s = timeout_s
         self._learn = learn
 
-    def reopen(self, sessions: Sequence[RemoteSession]) -> list[RetrievalSpecError]:
-        """Opens those of `sessions` that are lost, all at once; returns why some were refused.
+    def reopen(self, lost: Sequence[RemoteSession]) -> list[RetrievalSpecError]:
+        """Opens lost sessions again, all at once; returns why some were refused.
 
         Raises:
             ServiceUnavailable: the server does not answer.
         """
-        lost = [session for session in sessions if session.is_lost]
-        if not lost:
-            return []
         now = deadline = time.monotonic()
         lost = [session for session in lost if now >= session.retry_at]
         for session in lost:

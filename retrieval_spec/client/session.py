@@ -29,6 +29,9 @@ class RemoteSession:
 
     Committed tokens wait here and ride on the next draft. If the server loses the session, the client
     opens it again with the whole context, so the caller never notices more than empty trees.
+
+    Attributes:
+        is_lost: whether it must be opened again before the server can draft for it.
     """
 
     def __init__(self, client: DraftClient, prompt: Tokens, namespace: str, session_id: int) -> None:
@@ -120,28 +123,26 @@ class RemoteSession:
 
     def row(self, max_nodes: int) -> SessionStep:
         """Returns the session's row of the next step."""
-        return SessionStep(self.server_id, self.server_length, self.uncommitted, max_nodes)
+        held = self.server_length
+        return SessionStep(self.server_id, held, self._buffer[held : self._length], max_nodes)
 
     def confirm(self, session_id: int, length: int) -> None:
         """Notes what the server holds."""
         self.server_id = session_id
         self.server_length = length
         self.replaced_id = _NO_SESSION
+        self.is_lost = False
 
     def confirm_all(self) -> None:
         """Notes that the server holds the whole context."""
         self.server_length = self._length
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether it must be opened again before the server can draft for it."""
-        return self.server_id == _NO_SESSION
 
     def lose(self) -> None:
         """Notes that nobody knows what the server holds; the next draft opens the session again."""
         if not self.is_lost:
             self.replaced_id = self.server_id
         self.server_id = _NO_SESSION
+        self.is_lost = True
 
     def park(self) -> None:
         """Loses the session and asks for nothing for a while: the server would refuse it again."""

@@ -72,9 +72,10 @@ class Servicer(DraftServiceServicer):
         self._idle_streams: set[Any] = set()
         self._is_stopping = False
         self.accepts_sessions = False
+        self._incarnation = random_id()
         self.info = pb.ServerInfo(
             version=retrieval_spec.__version__,
-            incarnation=random_id(),
+            incarnation=self._incarnation,
             vocab_size=engine.vocab_size,
             source_names=engine.source_names,
             datastores=[
@@ -169,21 +170,30 @@ class Servicer(DraftServiceServicer):
         """
         rows = wire.read_step(step, self.engine.limits.max_sessions)
         result.step_number = step.step_number
-        result.incarnation = self.info.incarnation
+        result.incarnation = self._incarnation
         if not rows:
             return
-        if step.incarnation not in (0, self.info.incarnation):
+        if step.incarnation not in (0, self._incarnation):
             gone = UnknownSession("the session belonged to an earlier server process", remedy="open it again")
             wire.write_result(result, [gone] * len(rows))
         else:
             wire.write_result(result, self._outcomes(rows, max(0, step.total_nodes)))
 
     def _outcomes(self, rows: list[wire.SessionStep], total_nodes: int) -> list[wire.Outcome]:
-        advanced = [self._advance(row) for row in rows]
-        sessions = [session for session in advanced if isinstance(session, Session)]
-        caps = [row.max_nodes for row, got in zip(rows, advanced, strict=True) if isinstance(got, Session)]
-        trees = iter(self._draft(sessions, total_nodes, caps))
-        return [next(trees) if isinstance(got, Session) else got for got in advanced]
+        errors: dict[int, RetrievalSpecError] = {}
+        sessions: list[Session] = []
+        caps: list[int] = []
+        for index, row in enumerate(rows):
+            advanced = self._advance(row)
+            if isinstance(advanced, Session):
+                sessions.append(advanced)
+                caps.append(row.max_nodes)
+            else:
+                errors[index] = advanced
+        outcomes = self._draft(sessions, total_nodes, caps)
+        for index, error in errors.items():  # in rising order, so each lands in its own place
+            outcomes.insert(index, error)
+        return outcomes
 
     def _advance(self, row: wire.SessionStep) -> Session | RetrievalSpecError:
         try:
