@@ -22,7 +22,8 @@ import numpy as np
 from retrieval_spec.build import build_datastore
 from retrieval_spec.client import DraftClient, DraftSource
 from retrieval_spec.commands.generate import load_model
-from retrieval_spec.commands.progress_bar import ProgressBar, progress_bar
+from retrieval_spec.commands.progress_bar import progress_bar
+from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.demo_model import demo_model_dir
 from retrieval_spec.errors import InvalidRequest, ServiceUnavailable
 
@@ -152,7 +153,7 @@ def compare(
     prompts: list[str],
     max_new_tokens: int,
     max_nodes: int,
-    progress: ProgressBar,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Generates each prompt greedily, by the host itself and over draft trees, and compares the tokens."""
     from retrieval_spec.verifier import generate

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from retrieval_spec.datastore.progress import NoProgress, Progress
 from retrieval_spec.errors import MissingDependency
 
 
@@ -31,7 +32,6 @@ class ProgressBar:
             desc=stage,
             unit=unit,
             unit_scale=True,
-            disable=not sys.stderr.isatty(),
             delay=0.5,
         )
 
@@ -48,8 +48,11 @@ class ProgressBar:
 
 
 @contextmanager
-def progress_bar() -> Iterator[ProgressBar]:
+def progress_bar() -> Iterator[Progress]:
     """Yields a `Progress` that draws on standard error, and tidies the terminal afterwards."""
+    if not sys.stderr.isatty():
+        yield NoProgress()
+        return
     bar = ProgressBar()
     try:
         yield bar

@@ -3,32 +3,83 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from retrieval_spec.commands.progress_bar import progress_bar
+from retrieval_spec.datastore.background import Background
 from retrieval_spec.datastore.manifest import Manifest
+from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.store import open_datastore, verify_datastore
 from retrieval_spec.datastore.tokenizer import check_same_tokenizer, load_tokenizer
-from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest
-from retrieval_spec.service.server import serve
+
+NICENESS = 10
+"""Priority of the threads that read the datastores, on the scale of `nice`."""
 
 
 def serve_command(arguments: argparse.Namespace) -> None:
     """Checks the datastores, opens the engine and serves; prints one line when it is ready."""
-    if not arguments.trust_datastores:
-        with progress_bar() as progress:
-            for path in arguments.datastore:
-                verify_datastore(path, progress)
     manifests = {path: open_datastore(path).manifest for path in arguments.datastore}
+    with progress_bar() as progress:
+        checked = Background(lambda: verify(arguments, progress))
+        load_kernels()
+        checked.result()
     if arguments.model:
         check_tokenizers(arguments.model, manifests)
+    from retrieval_spec.engine import Engine
+    from retrieval_spec.service.server import serve
+
     engine = Engine(
         vocab_size_for(arguments.vocab_size, arguments.model, list(manifests.values())),
         preset=arguments.preset,
         datastores=arguments.datastore,
     )
     serve(engine, arguments.listen, on_ready=announce)
+
+
+def verify(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Reads every byte of the datastores, unless they are to be trusted."""
+    let_others_go_first()
+    if not arguments.trust_datastores:
+        for path in arguments.datastore:
+            verify_datastore(path, progress)
+
+
+def let_others_go_first() -> None:
+    """Lowers this thread's priority and that of the threads it starts, where one thread has its own.
+
+    Loading kernels is work in one line, hashing fills whatever cores are left: neither waits for the other.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def load_kernels() -> None:
+    """Imports the server and warms up what needs no datastore: as long a work as the checksums'."""
+    with without_scipy():
+        from retrieval_spec.engine import Engine
+        from retrieval_spec.service.server import warm_up
+        from retrieval_spec.service.servicer import Servicer
+
+        warm_up(Servicer(Engine(vocab_size=1_000)))
+
+
+@contextmanager
+def without_scipy() -> Iterator[None]:
+    """Hides scipy from numba, which else loads it, slowly, to find a BLAS that no kernel calls."""
+    loaded = sys.modules.get("scipy")
+    if loaded is None:
+        sys.modules["scipy"] = None  # type: ignore[assignment]  # what the import system calls blocked
+    try:
+        yield
+    finally:
+        if loaded is None:
+            del sys.modules["scipy"]
 
 
 def announce(address: str) -> None:

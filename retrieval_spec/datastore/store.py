@@ -10,7 +10,8 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec.datastore.atomic import Draft, check_free, check_parent, draft_folder
+from retrieval_spec.datastore.background import Background
 from retrieval_spec.datastore.layout import check_columns, check_manifest
 from retrieval_spec.datastore.manifest import (
     DTYPES,
@@ -37,6 +39,8 @@ from retrieval_spec.datastore.progress import NoProgress, Progress
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreError, InvalidRequest, MissingPath
 
 _CHUNK_BYTES = 4 << 20
+_HASHED_BYTES = 32 << 20
+"""Large: after every chunk the thread waits its turn for the interpreter, while others import."""
 _MAX_TRIES = 8
 
 Column = NDArray[Any]
@@ -98,8 +102,7 @@ def verify_datastore(path: str | Path, progress: Progress | None = None) -> Mani
     progress = progress or NoProgress()
     store = open_datastore(path)
     progress.start("checksums", store.num_bytes, "B")
-    for name, entry in store.manifest.files.items():
-        _check_sha256(name, entry, store.columns[entry.column], progress)
+    _check_all_sha256(store, _from_any_thread(progress.advance))
     check_columns(store.manifest, store.columns, progress)
     return store.manifest
 
@@ -281,11 +284,33 @@ def _read_only(array: Column) -> Column:
     return array
 
 
-def _check_sha256(name: str, entry: FileEntry, column: Column, progress: Progress) -> None:
+def _from_any_thread(advance: Callable[[int], None]) -> Callable[[int], None]:
+    lock = threading.Lock()
+
+    def advance_alone(amount: int) -> None:
+        with lock:
+            advance(amount)
+
+    return advance_alone
+
+
+def _check_all_sha256(store: Datastore, advance: Callable[[int], None]) -> None:
+    pending = iter(list(store.manifest.files.items()))
+
+    def check() -> None:
+        for name, entry in pending:  # each thread takes the next file
+            _check_sha256(name, entry, store.columns[entry.column], advance)
+
+    num_threads = min(os.cpu_count() or 1, len(store.manifest.files))
+    for thread in [Background(check) for _ in range(num_threads)]:
+        thread.result()
+
+
+def _check_sha256(name: str, entry: FileEntry, column: Column, advance: Callable[[int], None]) -> None:
     digest = hashlib.sha256()
-    for chunk in _byte_chunks(column):
+    for chunk in _byte_chunks(column, _HASHED_BYTES):
         digest.update(chunk)
-        progress.advance(chunk.nbytes)
+        advance(chunk.nbytes)
     if digest.hexdigest() != entry.sha256:
         raise DatastoreCorrupt(
             f"{name} was altered",
@@ -353,7 +378,7 @@ def _write_column(draft: Draft, name: str, column: Column, progress: Progress) -
     digest = hashlib.sha256()
 
     def write(fd: int) -> None:
-        for chunk in _byte_chunks(column):
+        for chunk in _byte_chunks(column, _CHUNK_BYTES):
             digest.update(chunk)
             _write_all(fd, chunk)
             progress.advance(chunk.nbytes)
@@ -367,7 +392,7 @@ def _write_all(fd: int, data: memoryview) -> None:
         data = data[os.write(fd, data) :]  # the system may take less than it was given
 
 
-def _byte_chunks(column: Column) -> Iterator[memoryview]:
+def _byte_chunks(column: Column, chunk_bytes: int) -> Iterator[memoryview]:
     octets = column.view(np.uint8)
-    for start in range(0, len(octets), _CHUNK_BYTES):
-        yield octets[start : start + _CHUNK_BYTES].data
+    for start in range(0, len(octets), chunk_bytes):
+        yield octets[start : start + chunk_bytes].data

@@ -1,0 +1,36 @@
+"""Work on another thread, and its result. Knows nothing of what the work is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Background(Generic[T]):
+    """Runs `work` on a thread of its own, at once; whoever gives up need not wait for its end.
+
+    Pays for work that holds no interpreter lock, such as hashing.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._error: BaseException | None = None
+        # A daemon: an interrupted command ends now, not after the file that is being read.
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def result(self) -> T:
+        """Waits for the end of the work; returns what it returned, or raises what it raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as error:
+            self._error = error
