@@ -39,8 +39,8 @@ MAX_MESSAGE_BYTES = 16 * 2**20
 ERROR_TYPE_KEY = "retrieval-spec-error"
 """The trailing metadata that names the error class of a failed call."""
 
-# A draft comes once in a millisecond and finds cold caches, where a call costs five times as much as in
-# a loop: hence one struct for all columns over sessions, and plain loops over the few nodes.
+# A draft comes once in a millisecond and finds cold caches, where each further function costs several
+# times what it costs in a loop: hence one struct for all columns over sessions, and plain loops over nodes.
 _ROW_COLUMNS = {"session_ids": 8, "context_lengths": 8, "commit_lengths": 4, "max_nodes": 4}
 _ANSWER_COLUMNS = {"statuses": 4, "node_counts": 4}
 _NODE_COLUMNS = {"token_ids": 4, "parents": 4, "probs": 4, "sources": 2}
@@ -137,11 +137,7 @@ def read_step(step: DraftStep, max_sessions: int) -> list[SessionStep]:
     count = len(ids) // 8
     if count > max_sessions:
         raise LimitExceeded("too many sessions in one step", got=count, expected=f"<= {max_sessions}")
-    if (
-        len(ids) != 8 * count
-        or len(lengths) != 8 * count
-        or not len(commit_lengths) == len(caps) == 4 * count
-    ):
+    if not len(ids) == len(lengths) == 2 * len(commit_lengths) == 2 * len(caps) == 8 * count:
         raise _wrong_length(columns, _ROW_COLUMNS, count)
     numbers = _row_layout(count).unpack(b"".join(columns))
     commit_tokens = _not_negative(numbers[2 * count : 3 * count], "commit_lengths")
@@ -171,23 +167,23 @@ def read_tokens(column: bytes, name: str, count: int | None = None) -> Tokens:
 
 def write_result(result: DraftStepResult, outcomes: Sequence[Outcome]) -> None:
     """Fills the columns of `result`; its number and incarnation are the caller's."""
-    trees: list[DraftTree] = []
-    statuses: list[int] = []
+    statuses, counts = [0] * len(outcomes), [0] * len(outcomes)
+    tokens, parents, probs, sources = [], [], [], []
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome, DraftTree):
-            trees.append(outcome)
-            statuses.append(0)
+            counts[index] = len(outcome)
+            tokens.append(_column_bytes(outcome.token_ids))
+            parents.append(_column_bytes(outcome.parents))
+            probs.append(_column_bytes(outcome.probs))
+            sources.append(_column_bytes(outcome.sources))
         else:
-            trees.append(_NO_TREE)
-            statuses.append(_STATUS_NUMBERS[outcome.grpc_status])
+            statuses[index] = _STATUS_NUMBERS[outcome.grpc_status]
             result.errors.add(session_index=index, type=type(outcome).__name__, message=str(outcome))
-    numbers = _answer_layout(len(trees)).pack(*statuses, *map(len, trees))
-    result.statuses = numbers[: 4 * len(trees)]
-    result.node_counts = numbers[4 * len(trees) :]
-    result.token_ids = b"".join([_column_bytes(tree.token_ids) for tree in trees])
-    result.parents = b"".join([_column_bytes(tree.parents) for tree in trees])
-    result.probs = b"".join([_column_bytes(tree.probs) for tree in trees])
-    result.sources = b"".join([_column_bytes(tree.sources) for tree in trees])
+    numbers = _answer_layout(len(outcomes)).pack(*statuses, *counts)
+    result.statuses = numbers[: 4 * len(outcomes)]
+    result.node_counts = numbers[4 * len(outcomes) :]
+    result.token_ids, result.parents = b"".join(tokens), b"".join(parents)
+    result.probs, result.sources = b"".join(probs), b"".join(sources)
 
 
 def read_result(
@@ -319,24 +315,36 @@ def _split_forest(forest: DraftTree, counts: Sequence[int]) -> list[DraftTree]:
 
 
 def _check_forest(forest: DraftTree, counts: Sequence[int], vocab_size: int) -> None:
-    """Does what `DraftTree.check` does, for all trees of an answer at once."""
+    """Does what `DraftTree.check` does, for all trees of an answer at once and on plain numbers."""
     tokens, parents = forest.token_ids.tolist(), forest.parents.tolist()
     nodes = zip(tokens, parents, forest.probs.tolist(), forest.sources.tolist(), strict=True)
-    num_sources = len(forest.source_names)
+    num_masks = 1 << len(forest.source_names)
     for count in counts:
-        siblings = set()
+        edges = set()
         for node, (token, parent, prob, sources) in enumerate(islice(nodes, count)):
-            if not 0 <= token < vocab_size:
+            edges.add((parent, token))
+            # A comparison with NaN is false, so it fails here too.
+            if not (
+                0 <= token < vocab_size
+                and CONTEXT <= parent < node
+                and 0 <= prob <= 1
+                and sources < num_masks
+            ):
                 as_tokens(forest.token_ids, vocab_size)  # says which one
-            if not CONTEXT <= parent < node:
-                raise InvalidTree("the parent of a node does not precede it", got=parent)
-            if not 0 <= prob <= 1:  # nor is NaN
-                raise InvalidTree("a node has no probability", got=prob, expected="0 to 1")
-            if sources >> num_sources:
-                raise InvalidTree("a node names an unknown source", expected=f"{num_sources} sources")
-            siblings.add((parent, token))
-        if len(siblings) < count:
+                raise _node_error(node, parent, prob, num_masks)
+        if len(edges) < count:
+            as_tokens(forest.token_ids, vocab_size)
             raise InvalidTree("two siblings carry the same token")
+
+
+def _node_error(node: int, parent: int, prob: float, num_masks: int) -> InvalidTree:
+    if not CONTEXT <= parent < node:
+        return InvalidTree(
+            "the parent of a node does not precede it", got=parent, expected=f"-1 to {node - 1}"
+        )
+    if not 0 <= prob <= 1:
+        return InvalidTree("a node has no probability", got=prob, expected="probs in [0, 1]")
+    return InvalidTree("a node names an unknown source", expected=f"a mask below {num_masks}")
 
 
 def _swapped_bytes(column: NDArray[Any]) -> bytes:
@@ -344,4 +352,3 @@ def _swapped_bytes(column: NDArray[Any]) -> bytes:
 
 
 _column_bytes: Callable[[NDArray[Any]], bytes] = np.ndarray.tobytes if _IS_LITTLE_ENDIAN else _swapped_bytes
-_NO_TREE = DraftTree.empty()
