@@ -215,6 +215,14 @@ def test_answers_are_checked_as_the_trees_check_themselves(trees):
             read(result, len(trees))
 
 
+def test_a_foreign_token_is_named_before_any_other_fault():
+    """It says that client and server use different tokenizers, wherever it stands."""
+    faulty = DraftTree.from_lists([1, 1], [-1, -1], [0.5, float("nan")], None, NAMES)
+    foreign = DraftTree.from_lists([VOCAB_SIZE], [-1], [0.5], None, NAMES)
+    with pytest.raises(InvalidTokens, match="index 2"):
+        read(result_of_columns([faulty, foreign]), 2)
+
+
 def test_unknown_sources_are_refused():
     with pytest.raises(InvalidTree, match="unknown source"):
         read(result_of([DraftTree.from_lists([1], [-1], [0.5], [8], NAMES)]), 1)
