@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec.budget import share_nodes
-from retrieval_spec.drafters.base import Budget, Cursor, Drafter, Feedback, TextDrafter
+from retrieval_spec.drafters.base import Budget, Cursor, Drafter, Feedback, TextDrafter, own_source
 from retrieval_spec.drafters.presets import preset_sources
 from retrieval_spec.drafters.registry import drafter_class
 from retrieval_spec.errors import ContextMismatch, InvalidRequest, LimitExceeded, UnknownSession
@@ -137,7 +137,8 @@ class Engine:
     def warm_up(self) -> None:
         """Compiles what only a draft from several sources needs; the sources compile with any draft."""
         chain = DraftTree.chain([0], [0.5])
-        fuse_sources([chain, chain], 1, ("warm-up", "warm-up"), COMPILED)
+        tree = DraftTree(chain.token_ids, chain.parents, chain.probs, own_source(1))
+        fuse_sources([tree, tree], 1, ("warm-up", "warm-up"), COMPILED)
 
     def check_context_length(self, length: int) -> None:
         """Refuses contexts that are too long.

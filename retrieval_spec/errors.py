@@ -142,11 +142,12 @@ class ServiceUnavailable(RetrievalSpecError):
 
 
 def error_types() -> dict[str, type[RetrievalSpecError]]:
-    """Returns every class of the tree by name, for the client's reverse table."""
+    """Returns every class of the tree above by name, for the client's reverse table."""
     found: dict[str, type[RetrievalSpecError]] = {}
     pending = [RetrievalSpecError]
     while pending:
         error_type = pending.pop()
-        found[error_type.__name__] = error_type
+        if error_type.__module__ == __name__:  # other modules may refine a class for their own use
+            found[error_type.__name__] = error_type
         pending.extend(error_type.__subclasses__())
     return found
