@@ -16,19 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec.budget import share_nodes
-from retrieval_spec.drafters.base import Budget, Cursor, Drafter, Feedback, TextDrafter, own_source
-from retrieval_spec.drafters.presets import preset_sources
-from retrieval_spec.drafters.registry import drafter_class
+from retrieval_spec.drafters.base import (
+    Budget,
+    Cursor,
+    Drafter,
+    HiddenStateDrafter,
+    TextDrafter,
+    TopKDrafter,
+    own_source,
+)
+from retrieval_spec.drafters.combination import ask_all
+from retrieval_spec.drafters.opening import open_sources
+from retrieval_spec.drafters.presets import Preset
+from retrieval_spec.drafters.presets import preset as preset_of
 from retrieval_spec.errors import ContextMismatch, InvalidRequest, LimitExceeded, UnknownSession
+from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import fuse_sources
 from retrieval_spec.kernels.fusion import COMPILED
 from retrieval_spec.tree import MAX_VOCAB_SIZE, TOKEN, DraftTree, Tokens, as_tokens
 
 MAX_SOURCES = 16
 """One bit each in `DraftTree.sources`."""
-
-CORPUS = "corpus:"
-"""What the source names of datastores begin with."""
 
 MAX_SHARE = 4
 """How many times the average one session of a batch may take of the common budget."""
@@ -57,11 +65,13 @@ class Engine:
 
     Attributes:
         datastores: name -> tokenizer fingerprint of every datastore among the sources.
+        wanted_topk: ids a node that are of use in `Feedback.topk_ids`; 0 if no source learns from them.
+        hidden_size: dimensions of the `Feedback.hidden_state` that a source is asked with; None if none is.
 
     Args:
         vocab_size: token ids lie in `0 .. vocab_size - 1`; may exceed a datastore's (padded embeddings).
         drafters: name -> drafter, in place of the preset's; the order fixes the bits of `sources`.
-        preset: which registered sources to open (`drafters.presets`).
+        preset: which registered sources to open and how to combine them (`drafters.presets`).
         datastores: folders written by `retrieval-spec build`; each becomes a source of its own.
         limits: what one engine accepts.
 
@@ -74,7 +84,7 @@ class Engine:
         self,
         vocab_size: int,
         drafters: Mapping[str, Drafter] | None = None,
-        preset: str = "default",
+        preset: str | Preset = "default",
         datastores: Sequence[str | Path] = (),
         limits: Limits | None = None,
     ) -> None:
@@ -84,12 +94,17 @@ class Engine:
             )
         self.vocab_size = vocab_size
         self.limits = limits or Limits()
-        self.drafters = dict(_open_drafters(vocab_size, preset, datastores) if drafters is None else drafters)
+        chosen = preset if isinstance(preset, Preset) else preset_of(preset)
+        self.drafters = dict(open_sources(vocab_size, chosen, datastores) if drafters is None else drafters)
+        self.combine = chosen.combine if drafters is None else ask_all
         self.datastores = {
-            name.removeprefix(CORPUS): drafter.tokenizer_fingerprint
+            name.partition(":")[2]: drafter.tokenizer_fingerprint
             for name, drafter in self.drafters.items()
             if isinstance(drafter, TextDrafter)
         }
+        opened = self.drafters.values()
+        self.wanted_topk = max((d.wanted_topk for d in opened if isinstance(d, TopKDrafter)), default=0)
+        self.hidden_size = _one_hidden_size([d for d in opened if isinstance(d, HiddenStateDrafter)])
         if len(self.drafters) > MAX_SOURCES:
             raise InvalidRequest(
                 "too many drafting sources", got=len(self.drafters), expected=f"<= {MAX_SOURCES}"
@@ -152,31 +167,28 @@ class Engine:
             )
 
 
-def _open_drafters(vocab_size: int, preset: str, datastores: Sequence[str | Path]) -> dict[str, Drafter]:
-    drafters: dict[str, Drafter] = {}
-    for source in preset_sources(preset):
-        if source != "corpus":
-            drafters[source] = drafter_class(source).open(vocab_size=vocab_size)
-            continue
-        for path in datastores:
-            name = f"{CORPUS}{Path(path).resolve().name}"
-            if name in drafters:
-                raise InvalidRequest("two datastores have one name", got=name, remedy="rename a folder")
-            drafters[name] = drafter_class(source).open(vocab_size=vocab_size, path=path)
-    return drafters
+def _one_hidden_size(drafters: Sequence[HiddenStateDrafter]) -> int | None:
+    sizes = {drafter.hidden_size for drafter in drafters}
+    if len(sizes) > 1:
+        raise InvalidRequest(
+            "the sources expect hidden states of different sizes",
+            got=sorted(sizes),
+            remedy="serve datastores of one projection",
+        )
+    return sizes.pop() if sizes else None
 
 
 class Session:
     """One generation: its context, and one cursor in every source. Not thread-safe."""
 
-    __slots__ = ("_buffer", "_cursors", "_engine", "context_length", "is_open", "namespace")
+    __slots__ = ("_buffer", "_cursors", "_engine", "_prompt_length", "context_length", "is_open", "namespace")
 
     def __init__(self, engine: Engine, prompt: Tokens, namespace: str) -> None:
         self._engine = engine
         self._buffer = prompt.copy()
-        self.context_length = int(prompt.size)
+        self.context_length = self._prompt_length = int(prompt.size)
         self.namespace = namespace
-        self._cursors: list[Cursor] = [drafter.start(prompt) for drafter in engine.drafters.values()]
+        self._cursors: list[Cursor] = self._started(prompt)
         self.is_open = True
         engine.num_sessions += 1
 
@@ -197,7 +209,7 @@ class Session:
         if max_nodes <= 0:
             return DraftTree.empty(self._engine.source_names)
         budget = Budget(max_nodes)
-        trees = [cursor.propose(budget) for cursor in self._cursors]
+        trees = self._engine.combine(self._cursors, budget)
         return fuse_sources(trees, max_nodes, self._engine.source_names, COMPILED)
 
     def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
@@ -205,12 +217,15 @@ class Session:
 
         Raises:
             InvalidTokens: an id outside the vocabulary; the session is unchanged.
+            InvalidFeedback: feedback that no source can use; the session is unchanged.
             LimitExceeded: the context would grow too long; the session is unchanged.
             UnknownSession: the session is closed.
         """
         self._check_open()
         tokens = as_tokens(token_ids, self._engine.vocab_size)
         self._engine.check_context_length(self.context_length + tokens.size)
+        if feedback is not None:
+            feedback.check(self._engine.vocab_size, self._engine.hidden_size)
         self._append(tokens)
         for cursor in self._cursors:
             cursor.observe(tokens, feedback)
@@ -228,7 +243,10 @@ class Session:
                 "cannot cut the context", got=length, expected=f"0 to {self.context_length}"
             )
         self.context_length = length
-        self._cursors = [drafter.start(self.context) for drafter in self._engine.drafters.values()]
+        self._prompt_length = min(length, self._prompt_length)
+        self._cursors = self._started(self.context[: self._prompt_length])
+        for cursor in self._cursors:
+            cursor.observe(self.context[self._prompt_length :])
 
     def expect(self, context_length: int) -> None:
         """Refuses a step that was meant for another state of the session.
@@ -245,12 +263,17 @@ class Session:
             )
 
     def close(self) -> None:
-        """Ends the session and releases what it holds; closing twice is harmless."""
+        """Ends the session, lets the sources learn from it and releases it; closing twice is harmless."""
         if self.is_open:
             self.is_open = False
+            for cursor in self._cursors:
+                cursor.close()
             self._cursors = []
             self._buffer = self._buffer[:0].copy()
             self._engine.num_sessions -= 1
+
+    def _started(self, prompt: Tokens) -> list[Cursor]:
+        return [drafter.start(prompt, self.namespace) for drafter in self._engine.drafters.values()]
 
     def _check_open(self) -> None:
         if not self.is_open:

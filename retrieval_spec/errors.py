@@ -4,6 +4,7 @@
     ├── InvalidInput                        INVALID_ARGUMENT
     │   ├── InvalidTokens
     │   ├── InvalidTree
+    │   ├── InvalidFeedback
     │   └── InvalidRequest
     ├── NotFound                            NOT_FOUND
     │   ├── UnknownSession
@@ -65,6 +66,10 @@ class InvalidTokens(InvalidInput):
 
 class InvalidTree(InvalidInput):
     """A draft tree that breaks the contract of `DraftTree`."""
+
+
+class InvalidFeedback(InvalidInput):
+    """Feedback of a verifier that no source can use; the tokens beside it may still be committed."""
 
 
 class InvalidRequest(InvalidInput):

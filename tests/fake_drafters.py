@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, Feedback
+from retrieval_spec.drafters.base import Budget
+from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import DraftTree, Tokens
 
 
@@ -15,7 +16,7 @@ class CountingDrafter:
         self.vocab_size = vocab_size
         self.prob = prob
 
-    def start(self, context: Tokens) -> CountingCursor:
+    def start(self, context: Tokens, namespace: str = "default") -> CountingCursor:
         cursor = CountingCursor(self)
         cursor.observe(context)
         return cursor
@@ -28,6 +29,9 @@ class CountingCursor:
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         self.seen.extend(tokens.tolist())
+
+    def close(self) -> None:
+        pass
 
     def propose(self, budget: Budget) -> DraftTree:
         if not self.seen:

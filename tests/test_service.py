@@ -304,7 +304,7 @@ def test_reflection_names_the_service(channel):
 class FaultyDrafter(CountingDrafter):
     """Fails to draft after a 13 and to move on over a 14."""
 
-    def start(self, context):
+    def start(self, context, namespace="default"):
         cursor = FaultyCursor(self)
         cursor.observe(context)
         return cursor
@@ -363,7 +363,7 @@ class SlowToStart(CountingDrafter):
         super().__init__(100)
         self.may_start = threading.Event()
 
-    def start(self, context):
+    def start(self, context, namespace="default"):
         assert self.may_start.wait(10)
         return super().start(context)
 

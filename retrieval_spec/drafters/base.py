@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import DraftTree, Tokens, Uint16s
 
 MAX_DEPTH_NODES = 64
@@ -31,19 +31,6 @@ class Budget:
     max_depth_nodes: int = MAX_DEPTH_NODES
 
 
-@dataclass(frozen=True, slots=True)
-class Feedback:
-    """What only a verifier knows and may leave out.
-
-    Attributes:
-        node_token_ids: int32[m]  the verified nodes' tokens, accepted or not, the root first.
-        topk_ids: int32[m, k]  the target model's most probable next tokens after each of them.
-    """
-
-    node_token_ids: Tokens
-    topk_ids: NDArray[np.int32]
-
-
 _OWN_SOURCE = np.ones(4096, np.uint16)
 _OWN_SOURCE.setflags(write=False)
 
@@ -61,7 +48,18 @@ class Cursor(Protocol):
     """One session's position in one drafter; owned by that session, not thread-safe."""
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
-        """Moves on by committed tokens; drafts that were rejected never come here."""
+        """Moves on by committed tokens; drafts that were rejected come at most as feedback.
+
+        Feedback has passed `Feedback.check`. It is about the step that decided `tokens`: its root is the
+        token before them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends the session: what the source learns from whole outputs, it learns now.
+
+        Not called for a cursor that `truncate` replaced.
+        """
         ...
 
     def propose(self, budget: Budget) -> DraftTree:
@@ -77,8 +75,12 @@ class Cursor(Protocol):
 class Drafter(Protocol):
     """A source of drafts: immutable, or synchronised within."""
 
-    def start(self, context: Tokens) -> Cursor:
-        """Returns a cursor that has observed `context`, which may be empty."""
+    def start(self, context: Tokens, namespace: str = "default") -> Cursor:
+        """Returns a cursor for a session with the prompt `context`, which may be empty.
+
+        What is observed from here on is output. A source that learns keeps what it learned apart by
+        namespace (`drafters.namespaces`).
+        """
         ...
 
 
@@ -87,3 +89,19 @@ class TextDrafter(Drafter, Protocol):
     """A drafter over text that was encoded beforehand: its ids mean text to one tokenizer alone."""
 
     tokenizer_fingerprint: str
+
+
+@runtime_checkable
+class TopKDrafter(Drafter, Protocol):
+    """A drafter that learns from the target's most probable tokens at every verified node."""
+
+    wanted_topk: int
+    """How many ids a node are of use."""
+
+
+@runtime_checkable
+class HiddenStateDrafter(Drafter, Protocol):
+    """A drafter that is asked with the target's hidden state, projected where the target runs."""
+
+    hidden_size: int
+    """Dimensions of the projected state."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from retrieval_spec.datastore.store import open_datastore
-from retrieval_spec.drafters.base import Budget, Feedback, own_source
+from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
+from retrieval_spec.feedback import Feedback
 from retrieval_spec.structures.context_array import ContextArray, new_scratch
 from retrieval_spec.tree import DraftTree, Tokens
 
@@ -48,7 +48,7 @@ class CorpusDrafter:
             )
         return cls(array, manifest.tokenizer.fingerprint)
 
-    def start(self, context: Tokens) -> CorpusCursor:
+    def start(self, context: Tokens, namespace: str = "default") -> CorpusCursor:
         """Returns a cursor that has observed `context`."""
         return CorpusCursor(self._array, context)
 
@@ -61,23 +61,22 @@ class CorpusCursor:
     def __init__(self, array: ContextArray, context: Tokens) -> None:
         self._array = array
         self._scratch = new_scratch()
-        self._tail = np.zeros(0, np.int32)
-        self.observe(context)
+        self._tail = Tail(array.depth_tokens)
+        self._tail.append(context)
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Keeps the newest tokens; a prompt of any length costs the same."""
-        depth = self._array.depth_tokens
-        newest = tokens[-depth:]
-        if newest.shape[0] < depth:
-            self._tail = np.concatenate((self._tail, newest))[-depth:]
-        else:
-            self._tail = newest.copy()
+        self._tail.append(tokens)
+
+    def close(self) -> None:
+        """Does nothing: the corpus never changes."""
 
     def propose(self, budget: Budget) -> DraftTree:
         """Returns the most probable continuations of the nearest occurrences; no match, no nodes."""
-        if budget.max_nodes <= 0 or not self._tail.shape[0]:
+        context = self._tail.tokens
+        if budget.max_nodes <= 0 or not context.shape[0]:
             return DraftTree.empty()
         token_ids, parents, probs = self._array.draft(
-            self._tail, budget.max_nodes, budget.max_depth_nodes, self._scratch
+            context, budget.max_nodes, budget.max_depth_nodes, self._scratch
         )
         return DraftTree(token_ids, parents, probs, own_source(token_ids.shape[0]))

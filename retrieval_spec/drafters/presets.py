@@ -1,23 +1,75 @@
-"""Named sets of drafting sources: which ones an engine opens when nobody lists them."""
+"""The published systems as configurations, and ours: which sources an engine opens, and how it combines them.
+
+Each is a function that returns a `Preset` with the published defaults. Its docstring names the source,
+what is reproduced, and what differs on purpose.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from retrieval_spec.drafters.combination import Combination, ask_all
 from retrieval_spec.errors import InvalidRequest
 
-# "corpus" stands for one drafter per datastore that the engine is given.
-PRESETS: dict[str, tuple[str, ...]] = {
-    "default": ("session", "corpus"),
-    "session": ("session",),
-    "corpus": ("corpus",),
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source of a preset.
+
+    Attributes:
+        kind: its name in `registry`; `corpus` and `dense` stand for one source per datastore of that kind.
+        params: what `open` of the drafter takes beside the vocabulary.
+    """
+
+    kind: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A set of sources and the rule that combines them.
+
+    Attributes:
+        sources: opened in this order, which is also that of the bits in `DraftTree.sources`.
+        combine: which cursors are asked, with which budget.
+        max_nodes: what the published system drafts at most; a caller's smaller budget still holds.
+    """
+
+    sources: tuple[Source, ...]
+    combine: Combination = ask_all
+    max_nodes: int = 64
+
+
+def default() -> Preset:
+    """Everything that needs no model and no training: the own context and the datastores, fused."""
+    return Preset((Source("session"), Source("corpus")))
+
+
+def session() -> Preset:
+    """The own context alone."""
+    return Preset((Source("session"),))
+
+
+def corpus() -> Preset:
+    """The datastores alone."""
+    return Preset((Source("corpus"),))
+
+
+PRESETS: dict[str, Callable[[], Preset]] = {
+    "default": default,
+    "session": session,
+    "corpus": corpus,
 }
 
 
-def preset_sources(name: str) -> tuple[str, ...]:
-    """Returns the names of the drafters in a preset.
+def preset(name: str) -> Preset:
+    """Returns a preset by its name.
 
     Raises:
         InvalidRequest: no preset has that name.
     """
     if name not in PRESETS:
         raise InvalidRequest("unknown preset", got=name, expected=" or ".join(sorted(PRESETS)))
-    return PRESETS[name]
+    return PRESETS[name]()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, Feedback, own_source
+from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.automaton_draft import draft, scratch_words
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
 from retrieval_spec.tree import DraftTree, Float32s, Tokens
@@ -47,7 +48,7 @@ class SessionDrafter:
         """Returns the drafter; any vocabulary will do, since the drafts repeat the context."""
         return cls()
 
-    def start(self, context: Tokens) -> SessionCursor:
+    def start(self, context: Tokens, namespace: str = "default") -> SessionCursor:
         """Returns a cursor that has observed `context`, which may be empty."""
         return SessionCursor(context)
 
@@ -64,6 +65,9 @@ class SessionCursor:
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Appends committed tokens; `feedback` is not used."""
         self.automaton.extend(tokens)
+
+    def close(self) -> None:
+        """Does nothing: what the session wrote ends with it."""
 
     def propose(self, budget: Budget) -> DraftTree:
         """Returns the most probable continuations among those that the context holds."""

@@ -16,7 +16,7 @@ from retrieval_spec.tree import DraftTree
 
 if TYPE_CHECKING:
     from retrieval_spec.client import DraftSession, DraftSource
-    from retrieval_spec.drafters.base import Feedback
+    from retrieval_spec.feedback import Feedback
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retrieval_spec.drafters.base import Budget, Cursor, Drafter, Feedback
+from retrieval_spec.drafters.base import Budget, Cursor, Drafter
 from retrieval_spec.drafters.registry import DRAFTERS, drafter_class
 from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.feedback import Feedback
 from tests.stores import write_corpus
 
 VOCAB_SIZE = 151_936
@@ -83,7 +84,8 @@ STREAMS = st.lists(st.sampled_from([1, 2, 5, 6, 7, 8, 9, 70_000]), max_size=60)
 @given(stream=STREAMS, cuts=st.lists(st.integers(0, 60), max_size=6))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_how_the_tokens_came_does_not_matter(opened, stream, cuts):
-    at_once = opened().start(tokens(stream))
+    at_once = opened().start(tokens([]))
+    at_once.observe(tokens(stream))
     in_pieces = opened().start(tokens([]))
     edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
     for begin, end in pairwise(edges):
@@ -104,7 +106,8 @@ def test_sessions_do_not_disturb_each_other(opened):
 
 def test_feedback_is_welcome(drafter):
     cursor = drafter.start(tokens([5, 6]))
-    cursor.observe(tokens([7]), Feedback(tokens([6, 7]), np.array([[7, 8], [8, 5]], np.int32)))
+    feedback = Feedback(tokens([6, 7]), tokens([-1, 0]), np.array([[7, 8], [8, 5]], np.int32))
+    cursor.observe(tokens([7]), feedback.check(VOCAB_SIZE))
     cursor.propose(Budget(16)).check(VOCAB_SIZE)
 
 

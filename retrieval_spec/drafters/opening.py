@@ -1,0 +1,43 @@
+"""Opens the sources of a preset, one for each datastore where a source needs one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from retrieval_spec.datastore.store import open_datastore
+from retrieval_spec.drafters.base import Drafter
+from retrieval_spec.drafters.presets import Preset, Source
+from retrieval_spec.drafters.registry import drafter_class
+from retrieval_spec.errors import InvalidRequest
+
+STORE_KINDS = {"corpus": "context_array", "dense": "dense"}
+"""Source -> kind of the datastores that it drafts from; other sources need none."""
+
+Paths = Sequence[str | Path]
+
+
+def open_sources(vocab_size: int, preset: Preset, datastores: Paths) -> dict[str, Drafter]:
+    """Returns name -> drafter, in the preset's order; a source of datastores is named `kind:folder`.
+
+    Raises:
+        InvalidRequest: two sources with one name.
+        DatastoreError, MissingPath: a datastore that cannot be used.
+    """
+    kinds = {path: open_datastore(path).manifest.kind for path in datastores}
+    drafters: dict[str, Drafter] = {}
+    for source in preset.sources:
+        opened = drafter_class(source.kind).open
+        for name, params in _places(source, kinds):
+            if name in drafters:
+                raise InvalidRequest("two datastores have one name", got=name, remedy="rename a folder")
+            drafters[name] = opened(vocab_size=vocab_size, **source.params, **params)
+    return drafters
+
+
+def _places(source: Source, kinds: dict[str | Path, str]) -> list[tuple[str, dict[str, str | Path]]]:
+    wanted = STORE_KINDS.get(source.kind)
+    if wanted is None:
+        return [(source.kind, {})]
+    stores = [path for path, kind in kinds.items() if kind == wanted]
+    return [(f"{source.kind}:{Path(path).resolve().name}", {"path": path}) for path in stores]
