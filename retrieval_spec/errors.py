@@ -15,7 +15,8 @@
     │   ├── DatastoreCorrupt                DATA_LOSS
     │   ├── DatastoreVersion
     │   ├── DatastoreExists                 ALREADY_EXISTS
-    │   └── TokenizerMismatch
+    │   ├── TokenizerMismatch
+    │   └── ModelMismatch
     ├── UnsupportedModel                    FAILED_PRECONDITION
     ├── MissingDependency                   FAILED_PRECONDITION
     └── ServiceUnavailable                  UNAVAILABLE
@@ -126,6 +127,10 @@ class DatastoreExists(DatastoreError):
 
 class TokenizerMismatch(DatastoreError):
     """The datastore was built with another tokenizer, so its ids mean other text."""
+
+
+class ModelMismatch(DatastoreError):
+    """The datastore holds hidden states of another model than the target."""
 
 
 class UnsupportedModel(RetrievalSpecError):
