@@ -6,9 +6,10 @@ The corpus never changes, so a cursor is only the last tokens of the context.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from retrieval_spec.datastore.store import open_datastore
-from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.base import Budget, Cursor, own_source
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
 from retrieval_spec.feedback import Feedback
@@ -18,16 +19,32 @@ from retrieval_spec.tree import DraftTree, Tokens
 KIND = "context_array"
 
 
+class Rule(Protocol):
+    """How a published system reads drafts off a corpus: a frozen dataclass of its parameters."""
+
+    def start(self, array: ContextArray, context: Tokens) -> Cursor:
+        """Returns a cursor that has observed `context`."""
+        ...
+
+
 class CorpusDrafter:
     """One context array as a source of drafts; immutable, shared by all sessions and threads."""
 
-    def __init__(self, array: ContextArray, tokenizer_fingerprint: str = "") -> None:
+    def __init__(
+        self, array: ContextArray, tokenizer_fingerprint: str = "", rule: Rule | None = None
+    ) -> None:
         self._array = array
+        self._rule = rule
         self.tokenizer_fingerprint = tokenizer_fingerprint
 
     @classmethod
-    def open(cls, vocab_size: int, path: str | Path) -> CorpusDrafter:
+    def open(cls, vocab_size: int, path: str | Path, rule: Rule | None = None) -> CorpusDrafter:
         """Opens a datastore; the corpus stays on disk, mapped, and is shared between processes.
+
+        Args:
+            vocab_size: of the target model.
+            path: the datastore's folder.
+            rule: a published system's way to draft from it; ours by default.
 
         Raises:
             DatastoreError: the datastore is damaged, of another format, or of another kind.
@@ -46,10 +63,12 @@ class CorpusDrafter:
                 expected=f"at most {vocab_size}",
                 remedy="build it again with the tokenizer of the target model",
             )
-        return cls(array, manifest.tokenizer.fingerprint)
+        return cls(array, manifest.tokenizer.fingerprint, rule)
 
-    def start(self, context: Tokens, namespace: str = "default") -> CorpusCursor:
+    def start(self, context: Tokens, namespace: str = "default") -> Cursor:
         """Returns a cursor that has observed `context`."""
+        if self._rule is not None:
+            return self._rule.start(self._array, context)
         return CorpusCursor(self._array, context)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retrieval_spec.drafters.combination import Combination, ask_all
+from retrieval_spec.drafters.corpus_rest import Rest
 from retrieval_spec.errors import InvalidRequest
 
 
@@ -57,10 +58,29 @@ def corpus() -> Preset:
     return Preset((Source("corpus"),))
 
 
+def rest() -> Preset:
+    """REST (He et al., 2023, arXiv 2311.08252; github.com/FasterDecoding/REST): a corpus by exact match.
+
+    Reproduced: the context's last 16 tokens are looked for, then 15, down to 2, and the first span that
+    occurs decides; of at most 5,000 occurrences the next 10 tokens are read, every prefix of them is
+    counted, and the 64 most frequent prefixes are the draft.
+
+    Different on purpose: of more than 5,000 occurrences REST reads the first ones in the order of their
+    continuations, so that it drafts what begins with small token ids; here they are an evenly strided
+    sample. REST cuts a set of 64 prefixes that lacks some of their parents down by a heuristic, with ties
+    in the order of a hash map; here the best 64 by count, depth and token ids are complete, and the same
+    every time. Continuations end with their document instead of running into the next one, and a span
+    found at such ends alone is not found. Without a span there is no draft, not the token 100 as a dummy.
+    Several datastores are asked one by one and fused, where REST adds the counts of its chunks up.
+    """
+    return Preset((Source("corpus", {"rule": Rest()}),))
+
+
 PRESETS: dict[str, Callable[[], Preset]] = {
     "default": default,
     "session": session,
     "corpus": corpus,
+    "rest": rest,
 }
 
 

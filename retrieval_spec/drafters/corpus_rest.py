@@ -1,0 +1,99 @@
+"""REST's rule for a corpus: the most frequent continuations of the longest span that occurs in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.tail import Tail
+from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.feedback import Feedback
+from retrieval_spec.kernels.frequency_draft import draft, scratch_words
+from retrieval_spec.structures.context_array import ContextArray
+from retrieval_spec.tree import DraftTree, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Spans of the context from the longest to the shortest: the first one that the corpus holds is read on.
+
+    The tree holds the most frequent prefixes of its occurrences' continuations; a node's probability is
+    its share of its parent's occurrences. Equally frequent ones rank by depth, then by token ids.
+
+    Attributes:
+        longest_span_tokens: the span that is tried first; a datastore's depth may bound it.
+        shortest_span_tokens: the last one; without it there is no draft.
+        max_occurrences: occurrences that are read at most. Of more, an evenly strided sample in the
+            order of their left contexts is read: no continuation is preferred.
+        continuation_tokens: tokens that are read behind each, not beyond the end of a document.
+    """
+
+    longest_span_tokens: int = 16
+    shortest_span_tokens: int = 2
+    max_occurrences: int = 5_000
+    continuation_tokens: int = 10
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortest_span_tokens <= self.longest_span_tokens:
+            raise InvalidRequest(
+                "the spans are out of range",
+                got=f"{self.longest_span_tokens} to {self.shortest_span_tokens} tokens",
+                expected="falling, and 1 or more",
+            )
+        if self.max_occurrences < 1:
+            raise InvalidRequest("max_occurrences is out of range", got=self.max_occurrences, expected=">= 1")
+
+    def start(self, array: ContextArray, context: Tokens) -> RestCursor:
+        """Returns a cursor that has observed `context`."""
+        return RestCursor(self, array, context)
+
+
+class RestCursor:
+    """One session's position in a corpus: its last tokens. Owned by that session, not thread-safe."""
+
+    __slots__ = ("_array", "_longest", "_rule", "_scratch", "_tail")
+
+    def __init__(self, rule: Rest, array: ContextArray, context: Tokens) -> None:
+        self._rule = rule
+        self._array = array
+        self._longest = min(rule.longest_span_tokens, array.depth_tokens)
+        self._scratch = np.empty(0, np.int64)
+        self._tail = Tail(self._longest)
+        self._tail.append(context)
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        """Keeps the newest tokens."""
+        self._tail.append(tokens)
+
+    def close(self) -> None:
+        """Does nothing: the corpus never changes."""
+
+    def propose(self, budget: Budget) -> DraftTree:
+        """Returns the most frequent continuations; no span found, no nodes."""
+        max_nodes = budget.max_nodes
+        if max_nodes <= 0:
+            return DraftTree.empty()
+        rule, array = self._rule, self._array
+        words = scratch_words(rule.max_occurrences, max_nodes)
+        if self._scratch.shape[0] < words:
+            self._scratch = np.empty(words, np.int64)
+        token_ids = np.empty(max_nodes, np.int32)
+        parents = np.empty(max_nodes, np.int32)
+        probs = np.empty(max_nodes, np.float32)
+        size = draft(
+            array.tokens,
+            array.positions,
+            array.buckets,
+            self._tail.tokens,
+            self._longest,
+            rule.shortest_span_tokens,
+            rule.max_occurrences,
+            min(rule.continuation_tokens, budget.max_depth_nodes),
+            self._scratch,
+            token_ids,
+            parents,
+            probs,
+        )
+        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
