@@ -39,3 +39,29 @@ class CountingCursor:
         length = min(budget.max_nodes, budget.max_depth_nodes)
         chain = (self.seen[-1] + 1 + np.arange(length)) % self.drafter.vocab_size
         return DraftTree.chain(chain.tolist(), [self.drafter.prob] * length)
+
+
+class TaughtDrafter:
+    """Drafts what the newest feedback said of its last node, then its hidden state and phrases as tokens."""
+
+    wanted_topk = 2
+    hidden_size = 3
+
+    def start(self, context: Tokens, namespace: str = "default") -> TaughtCursor:
+        return TaughtCursor()
+
+
+class TaughtCursor:
+    def __init__(self) -> None:
+        self.chain: list[int] = []
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        feedback = feedback or Feedback()
+        parts = (feedback.topk_ids[-1:], feedback.topk_logprobs < 0, feedback.hidden_state, feedback.phrases)
+        self.chain = [int(value) for part in parts for value in part.ravel()]
+
+    def close(self) -> None:
+        pass
+
+    def propose(self, budget: Budget) -> DraftTree:
+        return DraftTree.chain(self.chain[: budget.max_nodes], [0.9] * len(self.chain[: budget.max_nodes]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from retrieval_spec.drafters.session import SessionDrafter
 from retrieval_spec.engine import Engine, Limits
 from retrieval_spec.service.server import serve, start_server
-from tests.fake_drafters import CountingDrafter
+from tests.fake_drafters import CountingDrafter, TaughtDrafter
 
 VOCAB_SIZE = 70_000
 LIMITS = Limits(max_context_tokens=250_000, max_nodes=64, max_sessions=80)
@@ -30,6 +30,7 @@ def session_engine() -> Engine:
     drafters = {
         "session": SessionDrafter.open(vocab_size=VOCAB_SIZE),
         "counting": CountingDrafter(VOCAB_SIZE, 0.375),
+        "taught": TaughtDrafter(),
     }
     return Engine(VOCAB_SIZE, drafters, limits=LIMITS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import DraftTree
 
 
@@ -33,6 +34,28 @@ def draft_trees(draw: st.DrawFn, max_nodes: int = 12, vocab_size: int = 5) -> Dr
     sources = [draw(st.integers(1, 7)) for _ in tokens]
     tree = DraftTree.from_lists(tokens, parents, probs, sources)
     return tree if len(tree) else DraftTree.empty()
+
+
+@st.composite
+def feedbacks(draw: st.DrawFn, vocab_size: int = 5) -> Feedback:
+    """Feedback that passes the door, with and without each of its parts."""
+    num_nodes, width, length = (draw(st.integers(0, 3)) for _ in range(3))
+
+    def ids(*shape: int) -> np.ndarray:
+        size = int(np.prod(shape))
+        values = draw(st.lists(st.integers(0, vocab_size - 1), min_size=size, max_size=size))
+        return np.array(values, np.int32).reshape(shape)
+
+    parents = [draw(st.integers(0, node - 1)) if node else -1 for node in range(num_nodes)]
+    told = (num_nodes, width) if num_nodes and width else (0, 0)
+    return Feedback(
+        ids(num_nodes),
+        np.array(parents, np.int32),
+        ids(*told),
+        draw(st.sampled_from([np.zeros((0, 0), np.float32), np.full(told, -0.5, np.float32)])),
+        np.ones(draw(st.sampled_from([0, 4])), np.float32),
+        ids(2, length) if length else ids(0, 0),
+    ).check(vocab_size, hidden_size=4)
 
 
 def as_int32(values: list[int]) -> np.ndarray:

@@ -10,11 +10,13 @@ import pytest
 from retrieval_spec.client import DraftClient, DraftSession, DraftSource, LocalClient
 from retrieval_spec.errors import (
     ContextMismatch,
+    InvalidFeedback,
     InvalidRequest,
     InvalidTokens,
     LimitExceeded,
     UnknownSession,
 )
+from retrieval_spec.feedback import Feedback
 from tests.service_process import LIMITS, VOCAB_SIZE, server_process, session_engine
 
 TIMEOUT_S = 20.0
@@ -55,7 +57,8 @@ def test_both_keep_the_interface(local, remote):
         session = source.open_session([1])
         assert isinstance(session, DraftSession)
         session.close()
-    assert (local.vocab_size, local.source_names) == (remote.vocab_size, remote.source_names)
+    for name in ("vocab_size", "source_names", "wanted_topk", "hidden_size"):
+        assert getattr(local, name) == getattr(remote, name)
 
 
 def some_tokens(rng, phrases):
@@ -111,6 +114,61 @@ def test_a_batch_gets_equal_trees(local, remote):
 
 def test_an_empty_batch_is_legal(either):
     assert either.draft_batch([], 10) == []
+
+
+def some_feedback(rng):
+    """One of every kind: with and without log-probabilities, states and phrases."""
+    told = (rng.integers(1, 4), 2)
+    return Feedback(
+        rng.integers(0, 1_000, told[0]).astype(np.int32),
+        np.arange(-1, told[0] - 1, dtype=np.int32),
+        rng.integers(0, 70_000, told).astype(np.int32),
+        -rng.random(told if rng.random() < 0.5 else (0, 0), np.float32),
+        rng.integers(0, 9, 3 * rng.integers(0, 2)).astype(np.float32),
+        rng.integers(0, 70_000, (rng.integers(0, 3), 2)).astype(np.int32),
+    )
+
+
+def test_feedback_travels_with_the_tokens_that_it_is_about(local, remote):
+    rng = np.random.default_rng(5)
+    sessions = [source.open_session([1, 2]) for source in (local, remote)]
+    heard = 0
+    for step in range(60):
+        feedback = some_feedback(rng) if step % 3 else None
+        for session in sessions:
+            session.commit([step], feedback)
+        expected, found = (session.draft(16) for session in sessions)
+        assert expected == found
+        heard += bool((found.sources & 4).any())
+    assert heard >= 40
+
+
+def test_feedback_on_an_older_step_is_not_sent(remote):
+    session = remote.open_session([1, 2])
+    session.commit([3], some_feedback(np.random.default_rng(1)))
+    session.commit([4])
+    assert not (session.draft(16).sources & 4).any()
+    session.commit([5])
+    session.commit([6], some_feedback(np.random.default_rng(1)))
+    assert not (session.draft(16).sources & 4).any()
+
+
+BAD_FEEDBACK = [
+    Feedback(topk_ids=np.ones((1, 2), np.int32)),
+    Feedback(phrases=np.array([[70_000]], np.int32)),
+    Feedback(hidden_state=np.ones(4, np.float32)),
+    Feedback(hidden_state=np.array([1, np.nan, 2], np.float32)),
+]
+
+
+@pytest.mark.parametrize("feedback", BAD_FEEDBACK)
+def test_bad_feedback_is_refused_and_the_session_goes_on(either, feedback):
+    session = either.open_session([1, 2])
+    with pytest.raises(InvalidFeedback):
+        session.commit([3], feedback)
+    assert session.context_length == 2
+    session.commit([3])
+    assert session.draft(1).token_ids.tolist() == [4]
 
 
 @pytest.mark.parametrize("sent", [0, 1, 2, 3])

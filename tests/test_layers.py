@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "build": {"structures", "drafters", "datastore", "errors", "tree"},
     "v1": {"v1"},
-    "wire": {"feedback", "projection", "v1", "tree", "errors"},
+    "wire": {"wire", "feedback", "projection", "v1", "tree", "errors"},
     "client": {"feedback", "projection", "client", "wire", "v1", "tree", "errors"},
     "service": {"feedback", "projection", "service", "engine", "wire", "v1", "datastore", "tree", "errors"},
     "verifier": {"feedback", "projection", "verifier", "client", "fusion", "tree", "errors"},

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import grpc
@@ -22,9 +23,10 @@ from retrieval_spec.errors import (
     UnknownSession,
     error_types,
 )
+from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import DraftTree
 from retrieval_spec.v1.draft_pb2 import DraftStep, DraftStepResult
-from tests.strategies import draft_trees
+from tests.strategies import draft_trees, feedbacks
 
 NAMES = ("a", "b", "c")
 VOCAB_SIZE = 5
@@ -37,6 +39,7 @@ ROWS = st.lists(
         context_length=st.integers(-(2**63), 2**63 - 1),
         commit=TOKENS,
         max_nodes=st.integers(0, 2**31 - 1),
+        feedback=st.none() | feedbacks(),
     ),
     max_size=5,
 )
@@ -66,7 +69,12 @@ def read(result, sessions, cap=64, total=10_000):
 
 
 def plain(row):
-    return row._replace(commit=row.commit.tolist())
+    return row._replace(commit=row.commit.tolist(), feedback=plain_feedback(row.feedback))
+
+
+def plain_feedback(feedback):
+    columns = [] if feedback is None else [getattr(feedback, field.name) for field in fields(feedback)]
+    return [(column.dtype, column.shape, column.tolist()) for column in columns]
 
 
 @given(ROWS)
@@ -83,6 +91,33 @@ def outcome_key(outcome):
 def test_an_answer_comes_back_as_it_was(outcomes):
     again = read(result_of(outcomes), len(outcomes))
     assert list(map(outcome_key, again)) == list(map(outcome_key, outcomes))
+
+
+@pytest.mark.parametrize(
+    ("column", "data"),
+    [
+        ("node_token_ids", b"123"),
+        ("node_parents", b"1234"),
+        ("topk_ids", b"1234567"),
+        ("topk_logprobs", b"1234"),
+        ("hidden_state", b"12345"),
+        ("phrases", b"1234"),
+    ],
+)
+def test_a_feedback_column_of_a_wrong_length_is_named(column, data):
+    tokens = np.array([1, 2], np.int32)
+    feedback = Feedback(tokens, tokens, np.ones((2, 2), np.int32), phrases=np.ones((1, 2), np.int32))
+    step = step_of([wire.SessionStep(1, 2, tokens, 3, feedback)])
+    setattr(step.feedback[0], column, data)
+    with pytest.raises(InvalidRequest, match="column"):
+        wire.read_step(step, max_sessions=5)
+
+
+def test_feedback_on_no_session_is_refused():
+    step = step_of([wire.SessionStep(1, 2, np.array([1], np.int32), 3, Feedback())])
+    step.feedback[0].session_index = 1
+    with pytest.raises(InvalidRequest, match="no session"):
+        wire.read_step(step, max_sessions=5)
 
 
 def test_the_columns_are_little_endian():

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
+from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import DraftTree
 
 TokenIds = Sequence[int] | NDArray[Any]
@@ -25,7 +26,7 @@ class DraftSession(Protocol):
         """Returns at most `max_nodes` nodes that continue the context; none is a legal answer."""
         ...
 
-    def commit(self, token_ids: TokenIds, feedback: Any = None) -> None:
+    def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
         """Appends decided tokens, accepted ones and the bonus token, to the context."""
         ...
 
@@ -50,6 +51,16 @@ class DraftSource(Protocol):
     @property
     def source_names(self) -> tuple[str, ...]:
         """The drafter behind each bit of a tree's `sources`, lowest first."""
+        ...
+
+    @property
+    def wanted_topk(self) -> int:
+        """Ids a node that are of use in `Feedback.topk_ids`; 0 if no source learns from them."""
+        ...
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Dimensions of the `Feedback.hidden_state` that a source is asked with; None if none is."""
         ...
 
     def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> DraftSession:

@@ -28,6 +28,16 @@ class LocalClient:
         """The drafter behind each bit of a tree's `sources`, lowest first."""
         return self._engine.source_names
 
+    @property
+    def wanted_topk(self) -> int:
+        """Ids a node that are of use in `Feedback.topk_ids`; 0 if no source learns from them."""
+        return self._engine.wanted_topk
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Dimensions of the `Feedback.hidden_state` that a source is asked with; None if none is."""
+        return self._engine.hidden_size
+
     def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> Session:
         """Returns a session whose context is the prompt."""
         return self._engine.open_session(prompt_ids, namespace)

@@ -20,6 +20,7 @@ from retrieval_spec.client.session import PARKED_S, RemoteSession
 from retrieval_spec.client.transport import OPEN_TIMEOUT_S, called, open_channel, open_transport, unary
 from retrieval_spec.errors import (
     ContextMismatch,
+    InvalidFeedback,
     InvalidRequest,
     RetrievalSpecError,
     ServiceUnavailable,
@@ -84,6 +85,16 @@ class DraftClient:
     def source_names(self) -> tuple[str, ...]:
         """The drafter behind each bit of a tree's `sources`, lowest first."""
         return self._names or tuple(self.server_info.source_names)
+
+    @property
+    def wanted_topk(self) -> int:
+        """Ids a node that are of use in `Feedback.topk_ids`; 0 if no source learns from them."""
+        return self.server_info.wanted_topk
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Dimensions of the `Feedback.hidden_state` that a source is asked with; None if none is."""
+        return self.server_info.hidden_size or None
 
     def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> RemoteSession:
         """Returns a session whose context is the prompt, which may be empty.
@@ -171,16 +182,21 @@ class DraftClient:
             caps = [min(max_nodes[index], total_nodes) for index in asked]
             outcomes = self._exchange([sessions[index] for index in asked], caps, total_nodes)
             answered = True
+            again = []
             for index, outcome in zip(asked, outcomes, strict=True):
                 if isinstance(outcome, DraftTree):
                     trees[index] = outcome
                     sessions[index].confirm_all()
+                elif isinstance(outcome, InvalidFeedback):  # of a server that came back with other sources
+                    sessions[index].forget_feedback()
+                    again.append(index)
                 elif isinstance(outcome, _LOST):
                     sessions[index].lose()
+                    again.append(index)
                 else:
                     sessions[index].park()
                     refused.append(outcome)
-            waiting = [index for index in waiting if sessions[index].is_lost]
+            waiting = again
             if not waiting:
                 break
             total_nodes -= sum(len(trees[index]) for index in asked)

@@ -12,6 +12,7 @@ import numpy as np
 
 from retrieval_spec.client.interface import TokenIds
 from retrieval_spec.errors import ContextMismatch, UnknownSession
+from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import TOKEN, DraftTree, Tokens, as_tokens
 from retrieval_spec.wire import SessionStep
 
@@ -39,6 +40,8 @@ class RemoteSession:
         self._buffer: Tokens = prompt.copy()
         self._length = prompt.size
         self._is_open = True
+        self._feedback: Feedback | None = None
+        self._feedback_begin = 0
         self.namespace = namespace
         self.confirm(session_id, prompt.size)
         self.opening: Any = None
@@ -68,15 +71,19 @@ class RemoteSession:
         """
         return self._client.draft_step([self], [max_nodes], max_nodes)[0]
 
-    def commit(self, token_ids: TokenIds, feedback: Any = None) -> None:
-        """Appends decided tokens to the context; they travel with the next draft. `feedback` does not.
+    def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
+        """Appends decided tokens to the context; they travel with the next draft, and so does feedback.
 
         Raises:
             InvalidTokens: an id outside the vocabulary; the session is unchanged.
+            InvalidFeedback: feedback that no source can use; the session is unchanged.
             UnknownSession: the session is closed.
         """
         self.check_open()
         tokens = as_tokens(token_ids, self._client.vocab_size)
+        if feedback is not None:
+            feedback.check(self._client.vocab_size, self._client.hidden_size)
+        self._feedback, self._feedback_begin = feedback, self._length
         length = self._length + tokens.size
         if length > self._buffer.size:
             grown = np.empty(max(length, 2 * self._buffer.size, 256), TOKEN)
@@ -96,6 +103,7 @@ class RemoteSession:
         if not 0 <= length <= self._length:
             raise ContextMismatch("cannot cut the context", got=length, expected=f"0 to {self._length}")
         self._length = length
+        self._feedback = None
         self.retry_at = 0.0  # a shorter context may be welcome where a longer one was not
         if length < self.opening_length:
             self.forget_opening()
@@ -124,7 +132,13 @@ class RemoteSession:
     def row(self, max_nodes: int) -> SessionStep:
         """Returns the session's row of the next step."""
         held = self.server_length
-        return SessionStep(self.server_id, held, self._buffer[held : self._length], max_nodes)
+        # Feedback is about one step: beside the tokens of several it would be about the wrong root.
+        feedback = self._feedback if self._feedback_begin == held else None
+        return SessionStep(self.server_id, held, self._buffer[held : self._length], max_nodes, feedback)
+
+    def forget_feedback(self) -> None:
+        """Drops what would travel with the next draft."""
+        self._feedback = None
 
     def confirm(self, session_id: int, length: int) -> None:
         """Notes what the server holds."""
@@ -136,6 +150,7 @@ class RemoteSession:
     def confirm_all(self) -> None:
         """Notes that the server holds the whole context."""
         self.server_length = self._length
+        self._feedback = None
 
     def lose(self) -> None:
         """Notes that nobody knows what the server holds; the next draft opens the session again."""

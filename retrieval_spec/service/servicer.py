@@ -82,6 +82,8 @@ class Servicer(DraftServiceServicer):
                 pb.Datastore(name=name, tokenizer_fingerprint=fingerprint)
                 for name, fingerprint in engine.datastores.items()
             ],
+            wanted_topk=engine.wanted_topk,
+            hidden_size=engine.hidden_size or 0,
         )
 
     @_call
@@ -199,7 +201,7 @@ class Servicer(DraftServiceServicer):
         try:
             session = self._sessions.get(row.session_id)
             session.expect(row.context_length)
-            session.commit(row.commit)
+            session.commit(row.commit, row.feedback)
             return session
         except RetrievalSpecError as error:
             return error

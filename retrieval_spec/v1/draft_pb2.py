@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dretrieval_spec/v1/draft.proto\x12\x11retrieval_spec.v1\"\x8e\x01\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x14\n\x0csource_names\x18\x04 \x03(\t\x12\x30\n\ndatastores\x18\x05 \x03(\x0b\x32\x1c.retrieval_spec.v1.Datastore\"8\n\tDatastore\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\"\x10\n\x0eGetInfoRequest\">\n\x0fGetInfoResponse\x12+\n\x04info\x18\x01 \x01(\x0b\x32\x1d.retrieval_spec.v1.ServerInfo\"q\n\x12OpenSessionRequest\x12\x18\n\x10prompt_token_ids\x18\x01 \x01(\x0c\x12\x16\n\tnamespace\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x13replaced_session_id\x18\x03 \x01(\x06\x42\x0c\n\n_namespace\"V\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12+\n\x04info\x18\x02 \x01(\x0b\x32\x1d.retrieval_spec.v1.ServerInfo\"\xbd\x01\n\tDraftStep\x12\x13\n\x0bstep_number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x13\n\x0bsession_ids\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63ontext_lengths\x18\x04 \x01(\x0c\x12\x16\n\x0e\x63ommit_lengths\x18\x05 \x01(\x0c\x12\x18\n\x10\x63ommit_token_ids\x18\x06 \x01(\x0c\x12\x11\n\tmax_nodes\x18\x07 \x01(\x0c\x12\x13\n\x0btotal_nodes\x18\x08 \x01(\x05\"\xd7\x01\n\x0f\x44raftStepResult\x12\x13\n\x0bstep_number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x10\n\x08statuses\x18\x03 \x01(\x0c\x12/\n\x06\x65rrors\x18\x04 \x03(\x0b\x32\x1f.retrieval_spec.v1.SessionError\x12\x13\n\x0bnode_counts\x18\x05 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x06 \x01(\x0c\x12\x0f\n\x07parents\x18\x07 \x01(\x0c\x12\r\n\x05probs\x18\x08 \x01(\x0c\x12\x0f\n\x07sources\x18\t \x01(\x0c\"D\n\x0cSessionError\x12\x15\n\rsession_index\x18\x01 \x01(\x05\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\":\n\x0c\x44raftRequest\x12*\n\x04step\x18\x01 \x01(\x0b\x32\x1c.retrieval_spec.v1.DraftStep\"C\n\rDraftResponse\x12\x32\n\x06result\x18\x01 \x01(\x0b\x32\".retrieval_spec.v1.DraftStepResult\"@\n\x12\x44raftStreamRequest\x12*\n\x04step\x18\x01 \x01(\x0b\x32\x1c.retrieval_spec.v1.DraftStep\"I\n\x13\x44raftStreamResponse\x12\x32\n\x06result\x18\x01 \x01(\x0b\x32\".retrieval_spec.v1.DraftStepResult\"Y\n\x16TruncateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x03\x12\x13\n\x0bkept_length\x18\x03 \x01(\x03\"\x19\n\x17TruncateSessionResponse\"[\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x03\x12\x18\n\x10\x63ommit_token_ids\x18\x03 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse2\xb7\x04\n\x0c\x44raftService\x12P\n\x07GetInfo\x12!.retrieval_spec.v1.GetInfoRequest\x1a\".retrieval_spec.v1.GetInfoResponse\x12\\\n\x0bOpenSession\x12%.retrieval_spec.v1.OpenSessionRequest\x1a&.retrieval_spec.v1.OpenSessionResponse\x12J\n\x05\x44raft\x12\x1f.retrieval_spec.v1.DraftRequest\x1a .retrieval_spec.v1.DraftResponse\x12`\n\x0b\x44raftStream\x12%.retrieval_spec.v1.DraftStreamRequest\x1a&.retrieval_spec.v1.DraftStreamResponse(\x01\x30\x01\x12h\n\x0fTruncateSession\x12).retrieval_spec.v1.TruncateSessionRequest\x1a*.retrieval_spec.v1.TruncateSessionResponse\x12_\n\x0c\x43loseSession\x12&.retrieval_spec.v1.CloseSessionRequest\x1a\'.retrieval_spec.v1.CloseSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dretrieval_spec/v1/draft.proto\x12\x11retrieval_spec.v1\"\xb8\x01\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x14\n\x0csource_names\x18\x04 \x03(\t\x12\x30\n\ndatastores\x18\x05 \x03(\x0b\x32\x1c.retrieval_spec.v1.Datastore\x12\x13\n\x0bwanted_topk\x18\x06 \x01(\x05\x12\x13\n\x0bhidden_size\x18\x07 \x01(\x05\"8\n\tDatastore\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\"\x10\n\x0eGetInfoRequest\">\n\x0fGetInfoResponse\x12+\n\x04info\x18\x01 \x01(\x0b\x32\x1d.retrieval_spec.v1.ServerInfo\"q\n\x12OpenSessionRequest\x12\x18\n\x10prompt_token_ids\x18\x01 \x01(\x0c\x12\x16\n\tnamespace\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x13replaced_session_id\x18\x03 \x01(\x06\x42\x0c\n\n_namespace\"V\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12+\n\x04info\x18\x02 \x01(\x0b\x32\x1d.retrieval_spec.v1.ServerInfo\"\xf3\x01\n\tDraftStep\x12\x13\n\x0bstep_number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x13\n\x0bsession_ids\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63ontext_lengths\x18\x04 \x01(\x0c\x12\x16\n\x0e\x63ommit_lengths\x18\x05 \x01(\x0c\x12\x18\n\x10\x63ommit_token_ids\x18\x06 \x01(\x0c\x12\x11\n\tmax_nodes\x18\x07 \x01(\x0c\x12\x13\n\x0btotal_nodes\x18\x08 \x01(\x05\x12\x34\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\t \x03(\x0b\x32\".retrieval_spec.v1.SessionFeedback\"\xbd\x01\n\x0fSessionFeedback\x12\x15\n\rsession_index\x18\x01 \x01(\x05\x12\x16\n\x0enode_token_ids\x18\x02 \x01(\x0c\x12\x14\n\x0cnode_parents\x18\x03 \x01(\x0c\x12\x10\n\x08topk_ids\x18\x04 \x01(\x0c\x12\x15\n\rtopk_logprobs\x18\x05 \x01(\x0c\x12\x14\n\x0chidden_state\x18\x06 \x01(\x0c\x12\x15\n\rphrase_length\x18\x07 \x01(\x05\x12\x0f\n\x07phrases\x18\x08 \x01(\x0c\"\xd7\x01\n\x0f\x44raftStepResult\x12\x13\n\x0bstep_number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x10\n\x08statuses\x18\x03 \x01(\x0c\x12/\n\x06\x65rrors\x18\x04 \x03(\x0b\x32\x1f.retrieval_spec.v1.SessionError\x12\x13\n\x0bnode_counts\x18\x05 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x06 \x01(\x0c\x12\x0f\n\x07parents\x18\x07 \x01(\x0c\x12\r\n\x05probs\x18\x08 \x01(\x0c\x12\x0f\n\x07sources\x18\t \x01(\x0c\"D\n\x0cSessionError\x12\x15\n\rsession_index\x18\x01 \x01(\x05\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\":\n\x0c\x44raftRequest\x12*\n\x04step\x18\x01 \x01(\x0b\x32\x1c.retrieval_spec.v1.DraftStep\"C\n\rDraftResponse\x12\x32\n\x06result\x18\x01 \x01(\x0b\x32\".retrieval_spec.v1.DraftStepResult\"@\n\x12\x44raftStreamRequest\x12*\n\x04step\x18\x01 \x01(\x0b\x32\x1c.retrieval_spec.v1.DraftStep\"I\n\x13\x44raftStreamResponse\x12\x32\n\x06result\x18\x01 \x01(\x0b\x32\".retrieval_spec.v1.DraftStepResult\"Y\n\x16TruncateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x03\x12\x13\n\x0bkept_length\x18\x03 \x01(\x03\"\x19\n\x17TruncateSessionResponse\"[\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x03\x12\x18\n\x10\x63ommit_token_ids\x18\x03 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse2\xb7\x04\n\x0c\x44raftService\x12P\n\x07GetInfo\x12!.retrieval_spec.v1.GetInfoRequest\x1a\".retrieval_spec.v1.GetInfoResponse\x12\\\n\x0bOpenSession\x12%.retrieval_spec.v1.OpenSessionRequest\x1a&.retrieval_spec.v1.OpenSessionResponse\x12J\n\x05\x44raft\x12\x1f.retrieval_spec.v1.DraftRequest\x1a .retrieval_spec.v1.DraftResponse\x12`\n\x0b\x44raftStream\x12%.retrieval_spec.v1.DraftStreamRequest\x1a&.retrieval_spec.v1.DraftStreamResponse(\x01\x30\x01\x12h\n\x0fTruncateSession\x12).retrieval_spec.v1.TruncateSessionRequest\x1a*.retrieval_spec.v1.TruncateSessionResponse\x12_\n\x0c\x43loseSession\x12&.retrieval_spec.v1.CloseSessionRequest\x1a\'.retrieval_spec.v1.CloseSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,39 +32,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'retrieval_spec.v1.draft_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SERVERINFO']._serialized_start=53
-  _globals['_SERVERINFO']._serialized_end=195
-  _globals['_DATASTORE']._serialized_start=197
-  _globals['_DATASTORE']._serialized_end=253
-  _globals['_GETINFOREQUEST']._serialized_start=255
-  _globals['_GETINFOREQUEST']._serialized_end=271
-  _globals['_GETINFORESPONSE']._serialized_start=273
-  _globals['_GETINFORESPONSE']._serialized_end=335
-  _globals['_OPENSESSIONREQUEST']._serialized_start=337
-  _globals['_OPENSESSIONREQUEST']._serialized_end=450
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=452
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=538
-  _globals['_DRAFTSTEP']._serialized_start=541
-  _globals['_DRAFTSTEP']._serialized_end=730
-  _globals['_DRAFTSTEPRESULT']._serialized_start=733
-  _globals['_DRAFTSTEPRESULT']._serialized_end=948
-  _globals['_SESSIONERROR']._serialized_start=950
-  _globals['_SESSIONERROR']._serialized_end=1018
-  _globals['_DRAFTREQUEST']._serialized_start=1020
-  _globals['_DRAFTREQUEST']._serialized_end=1078
-  _globals['_DRAFTRESPONSE']._serialized_start=1080
-  _globals['_DRAFTRESPONSE']._serialized_end=1147
-  _globals['_DRAFTSTREAMREQUEST']._serialized_start=1149
-  _globals['_DRAFTSTREAMREQUEST']._serialized_end=1213
-  _globals['_DRAFTSTREAMRESPONSE']._serialized_start=1215
-  _globals['_DRAFTSTREAMRESPONSE']._serialized_end=1288
-  _globals['_TRUNCATESESSIONREQUEST']._serialized_start=1290
-  _globals['_TRUNCATESESSIONREQUEST']._serialized_end=1379
-  _globals['_TRUNCATESESSIONRESPONSE']._serialized_start=1381
-  _globals['_TRUNCATESESSIONRESPONSE']._serialized_end=1406
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=1408
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=1499
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1501
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1523
-  _globals['_DRAFTSERVICE']._serialized_start=1526
-  _globals['_DRAFTSERVICE']._serialized_end=2093
+  _globals['_SERVERINFO']._serialized_end=237
+  _globals['_DATASTORE']._serialized_start=239
+  _globals['_DATASTORE']._serialized_end=295
+  _globals['_GETINFOREQUEST']._serialized_start=297
+  _globals['_GETINFOREQUEST']._serialized_end=313
+  _globals['_GETINFORESPONSE']._serialized_start=315
+  _globals['_GETINFORESPONSE']._serialized_end=377
+  _globals['_OPENSESSIONREQUEST']._serialized_start=379
+  _globals['_OPENSESSIONREQUEST']._serialized_end=492
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=494
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=580
+  _globals['_DRAFTSTEP']._serialized_start=583
+  _globals['_DRAFTSTEP']._serialized_end=826
+  _globals['_SESSIONFEEDBACK']._serialized_start=829
+  _globals['_SESSIONFEEDBACK']._serialized_end=1018
+  _globals['_DRAFTSTEPRESULT']._serialized_start=1021
+  _globals['_DRAFTSTEPRESULT']._serialized_end=1236
+  _globals['_SESSIONERROR']._serialized_start=1238
+  _globals['_SESSIONERROR']._serialized_end=1306
+  _globals['_DRAFTREQUEST']._serialized_start=1308
+  _globals['_DRAFTREQUEST']._serialized_end=1366
+  _globals['_DRAFTRESPONSE']._serialized_start=1368
+  _globals['_DRAFTRESPONSE']._serialized_end=1435
+  _globals['_DRAFTSTREAMREQUEST']._serialized_start=1437
+  _globals['_DRAFTSTREAMREQUEST']._serialized_end=1501
+  _globals['_DRAFTSTREAMRESPONSE']._serialized_start=1503
+  _globals['_DRAFTSTREAMRESPONSE']._serialized_end=1576
+  _globals['_TRUNCATESESSIONREQUEST']._serialized_start=1578
+  _globals['_TRUNCATESESSIONREQUEST']._serialized_end=1667
+  _globals['_TRUNCATESESSIONRESPONSE']._serialized_start=1669
+  _globals['_TRUNCATESESSIONRESPONSE']._serialized_end=1694
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=1696
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=1787
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1789
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1811
+  _globals['_DRAFTSERVICE']._serialized_start=1814
+  _globals['_DRAFTSERVICE']._serialized_end=2381
 # @@protoc_insertion_point(module_scope)

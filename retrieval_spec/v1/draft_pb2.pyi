@@ -6,18 +6,22 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "incarnation", "vocab_size", "source_names", "datastores")
+    __slots__ = ("version", "incarnation", "vocab_size", "source_names", "datastores", "wanted_topk", "hidden_size")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_NAMES_FIELD_NUMBER: _ClassVar[int]
     DATASTORES_FIELD_NUMBER: _ClassVar[int]
+    WANTED_TOPK_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
     version: str
     incarnation: int
     vocab_size: int
     source_names: _containers.RepeatedScalarFieldContainer[str]
     datastores: _containers.RepeatedCompositeFieldContainer[Datastore]
-    def __init__(self, version: _Optional[str] = ..., incarnation: _Optional[int] = ..., vocab_size: _Optional[int] = ..., source_names: _Optional[_Iterable[str]] = ..., datastores: _Optional[_Iterable[_Union[Datastore, _Mapping]]] = ...) -> None: ...
+    wanted_topk: int
+    hidden_size: int
+    def __init__(self, version: _Optional[str] = ..., incarnation: _Optional[int] = ..., vocab_size: _Optional[int] = ..., source_names: _Optional[_Iterable[str]] = ..., datastores: _Optional[_Iterable[_Union[Datastore, _Mapping]]] = ..., wanted_topk: _Optional[int] = ..., hidden_size: _Optional[int] = ...) -> None: ...
 
 class Datastore(_message.Message):
     __slots__ = ("name", "tokenizer_fingerprint")
@@ -56,7 +60,7 @@ class OpenSessionResponse(_message.Message):
     def __init__(self, session_id: _Optional[int] = ..., info: _Optional[_Union[ServerInfo, _Mapping]] = ...) -> None: ...
 
 class DraftStep(_message.Message):
-    __slots__ = ("step_number", "incarnation", "session_ids", "context_lengths", "commit_lengths", "commit_token_ids", "max_nodes", "total_nodes")
+    __slots__ = ("step_number", "incarnation", "session_ids", "context_lengths", "commit_lengths", "commit_token_ids", "max_nodes", "total_nodes", "feedback")
     STEP_NUMBER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +69,7 @@ class DraftStep(_message.Message):
     COMMIT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MAX_NODES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_NODES_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
     step_number: int
     incarnation: int
     session_ids: bytes
@@ -73,7 +78,28 @@ class DraftStep(_message.Message):
     commit_token_ids: bytes
     max_nodes: bytes
     total_nodes: int
-    def __init__(self, step_number: _Optional[int] = ..., incarnation: _Optional[int] = ..., session_ids: _Optional[bytes] = ..., context_lengths: _Optional[bytes] = ..., commit_lengths: _Optional[bytes] = ..., commit_token_ids: _Optional[bytes] = ..., max_nodes: _Optional[bytes] = ..., total_nodes: _Optional[int] = ...) -> None: ...
+    feedback: _containers.RepeatedCompositeFieldContainer[SessionFeedback]
+    def __init__(self, step_number: _Optional[int] = ..., incarnation: _Optional[int] = ..., session_ids: _Optional[bytes] = ..., context_lengths: _Optional[bytes] = ..., commit_lengths: _Optional[bytes] = ..., commit_token_ids: _Optional[bytes] = ..., max_nodes: _Optional[bytes] = ..., total_nodes: _Optional[int] = ..., feedback: _Optional[_Iterable[_Union[SessionFeedback, _Mapping]]] = ...) -> None: ...
+
+class SessionFeedback(_message.Message):
+    __slots__ = ("session_index", "node_token_ids", "node_parents", "topk_ids", "topk_logprobs", "hidden_state", "phrase_length", "phrases")
+    SESSION_INDEX_FIELD_NUMBER: _ClassVar[int]
+    NODE_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    NODE_PARENTS_FIELD_NUMBER: _ClassVar[int]
+    TOPK_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOPK_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_STATE_FIELD_NUMBER: _ClassVar[int]
+    PHRASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    PHRASES_FIELD_NUMBER: _ClassVar[int]
+    session_index: int
+    node_token_ids: bytes
+    node_parents: bytes
+    topk_ids: bytes
+    topk_logprobs: bytes
+    hidden_state: bytes
+    phrase_length: int
+    phrases: bytes
+    def __init__(self, session_index: _Optional[int] = ..., node_token_ids: _Optional[bytes] = ..., node_parents: _Optional[bytes] = ..., topk_ids: _Optional[bytes] = ..., topk_logprobs: _Optional[bytes] = ..., hidden_state: _Optional[bytes] = ..., phrase_length: _Optional[int] = ..., phrases: _Optional[bytes] = ...) -> None: ...
 
 class DraftStepResult(_message.Message):
     __slots__ = ("step_number", "incarnation", "statuses", "errors", "node_counts", "token_ids", "parents", "probs", "sources")

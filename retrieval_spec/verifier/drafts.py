@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from retrieval_spec.errors import InvalidInput, RetrievalSpecError
+from retrieval_spec.errors import InvalidFeedback, InvalidInput, RetrievalSpecError
 from retrieval_spec.tree import DraftTree
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class GuardedSession:
         self._vocab_size = vocab_size
         self._prompt_length = len(prompt_ids)
         self._output_ids: list[int] = []
+        self._last_step: tuple[int, Feedback | None] = (0, None)
         self._warned = False
         self._session: DraftSession | None = None
         try:
@@ -48,8 +49,9 @@ class GuardedSession:
         except RetrievalSpecError as error:
             self._warn(error)
 
-    def commit(self, token_ids: list[int]) -> None:
-        """Notes decided tokens."""
+    def commit(self, token_ids: list[int], feedback: Feedback | None = None) -> None:
+        """Notes decided tokens, and what the step that decided them teaches."""
+        self._last_step = (len(self._output_ids), feedback)
         self._output_ids.extend(token_ids)
 
     def draft(self, max_nodes: int) -> DraftTree:
@@ -88,8 +90,18 @@ class GuardedSession:
 
     def _catch_up(self, session: DraftSession) -> None:
         known_tokens = session.context_length - self._prompt_length
-        if known_tokens < len(self._output_ids):
-            session.commit(self._output_ids[known_tokens:])
+        if known_tokens >= len(self._output_ids):
+            return
+        missing = self._output_ids[known_tokens:]
+        begin, feedback = self._last_step
+        # Feedback is about one step: beside the tokens of several it would be about the wrong root.
+        if feedback is not None and begin == known_tokens:
+            try:
+                session.commit(missing, feedback)
+                return
+            except InvalidFeedback as error:
+                self._warn(error)
+        session.commit(missing)
 
     def _warn(self, error: RetrievalSpecError) -> None:
         if not self._warned:
@@ -105,6 +117,8 @@ class NoDrafts:
     """
 
     source_names: tuple[str, ...] = ()
+    wanted_topk = 0
+    hidden_size: int | None = None
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size

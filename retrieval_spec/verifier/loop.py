@@ -15,6 +15,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from retrieval_spec.verifier.acceptance import Outcome, accept
 from retrieval_spec.verifier.cache import window_tokens
 from retrieval_spec.verifier.drafts import GuardedSession
+from retrieval_spec.verifier.feedback import FeedbackCollector
 from retrieval_spec.verifier.layout import Layout, lay_out
 from retrieval_spec.verifier.sampling import KeyedSampler, greedy, highest
 from retrieval_spec.verifier.stopping import StopRule
@@ -102,7 +103,8 @@ class TreeVerifier:
             keep_scores=_wants_scores(generation_config),
         )
         session = GuardedSession(self.draft_source, input_ids[0].tolist(), self.namespace, vocab_size)
-        run = _Run(self, model, target, session, chooser, stop_rule, context)
+        collector = FeedbackCollector(self.draft_source.wanted_topk)
+        run = _Run(self, model, target, session, chooser, stop_rule, context, collector)
         try:
             with torch.inference_mode():
                 run.to_the_end(input_ids, generation_config.prefill_chunk_size)
@@ -181,6 +183,7 @@ class _Run:
         chooser: Chooser,
         stop_rule: StopRule,
         context: ContextBuffer,
+        collector: FeedbackCollector,
     ) -> None:
         self._verifier = verifier
         self._target = target
@@ -188,6 +191,7 @@ class _Run:
         self._chooser = chooser
         self._stop_rule = stop_rule
         self._context = context
+        self._collector = collector
         self._is_stopped = False
         limits = (stop_rule.max_length_tokens, getattr(model.config, "max_position_embeddings", None))
         self._end_tokens = min(limit for limit in limits if limit is not None)
@@ -195,7 +199,7 @@ class _Run:
 
     def to_the_end(self, input_ids: Any, chunk_tokens: int | None) -> None:
         """Decides tokens until the host's criteria say stop."""
-        prompt = Layout([-1], [-1], [0], [{}])
+        prompt = Layout([int(input_ids[0, -1])], [-1], [0], [{}])
         root_id = self._decide(prompt, self._target.prefill(input_ids, chunk_tokens)).token_ids[-1]
         while not self._is_stopped:
             root_id = self._step(root_id)
@@ -218,7 +222,7 @@ class _Run:
 
     def _decide(self, layout: Layout, logits: Any) -> Outcome:
         outcome = accept(layout, self._chooser.at(logits), self._stops)
-        self._session.commit(outcome.token_ids)
+        self._session.commit(outcome.token_ids, self._collector.of(layout, logits))
         if self._verifier.streamer is not None:
             for token_id in outcome.token_ids:
                 self._verifier.streamer.put(torch.tensor([token_id]))

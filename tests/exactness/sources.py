@@ -16,6 +16,8 @@ class FakeSource:
     """Hands every session's context to `make(context, max_nodes)`; keeps the sessions it opened."""
 
     source_names = ("fake",)
+    wanted_topk = 0
+    hidden_size = None
 
     def __init__(self, vocab_size: int, make: TreeMaker) -> None:
         self.vocab_size = vocab_size

@@ -8,83 +8,36 @@ from __future__ import annotations
 
 import operator
 import struct
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.errors import (
-    ContextMismatch,
-    DatastoreCorrupt,
-    DatastoreError,
-    DatastoreExists,
-    InvalidRequest,
-    InvalidTree,
-    LimitExceeded,
-    NotFound,
-    RetrievalSpecError,
-    ServiceUnavailable,
-    error_types,
-)
+from retrieval_spec.errors import InvalidRequest, InvalidTree, LimitExceeded, RetrievalSpecError
+from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import CONTEXT, DraftTree, Tokens, as_tokens
 from retrieval_spec.v1.draft_pb2 import DraftStep, DraftStepResult
-
-MAX_MESSAGE_BYTES = 16 * 2**20
-"""Largest message either side takes: a prompt of a million tokens is 4 MiB, gRPC's own limit."""
-
-ERROR_TYPE_KEY = "retrieval-spec-error"
-"""The trailing metadata that names the error class of a failed call."""
+from retrieval_spec.wire.columns import (
+    FLOAT32,
+    INT32,
+    UINT16,
+    array_of,
+    column_bytes,
+    read_tokens,
+    wrong_length,
+)
+from retrieval_spec.wire.feedback import read_feedback, write_feedback
+from retrieval_spec.wire.statuses import STATUS_NAMES, STATUS_NUMBERS, error_from
 
 # A draft comes once in a millisecond and finds cold caches, where each further function costs several
 # times what it costs in a loop: hence one struct for all columns over sessions, and plain loops over nodes.
 _ROW_COLUMNS = {"session_ids": 8, "context_lengths": 8, "commit_lengths": 4, "max_nodes": 4}
 _ANSWER_COLUMNS = {"statuses": 4, "node_counts": 4}
 _NODE_COLUMNS = {"token_ids": 4, "parents": 4, "probs": 4, "sources": 2}
-# Columns over tokens and nodes are arrays.
-_INT32 = np.dtype("<i4")
-_FLOAT32 = np.dtype("<f4")
-_UINT16 = np.dtype("<u2")
 _MAX_INT32 = 2**31 - 1
-_IS_LITTLE_ENDIAN = sys.byteorder == "little"
 
-# The numbers of the gRPC protocol, by the names that the error classes carry.
-_STATUS_NUMBERS = {
-    "CANCELLED": 1,
-    "UNKNOWN": 2,
-    "INVALID_ARGUMENT": 3,
-    "DEADLINE_EXCEEDED": 4,
-    "NOT_FOUND": 5,
-    "ALREADY_EXISTS": 6,
-    "PERMISSION_DENIED": 7,
-    "RESOURCE_EXHAUSTED": 8,
-    "FAILED_PRECONDITION": 9,
-    "ABORTED": 10,
-    "OUT_OF_RANGE": 11,
-    "UNIMPLEMENTED": 12,
-    "INTERNAL": 13,
-    "UNAVAILABLE": 14,
-    "DATA_LOSS": 15,
-    "UNAUTHENTICATED": 16,
-}
-# For statuses that come without the name of a class: from a proxy, or from gRPC itself.
-_ERROR_OF_STATUS: dict[str, type[RetrievalSpecError]] = {
-    "CANCELLED": ServiceUnavailable,
-    "INVALID_ARGUMENT": InvalidRequest,
-    "DEADLINE_EXCEEDED": ServiceUnavailable,
-    "NOT_FOUND": NotFound,
-    "ALREADY_EXISTS": DatastoreExists,
-    "RESOURCE_EXHAUSTED": LimitExceeded,
-    "FAILED_PRECONDITION": DatastoreError,
-    "ABORTED": ContextMismatch,
-    "UNIMPLEMENTED": ServiceUnavailable,
-    "UNAVAILABLE": ServiceUnavailable,
-    "DATA_LOSS": DatastoreCorrupt,
-}
-_STATUS_NAMES = {number: name for name, number in _STATUS_NUMBERS.items()}
 
 Outcome = DraftTree | RetrievalSpecError
 """What one session gets out of a step."""
@@ -98,17 +51,19 @@ class SessionStep(NamedTuple):
         context_length: tokens that the server must hold before the commit.
         commit: int32[n]  tokens to append before drafting.
         max_nodes: largest draft tree wanted, in nodes.
+        feedback: what the verification that decided the commit taught, if told; not checked yet.
     """
 
     session_id: int
     context_length: int
     commit: Tokens
     max_nodes: int
+    feedback: Feedback | None = None
 
 
 def write_step(step: DraftStep, rows: Sequence[SessionStep], total_nodes: int) -> None:
     """Fills the columns of `step`; its number and incarnation are the caller's."""
-    ids, lengths, commits, caps = zip(*rows, strict=True) if rows else ((), (), (), ())
+    ids, lengths, commits, caps, feedbacks = zip(*rows, strict=True) if rows else ((), (), (), (), ())
     count = len(rows)
     numbers = _row_layout(count).pack(
         *ids, *lengths, *map(len, commits), *[max(0, min(cap, _MAX_INT32)) for cap in caps]
@@ -117,8 +72,11 @@ def write_step(step: DraftStep, rows: Sequence[SessionStep], total_nodes: int) -
     step.context_lengths = numbers[8 * count : 16 * count]
     step.commit_lengths = numbers[16 * count : 20 * count]
     step.max_nodes = numbers[20 * count :]
-    step.commit_token_ids = b"".join(map(_column_bytes, commits))
+    step.commit_token_ids = b"".join(map(column_bytes, commits))
     step.total_nodes = max(0, min(total_nodes, _MAX_INT32))
+    for index, feedback in enumerate(feedbacks):
+        if feedback is not None:
+            write_feedback(step.feedback.add(session_index=index), feedback)
 
 
 def read_step(step: DraftStep, max_sessions: int) -> list[SessionStep]:
@@ -138,31 +96,18 @@ def read_step(step: DraftStep, max_sessions: int) -> list[SessionStep]:
     if count > max_sessions:
         raise LimitExceeded("too many sessions in one step", got=count, expected=f"<= {max_sessions}")
     if not len(ids) == len(lengths) == 2 * len(commit_lengths) == 2 * len(caps) == 8 * count:
-        raise _wrong_length(columns, _ROW_COLUMNS, count)
+        raise wrong_length(columns, _ROW_COLUMNS, count)
     numbers = _row_layout(count).unpack(b"".join(columns))
     commit_tokens = _not_negative(numbers[2 * count : 3 * count], "commit_lengths")
     commits = read_tokens(step.commit_token_ids, "commit_token_ids", sum(commit_tokens))
     split = _split(commits, commit_tokens)
-    return list(map(SessionStep, numbers[:count], numbers[count:], split, numbers[3 * count :]))
-
-
-def token_bytes(token_ids: Tokens) -> bytes:
-    """Returns token ids as a column."""
-    return _column_bytes(token_ids)
-
-
-def read_tokens(column: bytes, name: str, count: int | None = None) -> Tokens:
-    """Returns a column of token ids as an array that may be written to.
-
-    Read-only arrays are another type to compiled kernels, which would compile twice.
-
-    Raises:
-        InvalidRequest: not a whole number of token ids, or not `count` of them.
-    """
-    expected = len(column) // 4 if count is None else count
-    if len(column) != 4 * expected:
-        raise _wrong_length((column,), {name: 4}, expected)
-    return _array(bytearray(column), _INT32)
+    rows = list(map(SessionStep, numbers[:count], numbers[count:], split, numbers[3 * count :]))
+    for message in step.feedback:
+        index = message.session_index
+        if not 0 <= index < count:
+            raise InvalidRequest("feedback on no session", got=index, expected=f"0 to {count - 1}")
+        rows[index] = rows[index]._replace(feedback=read_feedback(message))
+    return rows
 
 
 def write_result(result: DraftStepResult, outcomes: Sequence[Outcome]) -> None:
@@ -172,12 +117,12 @@ def write_result(result: DraftStepResult, outcomes: Sequence[Outcome]) -> None:
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome, DraftTree):
             counts[index] = len(outcome)
-            tokens.append(_column_bytes(outcome.token_ids))
-            parents.append(_column_bytes(outcome.parents))
-            probs.append(_column_bytes(outcome.probs))
-            sources.append(_column_bytes(outcome.sources))
+            tokens.append(column_bytes(outcome.token_ids))
+            parents.append(column_bytes(outcome.parents))
+            probs.append(column_bytes(outcome.probs))
+            sources.append(column_bytes(outcome.sources))
         else:
-            statuses[index] = _STATUS_NUMBERS[outcome.grpc_status]
+            statuses[index] = STATUS_NUMBERS[outcome.grpc_status]
             result.errors.add(session_index=index, type=type(outcome).__name__, message=str(outcome))
     numbers = _answer_layout(len(outcomes)).pack(*statuses, *counts)
     result.statuses = numbers[: 4 * len(outcomes)]
@@ -209,7 +154,7 @@ def read_result(
     num_sessions = len(max_nodes)
     columns = (result.statuses, result.node_counts)
     if not len(columns[0]) == len(columns[1]) == 4 * num_sessions:
-        raise _wrong_length(columns, _ANSWER_COLUMNS, num_sessions)
+        raise wrong_length(columns, _ANSWER_COLUMNS, num_sessions)
     numbers = _answer_layout(num_sessions).unpack(b"".join(columns))
     statuses = numbers[:num_sessions]
     counts = _not_negative(numbers[num_sessions:], "node_counts")
@@ -225,18 +170,12 @@ def read_result(
     return outcomes
 
 
-def error_from(type_name: str, status: str, message: str) -> RetrievalSpecError:
-    """Returns the error that the other side raised: its own class, else the one its status stands for."""
-    error_type = error_types().get(type_name) or _ERROR_OF_STATUS.get(status, RetrievalSpecError)
-    return error_type(message)
-
-
 def _session_errors(result: DraftStepResult, statuses: Sequence[int]) -> dict[int, RetrievalSpecError]:
     said = {error.session_index: error for error in result.errors}
     errors = {}
     for index, number in enumerate(statuses):
         if number:
-            status = _STATUS_NAMES.get(number, "UNKNOWN")
+            status = STATUS_NAMES.get(number, "UNKNOWN")
             type_name, message = (said[index].type, said[index].message) if index in said else ("", status)
             errors[index] = error_from(type_name, status, message)
     return errors
@@ -250,20 +189,6 @@ def _row_layout(count: int) -> struct.Struct:
 @lru_cache(maxsize=256)
 def _answer_layout(count: int) -> struct.Struct:
     return struct.Struct(f"<{count}i{count}i")
-
-
-def _wrong_length(columns: Sequence[bytes], item_bytes: dict[str, int], count: int) -> InvalidRequest:
-    """Returns the error that names the first column without `count` items."""
-    named = zip(columns, item_bytes.items(), strict=True)
-    column, name, size = next((data, name, size) for data, (name, size) in named if len(data) != count * size)
-    return InvalidRequest(
-        f"column {name} has a wrong length", got=f"{len(column)} bytes", expected=count * size
-    )
-
-
-def _array(column: bytes | bytearray, dtype: np.dtype[Any]) -> NDArray[Any]:
-    array = np.frombuffer(column, dtype)
-    return array if _IS_LITTLE_ENDIAN else array.astype(dtype.newbyteorder("="))
 
 
 def _not_negative(lengths: tuple[int, ...], name: str) -> tuple[int, ...]:
@@ -291,12 +216,12 @@ def _read_forest(result: DraftStepResult, counts: Sequence[int], source_names: t
     )
     num_nodes = sum(counts)
     if not len(tokens) == len(parents) == len(probs) == 2 * len(sources) == 4 * num_nodes:
-        raise _wrong_length(columns, _NODE_COLUMNS, num_nodes)
+        raise wrong_length(columns, _NODE_COLUMNS, num_nodes)
     return DraftTree(
-        _array(tokens, _INT32),
-        _array(parents, _INT32),
-        _array(probs, _FLOAT32),
-        _array(sources, _UINT16),
+        array_of(tokens, INT32),
+        array_of(parents, INT32),
+        array_of(probs, FLOAT32),
+        array_of(sources, UINT16),
         source_names,
     )
 
@@ -345,10 +270,3 @@ def _node_error(node: int, parent: int, prob: float, num_masks: int) -> InvalidT
     if not 0 <= prob <= 1:
         return InvalidTree("a node has no probability", got=prob, expected="probs in [0, 1]")
     return InvalidTree("a node names an unknown source", expected=f"a mask below {num_masks}")
-
-
-def _swapped_bytes(column: NDArray[Any]) -> bytes:
-    return column.astype(column.dtype.newbyteorder("<")).tobytes()
-
-
-_column_bytes: Callable[[NDArray[Any]], bytes] = np.ndarray.tobytes if _IS_LITTLE_ENDIAN else _swapped_bytes

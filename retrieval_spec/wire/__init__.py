@@ -1,0 +1,31 @@
+"""Draft steps, draft trees and feedback as columns of protobuf messages, and errors as statuses.
+
+Whatever the other side sent is taken as hostile. Knows the messages, but no transport, session or engine.
+"""
+
+from __future__ import annotations
+
+from retrieval_spec.wire.columns import MAX_MESSAGE_BYTES, read_tokens, token_bytes
+from retrieval_spec.wire.statuses import ERROR_TYPE_KEY, error_from
+from retrieval_spec.wire.steps import (
+    Outcome,
+    SessionStep,
+    read_result,
+    read_step,
+    write_result,
+    write_step,
+)
+
+__all__ = [
+    "ERROR_TYPE_KEY",
+    "MAX_MESSAGE_BYTES",
+    "Outcome",
+    "SessionStep",
+    "error_from",
+    "read_result",
+    "read_step",
+    "read_tokens",
+    "token_bytes",
+    "write_result",
+    "write_step",
+]
