@@ -173,8 +173,8 @@ def test_a_newer_version_is_named_with_the_remedy(tmp_path, version):
 
 def test_an_unknown_kind_is_named(tmp_path):
     store = copy_golden(tmp_path)
-    change_manifest(store, lambda manifest: manifest.update(kind="dense"))
-    with pytest.raises(DatastoreVersion, match="got dense; expected context_array"):
+    change_manifest(store, lambda manifest: manifest.update(kind="graph"))
+    with pytest.raises(DatastoreVersion, match="got graph; expected context_array"):
         open_datastore(store)
 
 

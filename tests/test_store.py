@@ -394,7 +394,7 @@ def test_columns_that_could_not_be_opened_are_not_written(tmp_path, name, values
 
 @pytest.mark.parametrize(
     "change",
-    [{"name": ""}, {"name": "a\nb"}, {"kind": "dense"}, {"vocab_size": 0}, {"depth_tokens": 65}],
+    [{"name": ""}, {"name": "a\nb"}, {"kind": "graph"}, {"vocab_size": 0}, {"depth_tokens": 65}],
     ids=str,
 )
 def test_facts_that_could_not_be_read_are_not_written(tmp_path, change):

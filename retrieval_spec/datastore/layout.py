@@ -23,7 +23,16 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
         "positions": ("<u4",),
         "buckets": ("<u4",),
         "documents": ("<i8",),
-    }
+    },
+    "dense": {
+        "tokens": ("<u2", "<i4"),
+        "positions": ("<u4",),
+        "documents": ("<i8",),
+        "index": ("|u1",),
+        "mean": ("<f4",),
+        "scale": ("<f4",),
+        "components": ("<f4",),
+    },
 }
 """Kind -> column -> the types it may have; every column is a vector. Other columns are left alone."""
 
@@ -44,11 +53,6 @@ def check_manifest(manifest: Manifest) -> None:
             expected=" or ".join(KINDS),
             remedy="upgrade retrieval-spec",
         )
-    lengths = {
-        "tokens": manifest.num_tokens,
-        "documents": manifest.num_documents,
-        "positions": manifest.num_tokens - manifest.num_documents,  # a separator is no context
-    }
     entries = {entry.column: entry for entry in manifest.files.values()}
     for column, dtypes in KINDS[manifest.kind].items():
         if column not in entries:
@@ -60,8 +64,23 @@ def check_manifest(manifest: Manifest) -> None:
             raise _corrupt(
                 f"column {column!r} is of another type", got, f"a vector of {' or '.join(allowed)}"
             )
-        if entry.shape[0] != lengths.get(column, entry.shape[0]):
-            raise _corrupt(f"column {column!r} has another length", entry.shape[0], lengths[column])
+    found = {name: entries[name].shape[0] for name in KINDS[manifest.kind]}
+    for column, length in _lengths(manifest, found).items():
+        if found[column] != length:
+            raise _corrupt(f"column {column!r} has another length", found[column], length)
+    if manifest.kind == "dense" and not manifest.model_fingerprint:
+        raise _corrupt("the datastore does not say which model its states are of", None, "model_fingerprint")
+
+
+def _lengths(manifest: Manifest, found: Mapping[str, int]) -> dict[str, int]:
+    """Returns the length of every column whose length follows from the manifest or another column."""
+    corpus = {"tokens": manifest.num_tokens, "documents": manifest.num_documents}
+    if manifest.kind == "context_array":
+        # A separator is no context.
+        return {**corpus, "positions": manifest.num_tokens - manifest.num_documents}
+    hidden_size = max(found["mean"], 1)
+    dimensions = max(found["components"] // hidden_size, 1)
+    return {**corpus, "mean": hidden_size, "scale": hidden_size, "components": hidden_size * dimensions}
 
 
 def check_columns(manifest: Manifest, columns: Mapping[str, Column], progress: Progress) -> None:
@@ -70,12 +89,16 @@ def check_columns(manifest: Manifest, columns: Mapping[str, Column], progress: P
     Raises:
         DatastoreCorrupt: the first contradiction found.
     """
-    checked = ("documents", "tokens", "positions", "buckets")
+    checked = [name for name in KINDS[manifest.kind] if name != "index"]
     progress.start("structure", sum(len(columns[name]) for name in checked), "values")
     _check_documents(manifest, columns["documents"], progress)
     _check_tokens(manifest, columns["tokens"], columns["documents"], progress)
     _check_positions(manifest, columns["positions"], progress)
-    _check_buckets(columns["buckets"], len(columns["positions"]), progress)
+    if manifest.kind == "context_array":
+        _check_buckets(columns["buckets"], len(columns["positions"]), progress)
+    else:
+        for name in ("mean", "scale", "components"):
+            _check_finite(name, columns[name], progress)
 
 
 def _check_documents(manifest: Manifest, documents: Column, progress: Progress) -> None:
@@ -127,6 +150,11 @@ def _check_buckets(buckets: Column, num_positions: int, progress: Progress) -> N
         _refuse_first("buckets", "falls", start + 1, chunk[1:], chunk[1:] < chunk[:-1])
 
 
+def _check_finite(name: str, numbers: Column, progress: Progress) -> None:
+    for start, chunk in _chunks(numbers, progress):
+        _refuse_first(name, "holds a number that is not finite", start, chunk, ~np.isfinite(chunk))
+
+
 def _chunks(column: Column, progress: Progress) -> Iterator[tuple[int, Column]]:
     for start in range(0, len(column), _CHUNK):
         chunk = column[start : start + _CHUNK]
@@ -145,7 +173,7 @@ def _overlapping_chunks(column: Column, progress: Progress) -> Iterator[tuple[in
 def _refuse_first(name: str, how: str, start: int, chunk: Column, wrong: NDArray[np.bool_]) -> None:
     if wrong.any():
         offset = int(np.argmax(wrong))
-        raise _corrupt(f"column {name!r} {how} at index {start + offset}", int(chunk[offset]), None)
+        raise _corrupt(f"column {name!r} {how} at index {start + offset}", chunk[offset].item(), None)
 
 
 def _corrupt(what: str, got: object, expected: object) -> DatastoreCorrupt:

@@ -25,7 +25,9 @@ MAX_TOKENS = 2**32
 """Positions are uint32: a larger corpus is several datastores."""
 MAX_DEPTH_TOKENS = 64
 
-DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in ("<u2", "<i4", "<u4", "<i8")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name) for name in ("|u1", "<u2", "<i4", "<u4", "<i8", "<f4")
+}
 SEPARATORS = {"<u2": 2**16 - 1, "<i4": 2**31 - 1}
 """Token type -> the id that ends every document: the largest value, never a token of the vocabulary."""
 
@@ -66,6 +68,7 @@ class Facts:
     """What the columns of a datastore cannot say about themselves.
 
     `vocab_size` is the tokenizer's: every id of the corpus is below it. A model may have more ids.
+    `model_fingerprint` says whose hidden states a dense datastore holds; empty for other kinds.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Facts:
     tokenizer: TokenizerFacts
     created_by: str
     kind: str = "context_array"
+    model_fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,7 @@ def format_manifest(manifest: Manifest) -> bytes:
             "normalizer": tokenizer.normalizer,
             "pre_tokenizer": tokenizer.pre_tokenizer,
         },
+        **({"model_fingerprint": manifest.model_fingerprint} if manifest.model_fingerprint else {}),
         "files": {name: _file_fields(entry) for name, entry in sorted(manifest.files.items())},
         "manifest_sha256": _UNSEALED,
     }
@@ -209,6 +214,7 @@ def _read_fields(fields: _Fields) -> Manifest:
         token_dtype=token_dtype,
         separator=fields.integer("separator", separator, separator),
         tokenizer=_read_tokenizer(fields.object("tokenizer")),
+        model_fingerprint=_read_model(fields),
         files=_read_files(fields.object("files")),
     )
 
@@ -223,6 +229,11 @@ def _read_tokenizer(fields: _Fields) -> TokenizerFacts:
         normalizer=fields.text("normalizer"),
         pre_tokenizer=fields.text("pre_tokenizer"),
     )
+
+
+def _read_model(fields: _Fields) -> str:
+    has_model = "model_fingerprint" in fields.values
+    return fields.matching("model_fingerprint", _FINGERPRINT) if has_model else ""
 
 
 def _read_files(fields: _Fields) -> dict[str, FileEntry]:

@@ -10,8 +10,7 @@ import hashlib
 import mmap
 import os
 import stat
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec.datastore.atomic import Draft, check_free, check_parent, draft_folder
-from retrieval_spec.datastore.background import Background
+from retrieval_spec.datastore.checksums import byte_chunks, check_all_sha256, check_sha256
 from retrieval_spec.datastore.layout import check_columns, check_manifest
 from retrieval_spec.datastore.manifest import (
     DTYPES,
@@ -39,8 +38,6 @@ from retrieval_spec.datastore.progress import NoProgress, Progress
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreError, InvalidRequest, MissingPath
 
 _CHUNK_BYTES = 4 << 20
-_HASHED_BYTES = 32 << 20
-"""Large: after every chunk the thread waits its turn for the interpreter, while others import."""
 _MAX_TRIES = 8
 
 Column = NDArray[Any]
@@ -62,6 +59,16 @@ class Datastore:
     def num_bytes(self) -> int:
         """The size of all columns."""
         return sum(column.nbytes for column in self.columns.values())
+
+    def check_sha256(self, column: str) -> None:
+        """Compares one column with its checksum, for readers that must trust every byte of it.
+
+        Raises:
+            DatastoreCorrupt: a byte was altered.
+        """
+        for name, entry in self.manifest.files.items():
+            if entry.column == column:
+                check_sha256(name, entry, self.columns[column])
 
     def prefault(self) -> None:
         """Reads one byte a page, so that the first drafts do not wait for the system to map them."""
@@ -102,7 +109,7 @@ def verify_datastore(path: str | Path, progress: Progress | None = None) -> Mani
     progress = progress or NoProgress()
     store = open_datastore(path)
     progress.start("checksums", store.num_bytes, "B")
-    _check_all_sha256(store, _from_any_thread(progress.advance))
+    check_all_sha256(store.manifest, store.columns, progress.advance)
     check_columns(store.manifest, store.columns, progress)
     return store.manifest
 
@@ -143,6 +150,7 @@ _PLAIN_FIELDS = (
     "token_dtype",
     "separator",
     "depth_tokens",
+    "model_fingerprint",
 )
 
 
@@ -154,7 +162,7 @@ def write_datastore(
     Args:
         path: where the folder shall be; its parent exists.
         facts: what the columns do not say.
-        columns: arrays of uint16, int32, uint32 or int64 by name; see `layout.py` for each kind.
+        columns: arrays of a type in `manifest.DTYPES` by name; see `layout.py` for each kind.
         progress: told the bytes written.
 
     Raises:
@@ -284,42 +292,6 @@ def _read_only(array: Column) -> Column:
     return array
 
 
-def _from_any_thread(advance: Callable[[int], None]) -> Callable[[int], None]:
-    lock = threading.Lock()
-
-    def advance_alone(amount: int) -> None:
-        with lock:
-            advance(amount)
-
-    return advance_alone
-
-
-def _check_all_sha256(store: Datastore, advance: Callable[[int], None]) -> None:
-    pending = iter(list(store.manifest.files.items()))
-
-    def check() -> None:
-        for name, entry in pending:  # each thread takes the next file
-            _check_sha256(name, entry, store.columns[entry.column], advance)
-
-    num_threads = min(os.cpu_count() or 1, len(store.manifest.files))
-    for thread in [Background(check) for _ in range(num_threads)]:
-        thread.result()
-
-
-def _check_sha256(name: str, entry: FileEntry, column: Column, advance: Callable[[int], None]) -> None:
-    digest = hashlib.sha256()
-    for chunk in _byte_chunks(column, _HASHED_BYTES):
-        digest.update(chunk)
-        advance(chunk.nbytes)
-    if digest.hexdigest() != entry.sha256:
-        raise DatastoreCorrupt(
-            f"{name} was altered",
-            got=f"SHA-256 {digest.hexdigest()}",
-            expected=entry.sha256,
-            remedy=REBUILD,
-        )
-
-
 def _fill(draft: Draft, facts: Facts, columns: Mapping[str, Column], progress: Progress) -> Manifest:
     """Writes every column and, last, the manifest that describes them."""
     stored = {name: _as_stored(name, column) for name, column in columns.items()}
@@ -378,7 +350,7 @@ def _write_column(draft: Draft, name: str, column: Column, progress: Progress) -
     digest = hashlib.sha256()
 
     def write(fd: int) -> None:
-        for chunk in _byte_chunks(column, _CHUNK_BYTES):
+        for chunk in byte_chunks(column, _CHUNK_BYTES):
             digest.update(chunk)
             _write_all(fd, chunk)
             progress.advance(chunk.nbytes)
@@ -390,9 +362,3 @@ def _write_column(draft: Draft, name: str, column: Column, progress: Progress) -
 def _write_all(fd: int, data: memoryview) -> None:
     while data.nbytes:
         data = data[os.write(fd, data) :]  # the system may take less than it was given
-
-
-def _byte_chunks(column: Column, chunk_bytes: int) -> Iterator[memoryview]:
-    octets = column.view(np.uint8)
-    for start in range(0, len(octets), chunk_bytes):
-        yield octets[start : start + chunk_bytes].data
