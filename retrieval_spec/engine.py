@@ -33,6 +33,7 @@ from retrieval_spec.errors import ContextMismatch, InvalidRequest, LimitExceeded
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import fuse_sources
 from retrieval_spec.kernels.fusion import COMPILED
+from retrieval_spec.projection import Projection
 from retrieval_spec.tree import MAX_VOCAB_SIZE, TOKEN, DraftTree, Tokens, as_tokens
 
 MAX_SOURCES = 16
@@ -66,7 +67,8 @@ class Engine:
     Attributes:
         datastores: name -> tokenizer fingerprint of every datastore among the sources.
         wanted_topk: ids a node that are of use in `Feedback.topk_ids`; 0 if no source learns from them.
-        hidden_size: dimensions of the `Feedback.hidden_state` that a source is asked with; None if none is.
+        projection: what turns the target's state into `Feedback.hidden_state`; None if no source is asked
+            with it.
 
     Args:
         vocab_size: token ids lie in `0 .. vocab_size - 1`; may exceed a datastore's (padded embeddings).
@@ -104,7 +106,7 @@ class Engine:
         }
         opened = self.drafters.values()
         self.wanted_topk = max((d.wanted_topk for d in opened if isinstance(d, TopKDrafter)), default=0)
-        self.hidden_size = _one_hidden_size([d for d in opened if isinstance(d, HiddenStateDrafter)])
+        self.projection = _one_projection([d for d in opened if isinstance(d, HiddenStateDrafter)])
         if len(self.drafters) > MAX_SOURCES:
             raise InvalidRequest(
                 "too many drafting sources", got=len(self.drafters), expected=f"<= {MAX_SOURCES}"
@@ -155,6 +157,11 @@ class Engine:
         tree = DraftTree(chain.token_ids, chain.parents, chain.probs, own_source(1))
         fuse_sources([tree, tree], 1, ("warm-up", "warm-up"), COMPILED)
 
+    @property
+    def state_dimensions(self) -> int:
+        """Dimensions of `Feedback.hidden_state`; 0 if no source is asked with it."""
+        return self.projection.dimensions if self.projection else 0
+
     def check_context_length(self, length: int) -> None:
         """Refuses contexts that are too long.
 
@@ -167,15 +174,16 @@ class Engine:
             )
 
 
-def _one_hidden_size(drafters: Sequence[HiddenStateDrafter]) -> int | None:
-    sizes = {drafter.hidden_size for drafter in drafters}
-    if len(sizes) > 1:
-        raise InvalidRequest(
-            "the sources expect hidden states of different sizes",
-            got=sorted(sizes),
-            remedy="serve datastores of one projection",
-        )
-    return sizes.pop() if sizes else None
+def _one_projection(drafters: Sequence[HiddenStateDrafter]) -> Projection | None:
+    projections = [drafter.projection for drafter in drafters]
+    for other in projections[1:]:
+        if not other.equals(projections[0]):
+            raise InvalidRequest(
+                "the datastores were built with different projections",
+                got=[projection.model_fingerprint for projection in projections],
+                remedy="serve dense datastores of one build apart from others",
+            )
+    return projections[0] if projections else None
 
 
 class Session:
@@ -225,7 +233,7 @@ class Session:
         tokens = as_tokens(token_ids, self._engine.vocab_size)
         self._engine.check_context_length(self.context_length + tokens.size)
         if feedback is not None:
-            feedback.check(self._engine.vocab_size, self._engine.hidden_size)
+            feedback.check(self._engine.vocab_size, self._engine.state_dimensions)
         self._append(tokens)
         for cursor in self._cursors:
             cursor.observe(tokens, feedback)

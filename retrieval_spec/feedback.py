@@ -45,12 +45,12 @@ class Feedback:
     hidden_state: Float32s = field(default_factory=lambda: np.zeros(0, np.float32))
     phrases: Int32s = field(default_factory=lambda: _NO_ROWS)
 
-    def check(self, vocab_size: int, hidden_size: int | None = None) -> Feedback:
+    def check(self, vocab_size: int, state_dimensions: int = 0) -> Feedback:
         """Returns the feedback itself if every source can rely on it.
 
         Args:
             vocab_size: ids lie in `0 .. vocab_size - 1`.
-            hidden_size: dimensions of the hidden state that a source expects; None if none does.
+            state_dimensions: of the hidden state that a source expects; 0 if none does.
 
         Raises:
             InvalidFeedback: shapes that do not fit each other, an id outside the vocabulary, a parent that
@@ -65,7 +65,7 @@ class Feedback:
             raise InvalidFeedback(f"feedback: {error}") from error
         if np.isnan(self.topk_logprobs).any() or (self.topk_logprobs > 1e-3).any():
             raise InvalidFeedback("feedback: a log-probability is no such thing", expected="<= 0")
-        self._check_hidden_state(hidden_size)
+        self._check_hidden_state(state_dimensions)
         return self
 
     def _check_shapes(self) -> None:
@@ -97,11 +97,11 @@ class Feedback:
                 expected="-1" if node == 0 else f"0 to {node - 1}",
             )
 
-    def _check_hidden_state(self, hidden_size: int | None) -> None:
+    def _check_hidden_state(self, dimensions: int) -> None:
         state = self.hidden_state
-        if state.size == 0 or hidden_size is None:
+        if state.size == 0 or dimensions == 0:
             return
-        _expect("hidden_state", state, np.float32, (hidden_size,), hidden_size)
+        _expect("hidden_state", state, np.float32, (dimensions,), dimensions)
         if not np.isfinite(state).all():
             raise InvalidFeedback("feedback: the hidden state holds a number that is not finite")
 

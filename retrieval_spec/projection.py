@@ -50,6 +50,17 @@ class Projection:
         """Dimensions of a projected state."""
         return int(self.components.shape[0])
 
+    def equals(self, other: Projection) -> bool:
+        """Whether both turn every state of the same model into the same vector."""
+        return self.model_fingerprint == other.model_fingerprint and all(
+            np.array_equal(ours, theirs)
+            for ours, theirs in (
+                (self.mean, other.mean),
+                (self.scale, other.scale),
+                (self.components, other.components),
+            )
+        )
+
     @classmethod
     def fit(
         cls, states: NDArray[Any], dimensions: int = DIMENSIONS, model_fingerprint: str = ""

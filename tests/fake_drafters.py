@@ -6,6 +6,7 @@ import numpy as np
 
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.feedback import Feedback
+from retrieval_spec.projection import Projection
 from retrieval_spec.tree import DraftTree, Tokens
 
 
@@ -45,7 +46,9 @@ class TaughtDrafter:
     """Drafts what the newest feedback said of its last node, then its hidden state and phrases as tokens."""
 
     wanted_topk = 2
-    hidden_size = 3
+    projection = Projection(
+        np.zeros(5, np.float32), np.ones(5, np.float32), np.eye(3, 5, dtype=np.float32), "a model"
+    )
 
     def start(self, context: Tokens, namespace: str = "default") -> TaughtCursor:
         return TaughtCursor()

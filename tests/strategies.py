@@ -55,7 +55,7 @@ def feedbacks(draw: st.DrawFn, vocab_size: int = 5) -> Feedback:
         draw(st.sampled_from([np.zeros((0, 0), np.float32), np.full(told, -0.5, np.float32)])),
         np.ones(draw(st.sampled_from([0, 4])), np.float32),
         ids(2, length) if length else ids(0, 0),
-    ).check(vocab_size, hidden_size=4)
+    ).check(vocab_size, state_dimensions=4)
 
 
 def as_int32(values: list[int]) -> np.ndarray:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from retrieval_spec.errors import (
     UnknownSession,
 )
 from retrieval_spec.tree import DraftTree
-from tests.fake_drafters import CountingDrafter
+from tests.fake_drafters import CountingDrafter, TaughtDrafter
 
 VOCAB_SIZE = 100
 
@@ -171,3 +173,32 @@ def test_wrong_set_ups_are_refused_by_name(tmp_path):
 
 def test_an_engine_without_sources_drafts_nothing():
     assert Engine(VOCAB_SIZE, {}).open_session([1]).draft() == DraftTree.empty()
+
+
+def test_one_engine_has_one_projection():
+    same = {"one": TaughtDrafter(), "other": TaughtDrafter()}
+    assert Engine(VOCAB_SIZE, same).state_dimensions == 3
+    assert Engine(VOCAB_SIZE, same).wanted_topk == 2
+    assert engine().projection is None
+    another = TaughtDrafter()
+    another.projection = replace(another.projection, mean=np.ones(5, np.float32))
+    with pytest.raises(InvalidRequest, match="different projections"):
+        Engine(VOCAB_SIZE, {"one": TaughtDrafter(), "other": another})
+
+
+def test_what_follows_the_prompt_is_output_also_after_a_cut():
+    class Noting(CountingDrafter):
+        def start(self, context, namespace="default"):
+            started.append((context.tolist(), namespace))
+            return super().start(context, namespace)
+
+    started = []
+    session = Engine(VOCAB_SIZE, {"noting": Noting(VOCAB_SIZE)}).open_session([1, 2], "tenant")
+    session.commit([3, 4])
+    session.truncate(3)
+    assert session.draft(1).token_ids.tolist() == [4]
+    session.truncate(1)
+    session.commit([7])
+    session.truncate(2)
+    assert session.draft(1).token_ids.tolist() == [8]
+    assert started == [([1, 2], "tenant"), ([1, 2], "tenant"), ([1], "tenant"), ([1], "tenant")]

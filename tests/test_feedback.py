@@ -25,14 +25,14 @@ def whole() -> dict:
 
 
 def test_all_parts_may_be_there_or_missing():
-    Feedback().check(VOCAB_SIZE, hidden_size=4)
-    Feedback(**whole()).check(VOCAB_SIZE, hidden_size=4)
+    Feedback().check(VOCAB_SIZE, state_dimensions=4)
+    Feedback(**whole()).check(VOCAB_SIZE, state_dimensions=4)
     for name in ("topk_ids", "hidden_state", "phrases", "topk_logprobs"):
         parts = whole()
         del parts[name]
         if name == "topk_ids":
             del parts["topk_logprobs"]
-        Feedback(**parts).check(VOCAB_SIZE, hidden_size=4)
+        Feedback(**parts).check(VOCAB_SIZE, state_dimensions=4)
 
 
 def test_a_hidden_state_that_nobody_asks_for_is_not_looked_at():
@@ -67,4 +67,4 @@ def test_a_hidden_state_that_nobody_asks_for_is_not_looked_at():
 )
 def test_what_no_source_could_use_is_refused_by_name(name, value, message):
     with pytest.raises(InvalidFeedback, match=message):
-        Feedback(**{**whole(), name: value}).check(VOCAB_SIZE, hidden_size=4)
+        Feedback(**{**whole(), name: value}).check(VOCAB_SIZE, state_dimensions=4)

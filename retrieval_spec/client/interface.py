@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from retrieval_spec.feedback import Feedback
+from retrieval_spec.projection import Projection
 from retrieval_spec.tree import DraftTree
 
 TokenIds = Sequence[int] | NDArray[Any]
@@ -59,8 +60,8 @@ class DraftSource(Protocol):
         ...
 
     @property
-    def hidden_size(self) -> int | None:
-        """Dimensions of the `Feedback.hidden_state` that a source is asked with; None if none is."""
+    def projection(self) -> Projection | None:
+        """What turns the target's state into `Feedback.hidden_state`; None if no source is asked with it."""
         ...
 
     def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> DraftSession:

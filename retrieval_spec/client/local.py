@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from retrieval_spec.client.interface import TokenIds
+from retrieval_spec.projection import Projection
 from retrieval_spec.tree import DraftTree
 
 if TYPE_CHECKING:  # the engine needs numba, which a remote client's process need not have
@@ -34,9 +35,9 @@ class LocalClient:
         return self._engine.wanted_topk
 
     @property
-    def hidden_size(self) -> int | None:
-        """Dimensions of the `Feedback.hidden_state` that a source is asked with; None if none is."""
-        return self._engine.hidden_size
+    def projection(self) -> Projection | None:
+        """What turns the target's state into `Feedback.hidden_state`; None if no source is asked with it."""
+        return self._engine.projection
 
     def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> Session:
         """Returns a session whose context is the prompt."""

@@ -26,6 +26,7 @@ from retrieval_spec.errors import (
     ServiceUnavailable,
     UnknownSession,
 )
+from retrieval_spec.projection import Projection
 from retrieval_spec.tree import MAX_VOCAB_SIZE, DraftTree, as_tokens
 from retrieval_spec.v1 import draft_pb2 as pb
 
@@ -53,6 +54,7 @@ class DraftClient:
         self._channel = open_channel(address)
         self._transport = open_transport(transport, self._channel)
         self._get_info = unary(self._channel, "GetInfo", pb.GetInfoResponse)
+        self._get_projection = unary(self._channel, "GetProjection", pb.GetProjectionResponse)
         self._open_session = unary(self._channel, "OpenSession", pb.OpenSessionResponse)
         self._truncate_session = unary(self._channel, "TruncateSession", pb.TruncateSessionResponse)
         self._close_session = unary(self._channel, "CloseSession", pb.CloseSessionResponse)
@@ -92,9 +94,22 @@ class DraftClient:
         return self.server_info.wanted_topk
 
     @property
-    def hidden_size(self) -> int | None:
-        """Dimensions of the `Feedback.hidden_state` that a source is asked with; None if none is."""
-        return self.server_info.hidden_size or None
+    def state_dimensions(self) -> int:
+        """Dimensions of `Feedback.hidden_state`; 0 if no source is asked with it."""
+        return self.server_info.state_dimensions
+
+    @property
+    def projection(self) -> Projection | None:
+        """What turns the target's state into `Feedback.hidden_state`; None if no source is asked with it.
+
+        Raises:
+            ServiceUnavailable: the server does not answer.
+            InvalidRequest: it answers with no projection at all.
+        """
+        if not self.state_dimensions:
+            return None
+        response = called(self._get_projection, pb.GetProjectionRequest(), timeout=OPEN_TIMEOUT_S)
+        return wire.read_projection(response.projection)
 
     def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> RemoteSession:
         """Returns a session whose context is the prompt, which may be empty.

@@ -82,7 +82,7 @@ class RemoteSession:
         self.check_open()
         tokens = as_tokens(token_ids, self._client.vocab_size)
         if feedback is not None:
-            feedback.check(self._client.vocab_size, self._client.hidden_size)
+            feedback.check(self._client.vocab_size, self._client.state_dimensions)
         self._feedback, self._feedback_begin = feedback, self._length
         length = self._length + tokens.size
         if length > self._buffer.size:

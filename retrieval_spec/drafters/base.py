@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from retrieval_spec.feedback import Feedback
+from retrieval_spec.projection import Projection
 from retrieval_spec.tree import DraftTree, Tokens, Uint16s
 
 MAX_DEPTH_NODES = 64
@@ -103,5 +104,5 @@ class TopKDrafter(Drafter, Protocol):
 class HiddenStateDrafter(Drafter, Protocol):
     """A drafter that is asked with the target's hidden state, projected where the target runs."""
 
-    hidden_size: int
-    """Dimensions of the projected state."""
+    projection: Projection
+    """What turns the target's state into that vector; the same for all sources of an engine."""

@@ -83,12 +83,19 @@ class Servicer(DraftServiceServicer):
                 for name, fingerprint in engine.datastores.items()
             ],
             wanted_topk=engine.wanted_topk,
-            hidden_size=engine.hidden_size or 0,
+            state_dimensions=engine.state_dimensions,
         )
 
     @_call
     def GetInfo(self, request: pb.GetInfoRequest) -> pb.GetInfoResponse:  # noqa: D102 - the proto says it
         return pb.GetInfoResponse(info=self.info)
+
+    @_call
+    def GetProjection(self, request: pb.GetProjectionRequest) -> pb.GetProjectionResponse:  # noqa: D102
+        response = pb.GetProjectionResponse()
+        if self.engine.projection is not None:
+            wire.write_projection(response.projection, self.engine.projection)
+        return response
 
     @_call
     def OpenSession(self, request: pb.OpenSessionRequest) -> pb.OpenSessionResponse:  # noqa: D102

@@ -6,22 +6,22 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "incarnation", "vocab_size", "source_names", "datastores", "wanted_topk", "hidden_size")
+    __slots__ = ("version", "incarnation", "vocab_size", "source_names", "datastores", "wanted_topk", "state_dimensions")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_NAMES_FIELD_NUMBER: _ClassVar[int]
     DATASTORES_FIELD_NUMBER: _ClassVar[int]
     WANTED_TOPK_FIELD_NUMBER: _ClassVar[int]
-    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     version: str
     incarnation: int
     vocab_size: int
     source_names: _containers.RepeatedScalarFieldContainer[str]
     datastores: _containers.RepeatedCompositeFieldContainer[Datastore]
     wanted_topk: int
-    hidden_size: int
-    def __init__(self, version: _Optional[str] = ..., incarnation: _Optional[int] = ..., vocab_size: _Optional[int] = ..., source_names: _Optional[_Iterable[str]] = ..., datastores: _Optional[_Iterable[_Union[Datastore, _Mapping]]] = ..., wanted_topk: _Optional[int] = ..., hidden_size: _Optional[int] = ...) -> None: ...
+    state_dimensions: int
+    def __init__(self, version: _Optional[str] = ..., incarnation: _Optional[int] = ..., vocab_size: _Optional[int] = ..., source_names: _Optional[_Iterable[str]] = ..., datastores: _Optional[_Iterable[_Union[Datastore, _Mapping]]] = ..., wanted_topk: _Optional[int] = ..., state_dimensions: _Optional[int] = ...) -> None: ...
 
 class Datastore(_message.Message):
     __slots__ = ("name", "tokenizer_fingerprint")
@@ -40,6 +40,28 @@ class GetInfoResponse(_message.Message):
     INFO_FIELD_NUMBER: _ClassVar[int]
     info: ServerInfo
     def __init__(self, info: _Optional[_Union[ServerInfo, _Mapping]] = ...) -> None: ...
+
+class GetProjectionRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetProjectionResponse(_message.Message):
+    __slots__ = ("projection",)
+    PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    projection: Projection
+    def __init__(self, projection: _Optional[_Union[Projection, _Mapping]] = ...) -> None: ...
+
+class Projection(_message.Message):
+    __slots__ = ("mean", "scale", "components", "model_fingerprint")
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    mean: bytes
+    scale: bytes
+    components: bytes
+    model_fingerprint: str
+    def __init__(self, mean: _Optional[bytes] = ..., scale: _Optional[bytes] = ..., components: _Optional[bytes] = ..., model_fingerprint: _Optional[str] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("prompt_token_ids", "namespace", "replaced_session_id")

@@ -41,6 +41,11 @@ class DraftServiceStub(object):
                 request_serializer=retrieval__spec_dot_v1_dot_draft__pb2.GetInfoRequest.SerializeToString,
                 response_deserializer=retrieval__spec_dot_v1_dot_draft__pb2.GetInfoResponse.FromString,
                 _registered_method=True)
+        self.GetProjection = channel.unary_unary(
+                '/retrieval_spec.v1.DraftService/GetProjection',
+                request_serializer=retrieval__spec_dot_v1_dot_draft__pb2.GetProjectionRequest.SerializeToString,
+                response_deserializer=retrieval__spec_dot_v1_dot_draft__pb2.GetProjectionResponse.FromString,
+                _registered_method=True)
         self.OpenSession = channel.unary_unary(
                 '/retrieval_spec.v1.DraftService/OpenSession',
                 request_serializer=retrieval__spec_dot_v1_dot_draft__pb2.OpenSessionRequest.SerializeToString,
@@ -75,6 +80,14 @@ class DraftServiceServicer(object):
 
     def GetInfo(self, request, context):
         """Says what the server drafts from. Sent once by a client, before its first session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProjection(self, request, context):
+        """Says how the target's hidden state becomes `SessionFeedback.hidden_state`: where the target runs, so
+        that a short vector travels and not the state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +137,11 @@ def add_DraftServiceServicer_to_server(servicer, server):
                     servicer.GetInfo,
                     request_deserializer=retrieval__spec_dot_v1_dot_draft__pb2.GetInfoRequest.FromString,
                     response_serializer=retrieval__spec_dot_v1_dot_draft__pb2.GetInfoResponse.SerializeToString,
+            ),
+            'GetProjection': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProjection,
+                    request_deserializer=retrieval__spec_dot_v1_dot_draft__pb2.GetProjectionRequest.FromString,
+                    response_serializer=retrieval__spec_dot_v1_dot_draft__pb2.GetProjectionResponse.SerializeToString,
             ),
             'OpenSession': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenSession,
@@ -180,6 +198,33 @@ class DraftService(object):
             '/retrieval_spec.v1.DraftService/GetInfo',
             retrieval__spec_dot_v1_dot_draft__pb2.GetInfoRequest.SerializeToString,
             retrieval__spec_dot_v1_dot_draft__pb2.GetInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProjection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retrieval_spec.v1.DraftService/GetProjection',
+            retrieval__spec_dot_v1_dot_draft__pb2.GetProjectionRequest.SerializeToString,
+            retrieval__spec_dot_v1_dot_draft__pb2.GetProjectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,6 +17,7 @@ from retrieval_spec.tree import DraftTree
 if TYPE_CHECKING:
     from retrieval_spec.client import DraftSession, DraftSource
     from retrieval_spec.feedback import Feedback
+    from retrieval_spec.projection import Projection
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class NoDrafts:
 
     source_names: tuple[str, ...] = ()
     wanted_topk = 0
-    hidden_size: int | None = None
+    projection: Projection | None = None
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size

@@ -6,6 +6,7 @@ Whatever the other side sent is taken as hostile. Knows the messages, but no tra
 from __future__ import annotations
 
 from retrieval_spec.wire.columns import MAX_MESSAGE_BYTES, read_tokens, token_bytes
+from retrieval_spec.wire.projection import read_projection, write_projection
 from retrieval_spec.wire.statuses import ERROR_TYPE_KEY, error_from
 from retrieval_spec.wire.steps import (
     Outcome,
@@ -22,10 +23,12 @@ __all__ = [
     "Outcome",
     "SessionStep",
     "error_from",
+    "read_projection",
     "read_result",
     "read_step",
     "read_tokens",
     "token_bytes",
+    "write_projection",
     "write_result",
     "write_step",
 ]

@@ -17,7 +17,7 @@ class FakeSource:
 
     source_names = ("fake",)
     wanted_topk = 0
-    hidden_size = None
+    projection = None
 
     def __init__(self, vocab_size: int, make: TreeMaker) -> None:
         self.vocab_size = vocab_size
