@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retrieval_spec.drafters.combination import Combination, ask_all
+from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.drafters.corpus_rest import Rest
 from retrieval_spec.errors import InvalidRequest
 
@@ -76,11 +77,24 @@ def rest() -> Preset:
     return Preset((Source("corpus", {"rule": Rest()}),))
 
 
+def pld() -> Preset:
+    """Prompt lookup decoding (Saxena, 2023; github.com/apoorvumang/prompt-lookup-decoding): chains of 10.
+
+    Reproduced: the last 3 tokens of the context are looked for in it, then 2, then 1; the leftmost
+    occurrence with 10 tokens after it is the draft, and where there is none nothing is drafted.
+
+    Different on purpose: the chain carries probabilities, by the length of its match; the published ones
+    have none. Long contexts are not scanned at every step but kept in an automaton.
+    """
+    return Preset((Source("session", {"rule": Copy(max_match_tokens=3, if_short="require")}),), max_nodes=10)
+
+
 PRESETS: dict[str, Callable[[], Preset]] = {
     "default": default,
     "session": session,
     "corpus": corpus,
     "rest": rest,
+    "pld": pld,
 }
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.base import Budget, Cursor, own_source
+from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.automaton_draft import draft, scratch_words
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
@@ -39,18 +40,26 @@ _WORTH = _worth_table()
 
 
 class SessionDrafter:
-    """Opens one automaton a session; holds nothing itself and is safe to share."""
+    """Opens one automaton a session; holds no text itself and is safe to share."""
 
-    __slots__ = ()
+    __slots__ = ("_rule",)
+
+    def __init__(self, rule: Copy | None = None) -> None:
+        self._rule = rule
 
     @classmethod
-    def open(cls, vocab_size: int) -> SessionDrafter:
-        """Returns the drafter; any vocabulary will do, since the drafts repeat the context."""
-        return cls()
+    def open(cls, vocab_size: int, rule: Copy | None = None) -> SessionDrafter:
+        """Returns the drafter; any vocabulary will do, since the drafts repeat the context.
 
-    def start(self, context: Tokens, namespace: str = "default") -> SessionCursor:
+        Args:
+            vocab_size: ids lie below it.
+            rule: a published way of copying, in place of the calibrated tree.
+        """
+        return cls(rule)
+
+    def start(self, context: Tokens, namespace: str = "default") -> Cursor:
         """Returns a cursor that has observed `context`, which may be empty."""
-        return SessionCursor(context)
+        return SessionCursor(context) if self._rule is None else self._rule.start(context)
 
 
 class SessionCursor:
@@ -68,6 +77,11 @@ class SessionCursor:
 
     def close(self) -> None:
         """Does nothing: what the session wrote ends with it."""
+
+    @property
+    def match_length(self) -> int:
+        """How many last tokens of the context occurred before."""
+        return self.automaton.match_length
 
     def propose(self, budget: Budget) -> DraftTree:
         """Returns the most probable continuations among those that the context holds."""
