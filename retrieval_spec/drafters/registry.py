@@ -11,6 +11,7 @@ from retrieval_spec.errors import InvalidRequest
 DRAFTERS = {
     "session": "retrieval_spec.drafters.session:SessionDrafter",
     "corpus": "retrieval_spec.drafters.corpus:CorpusDrafter",
+    "phrases": "retrieval_spec.drafters.phrases:PhrasesDrafter",
 }
 
 

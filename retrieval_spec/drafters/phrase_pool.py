@@ -1,0 +1,104 @@
+"""A pool of phrases: what followed the last tokens, and where a target model would have gone instead.
+
+Plain dictionaries in the order of use; knows nothing of sessions, drafts or locks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import islice
+
+from retrieval_spec.drafters.rows import Row
+from retrieval_spec.feedback import Feedback
+
+Key = tuple[int, ...]
+
+
+class PhrasePool:
+    """Up to `max_phrases` phrases a key, up to `max_keys` keys; those that came longest ago go first.
+
+    The pool of Lookahead decoding (arXiv 2402.02057): a phrase that comes again counts as new. Not safe to
+    share between threads: whoever shares it holds `lock`.
+    """
+
+    __slots__ = ("_by_key", "max_keys", "max_phrases")
+
+    def __init__(self, max_keys: int, max_phrases: int) -> None:
+        self.max_keys = max_keys
+        self.max_phrases = max_phrases
+        self._by_key: OrderedDict[Key, dict[Row, None]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def add(self, key: Key, phrase: Row) -> None:
+        """Makes `phrase` the newest one of `key`."""
+        phrases = self._by_key.get(key)
+        if phrases is None:
+            self._by_key[key] = {phrase: None}
+            if len(self._by_key) > self.max_keys:
+                self._by_key.popitem(last=False)
+            return
+        self._by_key.move_to_end(key)
+        phrases.pop(phrase, None)
+        phrases[phrase] = None
+        if len(phrases) > self.max_phrases:
+            del phrases[next(iter(phrases))]
+
+    def replace(self, key: Key, phrase: Row, better: Row) -> None:
+        """Forgets `phrase` and makes `better` the newest one in its place."""
+        phrases = self._by_key.get(key)
+        if phrases is not None:
+            phrases.pop(phrase, None)
+        self.add(key, better)
+
+    def newest(self, key: Key, max_phrases: int) -> list[Row]:
+        """Returns the phrases of a key, the newest first."""
+        phrases = self._by_key.get(key)
+        return [] if phrases is None else list(islice(reversed(phrases), max_phrases))
+
+
+class VerifiedTree:
+    """One verified step as the target saw it: its most probable token after every node.
+
+    Attributes:
+        tokens: the nodes' tokens; node 0 is the root.
+        argmax: the target's most probable token after each node.
+    """
+
+    __slots__ = ("_children", "_parents", "argmax", "tokens")
+
+    def __init__(self, feedback: Feedback) -> None:
+        self.tokens: list[int] = feedback.node_token_ids.tolist()
+        self._parents: list[int] = feedback.node_parents.tolist()
+        self.argmax: list[int] = feedback.topk_ids[:, 0].tolist()
+        edges = zip(self._parents, self.tokens, strict=True)
+        self._children = {edge: node for node, edge in enumerate(edges)}
+
+    def walk(self, path: Sequence[int]) -> list[int]:
+        """Returns the root and the nodes of `path` below it, as far as they were drafted."""
+        nodes = [0]
+        for token in path:
+            node = self._children.get((nodes[-1], token))
+            if node is None:
+                break
+            nodes.append(node)
+        return nodes
+
+    def run(self, node: int, max_tokens: int) -> list[int]:
+        """Returns the target's own tokens after a node, for as long as the draft agrees with them."""
+        tokens = [self.argmax[node]]
+        child = self._children.get((node, tokens[0]))
+        while child is not None and len(tokens) < max_tokens:
+            tokens.append(self.argmax[child])
+            child = self._children.get((child, tokens[-1]))
+        return tokens
+
+    def path_to(self, node: int, max_tokens: int) -> list[int]:
+        """Returns the last tokens from the root down to `node`, both included."""
+        path: list[int] = []
+        while node >= 0 and len(path) < max_tokens:
+            path.append(self.tokens[node])
+            node = self._parents[node]
+        return path[::-1]
