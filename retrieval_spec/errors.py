@@ -5,6 +5,7 @@
     │   ├── InvalidTokens
     │   ├── InvalidTree
     │   ├── InvalidFeedback
+    │   ├── InvalidDistribution
     │   └── InvalidRequest
     ├── NotFound                            NOT_FOUND
     │   ├── UnknownSession
@@ -71,6 +72,10 @@ class InvalidTree(InvalidInput):
 
 class InvalidFeedback(InvalidInput):
     """Feedback of a verifier that no source can use; the tokens beside it may still be committed."""
+
+
+class InvalidDistribution(InvalidInput):
+    """A draft model's probabilities that are no distribution over the vocabulary."""
 
 
 class InvalidRequest(InvalidInput):

@@ -1,4 +1,4 @@
-"""Longest-prefix fusion of draft trees and selection of the best nodes.
+"""Longest-prefix fusion of draft trees, pruning by a draft model, and selection of the best nodes.
 
 Shared by the server (several sources) and the verifier (retrieval beside a draft model), so it needs
 numpy alone. `insert` and `best_first` are written in the subset that numba compiles: the engine passes
@@ -12,11 +12,12 @@ and in the last two rows the end of a list.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from retrieval_spec.tree import DraftTree, Float32s, Int32s, Tokens, Uint16s
+from retrieval_spec.tree import CONTEXT, DraftTree, Float32s, Int32s, Tokens, Uint16s
 
 TOKEN, PARENT, PROB, SOURCE, FIRST_CHILD, NEXT_SIBLING = range(6)
 
@@ -41,6 +42,54 @@ def fuse(trees: Sequence[DraftTree], max_nodes: int, steps: Steps | None = None)
     """
     names = trees[0].source_names if trees else ()
     return _fused(trees, [0] * len(trees), max_nodes, names, steps or PLAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """Which retrieved paths a draft model lets pass, by their first token (RASD, arXiv 2503.03434).
+
+    Attributes:
+        top_k: the token must be among that many most probable ones; ties go to the smaller token id.
+        min_prob: and have at least this probability.
+    """
+
+    top_k: int = 10
+    min_prob: float = 0.0
+
+
+def prune(tree: DraftTree, first_probs: Float32s, pruning: Pruning) -> DraftTree:
+    """Returns the paths whose first token the draft model finds probable; node order stays.
+
+    Args:
+        tree: a retrieved draft.
+        first_probs: float32[v]  the model's distribution of the next token; ids from v on have none.
+        pruning: what counts as probable.
+    """
+    if len(tree) == 0:
+        return tree
+    likely = _likely(first_probs, pruning)
+    kept: list[bool] = []
+    for token_id, parent in zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True):
+        kept.append(token_id in likely if parent == CONTEXT else kept[parent])
+    nodes = np.flatnonzero(kept)
+    place = np.append(np.cumsum(kept) - 1, CONTEXT).astype(np.int32)  # parent -1 reads the last one
+    return DraftTree(
+        tree.token_ids[nodes],
+        place[tree.parents[nodes]],
+        tree.probs[nodes],
+        tree.sources[nodes],
+        tree.source_names,
+    )
+
+
+def _likely(first_probs: Float32s, pruning: Pruning) -> frozenset[int]:
+    k = min(max(pruning.top_k, 0), first_probs.shape[0])
+    if k == 0:
+        return frozenset()
+    lowest = np.partition(first_probs, -k)[-k]
+    enough = np.flatnonzero(first_probs >= max(lowest, np.float32(pruning.min_prob)))
+    best = enough[np.argsort(-first_probs[enough], kind="stable")][:k]
+    return frozenset(best.tolist())
 
 
 def fuse_sources(

@@ -17,6 +17,7 @@ from retrieval_spec.tree import DraftTree
 if TYPE_CHECKING:
     from retrieval_spec.client import DraftSession, DraftSource
     from retrieval_spec.feedback import Feedback
+    from retrieval_spec.model_tree import Proposals
     from retrieval_spec.projection import Projection
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ class GuardedSession:
         prompt_ids: the prompt's tokens.
         namespace: whose history the session reads and joins.
         vocab_size: the target model's; a tree with another token never reaches the model.
+
+    Attributes:
+        proposals: which nodes of the tree drafted last have children that were drawn at random; sources
+            without a draft model have none. To leave them out is lossless too: they are then accepted
+            like any other draft, only less often.
     """
 
     def __init__(self, source: DraftSource, prompt_ids: list[int], namespace: str, vocab_size: int) -> None:
@@ -44,6 +50,7 @@ class GuardedSession:
         self._output_ids: list[int] = []
         self._last_step: tuple[int, Feedback | None] = (0, None)
         self._warned = False
+        self.proposals: Proposals = {}
         self._session: DraftSession | None = None
         try:
             self._session = source.open_session(prompt_ids, namespace)
@@ -57,12 +64,17 @@ class GuardedSession:
 
     def draft(self, max_nodes: int) -> DraftTree:
         """Returns a tree of at most `max_nodes` nodes that keeps the contract; empty where drafting fails."""
+        self.proposals = {}
         if self._session is None or max_nodes <= 0:
             return _EMPTY
         try:
             self._catch_up(self._session)
             tree = self._session.draft(max_nodes).prefix(max_nodes)
-            return tree.check(self._vocab_size) if len(tree) else _EMPTY
+            if len(tree) == 0:
+                return _EMPTY
+            tree.check(self._vocab_size)
+            self.proposals = self._checked_proposals(self._session)
+            return tree
         except RetrievalSpecError as error:
             self._warn(error)
             if isinstance(error, InvalidInput):
@@ -103,6 +115,10 @@ class GuardedSession:
             except InvalidFeedback as error:
                 self._warn(error)
         session.commit(missing)
+
+    def _checked_proposals(self, session: DraftSession) -> Proposals:
+        drawn: Proposals = getattr(session, "proposals", {})
+        return {path: proposal.check(self._vocab_size) for path, proposal in drawn.items()}
 
     def _warn(self, error: RetrievalSpecError) -> None:
         if not self._warned:

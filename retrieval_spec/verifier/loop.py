@@ -17,6 +17,7 @@ from retrieval_spec.verifier.cache import window_tokens
 from retrieval_spec.verifier.drafts import GuardedSession
 from retrieval_spec.verifier.feedback import FeedbackCollector
 from retrieval_spec.verifier.layout import Layout, lay_out
+from retrieval_spec.verifier.mixed import MixedSampler
 from retrieval_spec.verifier.sampling import KeyedSampler, greedy, highest
 from retrieval_spec.verifier.stopping import StopRule
 from retrieval_spec.verifier.support import (
@@ -30,6 +31,7 @@ from retrieval_spec.verifier.target import Target
 
 if TYPE_CHECKING:
     from retrieval_spec.client import DraftSource
+    from retrieval_spec.model_tree import Proposals
 
 
 class TreeVerifier:
@@ -100,6 +102,7 @@ class TreeVerifier:
             context,
             logits_processor,
             KeyedSampler(self.seed) if generation_config.do_sample else greedy,
+            MixedSampler(self.seed) if generation_config.do_sample else None,
             keep_scores=_wants_scores(generation_config),
         )
         session = GuardedSession(self.draft_source, input_ids[0].tolist(), self.namespace, vocab_size)
@@ -143,14 +146,27 @@ class Chooser:
 
     Processors see the prompt and the path's own tokens, once for each decided token and in order, as
     they do in the host's loop: also those that keep state are right.
+
+    Attributes:
+        proposals: the children that a draft model drew at random for the next step; a sampled token is
+            tested against them first.
     """
 
     def __init__(
-        self, context: ContextBuffer, processors: Any, pick: Callable[[Any, int], int], *, keep_scores: bool
+        self,
+        context: ContextBuffer,
+        processors: Any,
+        pick: Callable[[Any, int], int],
+        mixed: MixedSampler | None,
+        *,
+        keep_scores: bool,
     ) -> None:
         self._context = context
         self._processors = processors
         self._pick = pick
+        self._mixed = mixed
+        self._step_start = context.length
+        self.proposals: Proposals = {}
         self._is_plain = pick is greedy and not processors and not keep_scores
         self.scores: tuple[Any, ...] | None = () if keep_scores else None
         self.logits: tuple[Any, ...] = ()
@@ -159,6 +175,7 @@ class Chooser:
         """Returns the choice by node, given logits[n, vocab_size] of all nodes."""
         if self._is_plain:
             return highest(logits.float()).__getitem__
+        self._step_start = self._context.length
         return lambda node: self._choose(logits[node : node + 1])
 
     def _choose(self, logits: Any) -> int:
@@ -168,6 +185,10 @@ class Chooser:
         if self.scores is not None:
             self.scores += (scores,)
             self.logits += (raw,)
+        if self._mixed is not None and self.proposals:
+            path = tuple(self._context.ids()[0, self._step_start :].tolist())
+            if path in self.proposals:
+                return self._mixed(scores, self._context.length, self.proposals[path])
         return self._pick(scores, self._context.length)
 
 
@@ -212,6 +233,7 @@ class _Run:
         # A windowed layer drops its oldest keys when the pass itself overflows the window.
         width = min(self._verifier.max_nodes, self._window_tokens - self._context.length - 1)
         tree = self._session.draft(width if room > 0 else 0)
+        self._chooser.proposals = self._session.proposals
         layout = lay_out(root_id, tree, room, self._stop_rule.end_ids)
         outcome = self._decide(layout, self._target.verify(layout))
         self._target.keep(outcome.path, len(layout))
