@@ -184,7 +184,8 @@ def draw(
     pool = _Pool()
     proposals: dict[Path, Proposal] = {}
     first = probs = check_probs(predictions.next_probs([()]), 1, vocab_size)
-    frontier, paths = [CONTEXT], [()]
+    frontier: list[int] = [CONTEXT]
+    paths: list[Path] = [()]
     for depth, width in enumerate(branching, start=1):
         begin = len(pool)
         for node, path, row in zip(frontier, paths, probs, strict=True):

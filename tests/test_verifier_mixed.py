@@ -1,4 +1,4 @@
-"""Acceptance with drawn and fixed children: the target's own law, as often as the bound allows; faults are caught."""
+"""Acceptance with drawn and fixed children: the target's own law, as often as the bound allows."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_more_drawn_children_are_accepted_more_often(kind, num_fixed):
 
 
 def own_try_for_every_path(setting, drawn, rng):
-    """REST: every path draws for itself, so a shared child gets several tries, and a failure draws anew from p."""
+    """REST: every path draws for itself, a shared child gets several tries; a failure draws anew from p."""
     paths = [token for token in setting.fixed for _ in range(3)]
     token_ids = np.full(NUM_SAMPLES, -1)
     laws = np.broadcast_to(setting.p, (NUM_SAMPLES, NUM_TOKENS))
