@@ -27,6 +27,29 @@ class Rule(Protocol):
         ...
 
 
+def open_array(vocab_size: int, path: str | Path) -> tuple[ContextArray, str]:
+    """Returns the corpus of a datastore, mapped from disk, and its tokenizer's fingerprint.
+
+    Raises:
+        DatastoreError: the datastore is damaged, of another format, or of another kind.
+        TokenizerMismatch: it holds token ids that the target model does not have.
+    """
+    datastore = open_datastore(path)
+    manifest = datastore.manifest
+    if manifest.kind != KIND:
+        raise InvalidRequest(f"datastore {path} is of another kind", got=manifest.kind, expected=KIND)
+    array = ContextArray.from_columns(datastore.columns, depth_tokens=manifest.depth_tokens)
+    needed = max(manifest.vocab_size, array.num_ids)
+    if needed > vocab_size:
+        raise TokenizerMismatch(
+            f"datastore {path} was built for a larger vocabulary",
+            got=f"{needed} token ids",
+            expected=f"at most {vocab_size}",
+            remedy="build it again with the tokenizer of the target model",
+        )
+    return array, manifest.tokenizer.fingerprint
+
+
 class CorpusDrafter:
     """One context array as a source of drafts; immutable, shared by all sessions and threads."""
 
@@ -50,20 +73,8 @@ class CorpusDrafter:
             DatastoreError: the datastore is damaged, of another format, or of another kind.
             TokenizerMismatch: it holds token ids that the target model does not have.
         """
-        datastore = open_datastore(path)
-        manifest = datastore.manifest
-        if manifest.kind != KIND:
-            raise InvalidRequest(f"datastore {path} is of another kind", got=manifest.kind, expected=KIND)
-        array = ContextArray.from_columns(datastore.columns, depth_tokens=manifest.depth_tokens)
-        needed = max(manifest.vocab_size, array.num_ids)
-        if needed > vocab_size:
-            raise TokenizerMismatch(
-                f"datastore {path} was built for a larger vocabulary",
-                got=f"{needed} token ids",
-                expected=f"at most {vocab_size}",
-                remedy="build it again with the tokenizer of the target model",
-            )
-        return cls(array, manifest.tokenizer.fingerprint, rule)
+        array, tokenizer_fingerprint = open_array(vocab_size, path)
+        return cls(array, tokenizer_fingerprint, rule)
 
     def start(self, context: Tokens, namespace: str = "default") -> Cursor:
         """Returns a cursor that has observed `context`."""

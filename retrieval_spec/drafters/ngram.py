@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from retrieval_spec.drafters.base import Budget, own_source
-from retrieval_spec.drafters.corpus import open_corpus
+from retrieval_spec.drafters.corpus import open_array
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.ngram_draft import draft, draft_chain, scratch_words
-from retrieval_spec.structures.ngram_table import MAX_CONTEXTS, NGramTable, Shape
-from retrieval_spec.tree import TOKEN, DraftTree, Float32s, Tokens
+from retrieval_spec.structures.context_array import separator_of
+from retrieval_spec.structures.ngram_table import MAX_CONTEXTS, MAX_CORPUS_CONTEXTS, NGramTable, Shape
+from retrieval_spec.tree import TOKEN, DraftTree, Float32s, Int32s, Tokens
 
 _MAX_COUNT_BITS = 7
 
@@ -28,8 +29,8 @@ _MAX_COUNT_BITS = 7
 # far as is counted often matches much further.
 _FITTED = (
     (-0.6, 0.51, 0.32, 1.7),  # one successor
-    (-1.0, 0.28, 0.26, 1.5),  # more than one
-    (-1.5, 0.28, 0.28, 0.0),  # those that only a shorter context has, the longer one's being wrong
+    (-0.9, 0.12, 0.19, 1.5),  # more than one
+    (-1.6, 0.0, 0.21, 0.0),  # those that only a shorter context has, the longer one's being wrong
 )
 
 
@@ -99,13 +100,81 @@ class NGramDrafter:
         """
         if path is None:
             return cls(max_order, max_contexts, None, chain)
-        corpus = open_corpus(vocab_size, path)
-        base = NGramTable(Shape(max_order - 1), MAX_BASE_CONTEXTS)
-        base.extend_documents(corpus.array.tokens, corpus.separator)
+        array, tokenizer_fingerprint = open_array(vocab_size, path)
+        base = NGramTable(Shape(max_order - 1), MAX_CORPUS_CONTEXTS)
+        base.extend_documents(array.tokens, separator_of(array.tokens.dtype))
         drafter = cls(max_order, max_contexts, base, chain)
-        drafter.tokenizer_fingerprint = corpus.tokenizer_fingerprint
+        drafter.tokenizer_fingerprint = tokenizer_fingerprint
         return drafter
 
     def start(self, context: Tokens, namespace: str = "default") -> NGramCursor:
         """Returns a cursor that has learned `context`."""
         return NGramCursor(self, self._learned.of(namespace), context)
+
+
+class NGramCursor:
+    """One session's last tokens and its namespace's counts; owned by that session, not thread-safe."""
+
+    __slots__ = ("_chain", "_learned", "_max_context_tokens", "_scratch", "_tail", "_worth")
+
+    def __init__(self, drafter: NGramDrafter, learned: _Learned, context: Tokens) -> None:
+        self._chain, self._worth = drafter.chain, drafter.worth
+        self._learned = learned
+        self._max_context_tokens = drafter.max_context_tokens
+        self._scratch = np.empty(scratch_words(0), np.int64)
+        self._tail = Tail(self._max_context_tokens)
+        self.observe(context)
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        """Learns committed tokens after the contexts that they had; `feedback` is not used."""
+        before = self._tail.tokens
+        text = np.concatenate((before, tokens))
+        with self._learned.lock:
+            self._learned.table.extend(text, before.shape[0])
+        self._tail.append(tokens)
+
+    def close(self) -> None:
+        """Does nothing: all was learned when it was committed."""
+
+    def propose(self, budget: Budget) -> DraftTree:
+        """Returns what followed the last tokens most often, in this session and others of its namespace."""
+        if budget.max_nodes <= 0:
+            return DraftTree.empty()
+        if self._chain is not None:
+            return self._drafted_chain(min(budget.max_nodes, budget.max_depth_nodes, self._chain.max_nodes))
+        return self._drafted_tree(budget)
+
+    def _drafted_tree(self, budget: Budget) -> DraftTree:
+        max_nodes = budget.max_nodes
+        if self._scratch.shape[0] < scratch_words(max_nodes):
+            self._scratch = np.empty(scratch_words(max_nodes), np.int64)
+        token_ids, parents, probs = _new_columns(max_nodes)
+        table, context = self._learned.table, self._tail.tokens
+        with self._learned.lock:
+            size = draft(
+                table.arena,
+                table.older,
+                table.base,
+                self._worth,
+                context,
+                budget.max_depth_nodes,
+                self._scratch,
+                token_ids,
+                parents,
+                probs,
+            )
+        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
+
+    def _drafted_chain(self, max_nodes: int) -> DraftTree:
+        token_ids, parents, probs = _new_columns(max_nodes)
+        table, context = self._learned.table, self._tail.tokens
+        with self._learned.lock:
+            size = draft_chain(
+                table.arena, table.older, table.base, context, self._scratch, token_ids, parents, probs
+            )
+        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
+
+
+def _new_columns(max_nodes: int) -> tuple[Tokens, Int32s, Float32s]:
+    """Returns room for the columns of a tree."""
+    return np.empty(max_nodes, TOKEN), np.empty(max_nodes, np.int32), np.empty(max_nodes, np.float32)

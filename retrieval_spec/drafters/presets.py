@@ -13,6 +13,7 @@ from typing import Any
 from retrieval_spec.drafters.combination import Combination, ask_all
 from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.drafters.corpus_rest import Rest
+from retrieval_spec.drafters.ngram import Chain
 from retrieval_spec.errors import InvalidRequest
 
 
@@ -89,12 +90,26 @@ def pld() -> Preset:
     return Preset((Source("session", {"rule": Copy(max_match_tokens=3, if_short="require")}),), max_nodes=10)
 
 
+def anpd() -> Preset:
+    """ANPD (Ou et al., 2024, arXiv 2404.08698; github.com/oujieww/ANPD): adaptive n-grams, one chain.
+
+    Reproduced: n-grams of 2 to 5 tokens are counted in prompts and outputs while they come; each drafted
+    token is the most frequent successor of the longest n-gram prefix that is known, drafted tokens
+    included; 6 tokens are drafted. The published code is incomplete and names neither number.
+
+    Different on purpose: counts are kept for each namespace, not for all users together, and bounded;
+    equally frequent successors rank by token id.
+    """
+    return Preset((Source("ngram", {"max_order": 5, "chain": Chain(max_nodes=6)}),), max_nodes=6)
+
+
 PRESETS: dict[str, Callable[[], Preset]] = {
     "default": default,
     "session": session,
     "corpus": corpus,
     "rest": rest,
     "pld": pld,
+    "anpd": anpd,
 }
 
 

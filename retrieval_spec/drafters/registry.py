@@ -12,6 +12,7 @@ DRAFTERS = {
     "session": "retrieval_spec.drafters.session:SessionDrafter",
     "corpus": "retrieval_spec.drafters.corpus:CorpusDrafter",
     "phrases": "retrieval_spec.drafters.phrases:PhrasesDrafter",
+    "ngram": "retrieval_spec.drafters.ngram:NGramDrafter",
 }
 
 

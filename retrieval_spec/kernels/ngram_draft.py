@@ -149,9 +149,7 @@ def _add_children(source, record, length, worth, left, block, num_children):
 
 
 @inlined_kernel
-def _find_children(
-    arena, older, base, worth, context, token_ids, parents, node, path_prob, floor, block
-):
+def _find_children(arena, older, base, worth, context, token_ids, parents, node, path_prob, floor, block):
     """Writes the children of a node, those of the longest context first; returns how many there are."""
     length = find_known(arena, older, base, context, token_ids, parents, node, block)
     num_children, left = 0, 1.0
@@ -189,7 +187,17 @@ def draft(arena, older, base, worth, context, max_depth_nodes, block, token_ids,
         floor = MIN_PATH_PROB if waiting < capacity else floats[block[ranking] + PATH_PROB]
         if depth < max_depth_nodes:
             num_children = _find_children(
-                arena, older, base, worth, context, token_ids, parents, np.int64(size - 1), path_prob, floor, block
+                arena,
+                older,
+                base,
+                worth,
+                context,
+                token_ids,
+                parents,
+                np.int64(size - 1),
+                path_prob,
+                floor,
+                block,
             )
             for child in range(CHILDREN, CHILDREN + num_children * CHILD_WORDS, CHILD_WORDS):
                 child_path_prob = np.float32(path_prob * floats[child + CHILD_PROB])
@@ -217,15 +225,18 @@ def draft_chain(arena, older, base, context, block, token_ids, parents, probs):
     """Fills a chain with the most frequent successor of each longest known context; returns its length.
 
     Args:
-        arena, older, base, context, token_ids, parents, probs: as in `draft`; `probs` get the successor's
-            share of what followed the context.
+        arena: int32[words]  as in `draft`.
+        older: int32[words]  as in `draft`.
+        base: int32[words]  as in `draft`.
+        context: int32[c]  the tokens before the draft, the newest last.
         block: int64[scratch_words(0)]  scratch memory.
+        token_ids: int32[max_nodes]  written.
+        parents: int32[max_nodes]  written: the node before.
+        probs: float32[max_nodes]  written: the successor's share of what followed the context.
     """
     size = 0
     while size < token_ids.shape[0]:
-        length = find_known(
-            arena, older, base, context, token_ids, parents, np.int64(size - 1), block
-        )
+        length = find_known(arena, older, base, context, token_ids, parents, np.int64(size - 1), block)
         if length < arena[MIN_CONTEXT]:
             break
         source, record = source_of(arena, older, base, block, length)

@@ -17,12 +17,14 @@ from retrieval_spec.tree import TOKEN, Int32s, Tokens
 
 _FIRST_ROWS = 256
 _SLOTS_PER_ROW = 2
-_ROWS_PER_SPILLED = 4
-"""Text has fewer spilled successors than contexts; what has more grows the arena earlier."""
+_FIRST_SPILLED = 64
+"""Text has four times as many contexts as successors without a place in a row; both grow apart."""
 _CHUNK_TOKENS = 1 << 20
 
 MAX_CONTEXTS = 1 << 16
-"""Contexts of one generation: about 5 MiB, and the text of some 25,000 tokens."""
+"""Contexts of one generation of a table that learns: about 5 MiB, the text of some 25,000 tokens."""
+MAX_CORPUS_CONTEXTS = 1 << 21
+"""Contexts of a table that counts a corpus: about 170 MiB."""
 
 
 class Shape(NamedTuple):
@@ -76,7 +78,7 @@ class NGramTable:
         _check(shape)
         self._shape, self._max_contexts = shape, max(max_contexts, _FIRST_ROWS)
         empty = _new_arena(shape, 1, 1)
-        self.arena = _new_arena(shape, _FIRST_ROWS, _FIRST_ROWS // _ROWS_PER_SPILLED)
+        self.arena = _new_arena(shape, _FIRST_ROWS, _FIRST_SPILLED)
         self.older: Int32s = empty
         self.base: Int32s = empty if base is None else base.arena
 
@@ -84,11 +86,14 @@ class NGramTable:
         """Counts the tokens from `start` on; those before it, and `NO_TOKEN`, are context alone."""
         at = kernels.learn(self.arena, self.older, self.base, text, start)
         while at < text.shape[0]:
-            self._make_room()
+            if not self._grow():
+                self._turn()
             at = kernels.learn(self.arena, self.older, self.base, text, at)
 
     def extend_documents(self, tokens: NDArray[Any], separator: int) -> None:
-        """Counts the documents of a corpus; no context reaches across a separator.
+        """Counts the documents of a corpus, as many tokens as one generation holds.
+
+        No context reaches across a separator.
 
         Args:
             tokens: uint16[n] or int32[n]  documents, each ended by `separator`; mapped or not.
@@ -99,7 +104,8 @@ class NGramTable:
             begin = max(0, start - reach)
             text = tokens[begin : start + _CHUNK_TOKENS].astype(np.int64)
             text[text == separator] = kernels.NO_TOKEN
-            self.extend(text.astype(TOKEN), start - begin)
+            if not self._extend_while_there_is_room(text.astype(TOKEN), start - begin):
+                break
 
     def successors(self, context: Tokens) -> Successors | None:
         """Returns what followed a context, the most frequent first; None if it is not known."""
@@ -129,20 +135,28 @@ class NGramTable:
         """Bytes of both generations, room to grow included."""
         return int(self.arena.nbytes + self.older.nbytes)
 
-    def _make_room(self) -> None:
-        """Publishes a larger arena, or an empty one if this one is as large as it may be."""
+    def _extend_while_there_is_room(self, text: Tokens, start: int) -> bool:
+        at = kernels.learn(self.arena, self.older, self.base, text, start)
+        while at < text.shape[0] and self._grow():
+            at = kernels.learn(self.arena, self.older, self.base, text, at)
+        return bool(at == text.shape[0])
+
+    def _grow(self) -> bool:
+        """Publishes an arena of twice the size where this one is full, unless it is as large as it may be."""
         header = self.arena[: kernels.HEADER_WORDS].tolist()
-        num_rows, max_rows = header[kernels.NUM_ROWS], header[kernels.MAX_ROWS]
-        max_spilled = header[kernels.MAX_SPILLED]
-        if num_rows + self._shape.max_context_tokens > max_rows:
+        max_rows, max_spilled = header[kernels.MAX_ROWS], header[kernels.MAX_SPILLED]
+        if header[kernels.NUM_ROWS] + self._shape.max_context_tokens > max_rows:
             max_rows *= 2
         else:
             max_spilled *= 2
-        if max_rows > self._max_contexts or max_spilled > self._max_contexts:
-            self.older = self.arena
-            self.arena = _new_arena(self._shape, _FIRST_ROWS, _FIRST_ROWS // _ROWS_PER_SPILLED)
-        else:
-            self.arena = _moved(self.arena, self._shape, max_rows, max_spilled)
+        if max(max_rows, max_spilled) > self._max_contexts:
+            return False
+        self.arena = _moved(self.arena, self._shape, max_rows, max_spilled)
+        return True
+
+    def _turn(self) -> None:
+        self.older = self.arena
+        self.arena = _new_arena(self._shape, _FIRST_ROWS, _FIRST_SPILLED)
 
 
 def _check(shape: Shape) -> None:

@@ -1,0 +1,105 @@
+"""The presets that draft from counted n-grams give the drafts of their twins, on random and on real text."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from retrieval_spec.drafters.presets import PRESETS
+from retrieval_spec.engine import Engine
+from tests.reference.ngram import ReferenceAnpd
+
+VOCAB_SIZE = 151_936
+TWINS = {"anpd": ReferenceAnpd}
+MAX_NODES = {"anpd": 6}
+
+
+def paths_of(tree):
+    paths = []
+    for token, parent in zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True):
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    assert len(set(paths)) == len(paths)
+    return set(paths)
+
+
+@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("seed", range(5))
+def test_random_contexts_give_the_drafts_of_the_twin(name, seed):
+    rng = np.random.default_rng(seed)
+    alphabet = (2, 3, 5, 9, 30)[seed]
+    engine, twin = Engine(VOCAB_SIZE, preset=name), TWINS[name]()
+    num_nodes = 0
+    for _ in range(100):  # with 5 seeds: 500 contexts
+        prompt = rng.integers(0, alphabet, rng.integers(0, 40)).tolist()
+        session = engine.open_session(prompt)
+        twin.start(prompt)
+        for _ in range(4):
+            tree = session.draft(64).check(VOCAB_SIZE)
+            assert paths_of(tree) == twin.draft()
+            num_nodes += len(tree)
+            tokens = rng.integers(0, alphabet, rng.integers(1, 8)).tolist()
+            session.commit(tokens)
+            twin.commit(tokens)
+        session.close()
+        twin.close()
+    assert num_nodes > 300
+
+
+def traces_of(data_dir):
+    """20 recorded outputs of three kinds, cut to what a quick test replays."""
+    for family, num_items in (("code", 8), ("agent_tools", 6), ("maths", 6)):
+        with (data_dir / "tok_qwen2" / f"{family}.jsonl").open() as lines:
+            for _ in range(num_items):
+                item = json.loads(next(lines))
+                yield item["prompt_ids"][-300:], item["output_ids"][:300]
+
+
+def num_accepted(paths, output):
+    return max(size for size in range(len(output) + 1) if not size or tuple(output[:size]) in paths)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_real_traces_give_the_drafts_of_the_twin(name, data_dir):
+    engine, twin = Engine(VOCAB_SIZE, preset=name), TWINS[name]()
+    num_steps = num_drafted = num_right = 0
+    for prompt, output in traces_of(data_dir):
+        session = engine.open_session(prompt)
+        twin.start(prompt)
+        while output:
+            paths = paths_of(session.draft(64))
+            assert paths == twin.draft()
+            accepted = num_accepted(paths, output)
+            session.commit(output[: accepted + 1])
+            twin.commit(output[: accepted + 1])
+            output = output[accepted + 1 :]
+            num_steps, num_right = num_steps + 1, num_right + accepted
+            num_drafted += len(paths) > 0
+        session.close()
+        twin.close()
+    assert num_drafted > 0.5 * num_steps
+    assert num_right > 0.3 * num_steps
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_preset_drafts_no_more_than_was_published(name):
+    assert PRESETS[name]().max_nodes == MAX_NODES[name]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_what_one_namespace_wrote_is_not_drafted_in_another(name):
+    engine = Engine(VOCAB_SIZE, preset=name)
+    text = [7, 8, 9, 10, 11, 12] * 4
+    for namespace in ("first", "second"):
+        session = engine.open_session([], namespace)
+        assert len(session.draft(64)) == 0
+        if namespace == "first":
+            session.commit(text)
+            session.close()
+    same = engine.open_session([], "first")
+    same.commit(text[:4])
+    assert len(same.draft(64)) > 0
+    other = engine.open_session([], "second")
+    other.commit(text[:4])
+    assert len(other.draft(64)) == 0
