@@ -69,7 +69,7 @@ class NGramDrafter:
     tokenizer_fingerprint: str  # of those that count a corpus; the ids of the others mean no text
 
     def __init__(self, max_order: int, max_contexts: int, base: NGramTable | None, chain: Chain | None):
-        shape = Shape(max_order - 1)
+        shape = Shape(max_order - 1).check()
         self._learned = Namespaces(lambda: _Learned(NGramTable(shape, max_contexts, base)))
         self.chain = chain
         self.max_context_tokens = shape.max_context_tokens

@@ -40,6 +40,23 @@ class Shape(NamedTuple):
     min_context_tokens: int = 1
     max_kept: int = 6
 
+    def check(self) -> Shape:
+        """Returns the shape itself if a table can have it.
+
+        Raises:
+            InvalidRequest: context lengths or a number of successors out of range.
+        """
+        longest = kernels.MAX_CONTEXT_TOKENS
+        if not 1 <= self.min_context_tokens <= self.max_context_tokens <= longest:
+            raise InvalidRequest("context length out of range", got=self, expected=f"1 to {longest} tokens")
+        if not 1 <= self.max_kept <= kernels.MAX_KEPT_SUCCESSORS:
+            raise InvalidRequest(
+                "number of successors out of range",
+                got=self.max_kept,
+                expected=f"1 to {kernels.MAX_KEPT_SUCCESSORS}",
+            )
+        return self
+
 
 class Successors(NamedTuple):
     """What followed one context."""
@@ -75,8 +92,7 @@ class NGramTable:
     def __init__(
         self, shape: Shape, max_contexts: int = MAX_CONTEXTS, base: NGramTable | None = None
     ) -> None:
-        _check(shape)
-        self._shape, self._max_contexts = shape, max(max_contexts, _FIRST_ROWS)
+        self._shape, self._max_contexts = shape.check(), max(max_contexts, _FIRST_ROWS)
         empty = _new_arena(shape, 1, 1)
         self.arena = _new_arena(shape, _FIRST_ROWS, _FIRST_SPILLED)
         self.older: Int32s = empty
@@ -157,18 +173,6 @@ class NGramTable:
     def _turn(self) -> None:
         self.older = self.arena
         self.arena = _new_arena(self._shape, _FIRST_ROWS, _FIRST_SPILLED)
-
-
-def _check(shape: Shape) -> None:
-    longest = kernels.MAX_CONTEXT_TOKENS
-    if not 1 <= shape.min_context_tokens <= shape.max_context_tokens <= longest:
-        raise InvalidRequest("context length out of range", got=shape, expected=f"1 to {longest} tokens")
-    if not 1 <= shape.max_kept <= kernels.MAX_KEPT_SUCCESSORS:
-        raise InvalidRequest(
-            "number of successors out of range",
-            got=shape.max_kept,
-            expected=f"1 to {kernels.MAX_KEPT_SUCCESSORS}",
-        )
 
 
 def _new_arena(shape: Shape, max_rows: int, max_spilled: int) -> Int32s:
