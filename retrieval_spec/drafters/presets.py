@@ -46,8 +46,8 @@ class Preset:
 
 
 def default() -> Preset:
-    """Everything that needs no model and no training: the own context and the datastores, fused."""
-    return Preset((Source("session"), Source("corpus")))
+    """All that needs no model and no training: own context, earlier outputs and the datastores, fused."""
+    return Preset((Source("session"), Source("history"), Source("corpus")))
 
 
 def session() -> Preset:

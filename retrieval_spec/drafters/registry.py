@@ -9,6 +9,7 @@ from retrieval_spec.errors import InvalidRequest
 
 # Strings, so that no source is imported before somebody asks for it.
 DRAFTERS = {
+    "history": "retrieval_spec.drafters.history:HistoryDrafter",
     "session": "retrieval_spec.drafters.session:SessionDrafter",
     "corpus": "retrieval_spec.drafters.corpus:CorpusDrafter",
     "phrases": "retrieval_spec.drafters.phrases:PhrasesDrafter",

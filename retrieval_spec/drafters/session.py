@@ -36,7 +36,7 @@ def _worth_table() -> Float32s:
     )
 
 
-_WORTH = _worth_table()
+WORTH = _worth_table()
 
 
 class SessionDrafter:
@@ -94,7 +94,7 @@ class SessionCursor:
         parents = np.empty(max_nodes, np.int32)
         probs = np.empty(max_nodes, np.float32)
         arena = self.automaton.arena
-        size = draft(arena, _WORTH, budget.max_depth_nodes, self._scratch, token_ids, parents, probs)
+        size = draft(arena, WORTH, budget.max_depth_nodes, self._scratch, token_ids, parents, probs)
         if size < max_nodes:
             token_ids, parents, probs = token_ids[:size], parents[:size], probs[:size]
         return DraftTree(token_ids, parents, probs, own_source(size))

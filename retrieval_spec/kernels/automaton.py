@@ -41,7 +41,8 @@ FIRST_BOUNDARY = 1024
 
 
 @inlined_kernel
-def _record_of(state):
+def record_of(state):
+    """Returns the first word of a state's record."""
     return HEADER_WORDS + np.int64(state) * STATE_WORDS
 
 
@@ -67,9 +68,9 @@ def _probe(words, state, token):
 
 
 @inlined_kernel
-def _find(words, state, token):
+def find(words, state, token):
     """Returns the word with the target of an edge; if it holds 0 there is none, and it is of a free row."""
-    record = _record_of(state)
+    record = record_of(state)
     if words[record + TOKEN] == token:
         return record + TARGET
     return _probe(words, state, token) + EDGE_TARGET
@@ -80,7 +81,7 @@ def rehash(arena, old):
     """Enters the overflow edges of an old arena into an empty table, every list in the same order."""
     words, old_words = arena.view(np.uint32), old.view(np.uint32)
     for state in range(words[NUM_STATES]):
-        pointer = _record_of(state) + OVERFLOW
+        pointer = record_of(state) + OVERFLOW
         while words[pointer] != 0:
             source = _row_of(old_words, words[pointer])
             row = _probe(words, state, old_words[source + EDGE_TOKEN])
@@ -91,9 +92,9 @@ def rehash(arena, old):
 
 
 @inlined_kernel
-def _add_overflow(words, state, token, target, row):
+def add_overflow(words, state, token, target, row):
     """Adds an edge to a state that has one already, in a free row."""
-    pointer = _record_of(state) + OVERFLOW
+    pointer = record_of(state) + OVERFLOW
     words[row + EDGE_OWN] = state
     words[row + EDGE_TOKEN] = token
     words[row + EDGE_TARGET] = target
@@ -103,9 +104,9 @@ def _add_overflow(words, state, token, target, row):
 
 
 @inlined_kernel
-def _clone(words, source, clone, length):
+def add_clone(words, source, clone, length):
     """Makes state `clone` with the edges, ends and count of `source`, between it and its link."""
-    old, new = _record_of(source), _record_of(clone)
+    old, new = record_of(source), record_of(clone)
     for word in range(STATE_WORDS):
         words[new + word] = words[old + word]
     words[new + LENGTH] = length
@@ -115,14 +116,15 @@ def _clone(words, source, clone, length):
     while index != 0:
         row = _row_of(words, index)
         token = words[row + EDGE_TOKEN]
-        _add_overflow(words, clone, token, words[row + EDGE_TARGET], _probe(words, clone, token))
+        add_overflow(words, clone, token, words[row + EDGE_TARGET], _probe(words, clone, token))
         index = words[row + EDGE_NEXT]
 
 
 @inlined_kernel
-def _num_overflow(words, state):
+def num_overflow(words, state):
+    """Returns how many edges a state has beside its first one."""
     count = 0
-    index = words[_record_of(state) + OVERFLOW]
+    index = words[record_of(state) + OVERFLOW]
     while index != 0:
         count += 1
         index = words[_row_of(words, index) + EDGE_NEXT]
@@ -132,7 +134,7 @@ def _num_overflow(words, state):
 @inlined_kernel
 def _begin(words, token):
     """Writes the record of the next state and its edge from the last one, but does not count it yet."""
-    last, new = _record_of(words[LAST]), _record_of(words[NUM_STATES])
+    last, new = record_of(words[LAST]), record_of(words[NUM_STATES])
     end = words[NUM_TOKENS]
     words[new + LENGTH] = end + np.uint32(1)
     words[new + LINK] = 0
@@ -159,27 +161,27 @@ def _add_token(words, token):
     num_states = new + 1
     found = np.int64(0)
     while state != NONE:  # a suffix that occurs elsewhere too, so it has an edge
-        found = _find(words, state, token)
+        found = find(words, state, token)
         if words[found] != 0:
             break
-        if not _has_edge_room(words, state, 1):
+        if not has_edge_room(words, state, 1):
             return False
-        _add_overflow(words, state, token, new, found - EDGE_TARGET)
-        state = np.int64(words[_record_of(state) + LINK])
+        add_overflow(words, state, token, new, found - EDGE_TARGET)
+        state = np.int64(words[record_of(state) + LINK])
     link = np.int64(0)
     if state != NONE:
         link = np.int64(words[found])
-        record = _record_of(state)
+        record = record_of(state)
         length = np.int64(words[record + LENGTH]) + 1
-        if np.int64(words[_record_of(link) + LENGTH]) != length:
-            if not _has_edge_room(words, state, _num_overflow(words, link)):
+        if np.int64(words[record_of(link) + LENGTH]) != length:
+            if not has_edge_room(words, state, num_overflow(words, link)):
                 return False
             target, link = link, num_states
             num_states += 1
-            _clone(words, target, link, length)
+            add_clone(words, target, link, length)
             words[found] = link
-            _redirect(words, np.int64(words[record + LINK]), token, target, link)
-    words[_record_of(new) + LINK] = link
+            redirect(words, np.int64(words[record + LINK]), token, target, link)
+    words[record_of(new) + LINK] = link
     words[NUM_STATES] = num_states
     words[NUM_TOKENS] += np.uint32(1)
     words[LAST] = new
@@ -188,7 +190,7 @@ def _add_token(words, token):
 
 
 @inlined_kernel
-def _has_edge_room(words, state, num_edges):
+def has_edge_room(words, state, num_edges):
     """Tells whether so many overflow edges fit, and notes where to go on if they do not."""
     wanted = np.int64(words[NUM_EDGES]) + num_edges
     has_room = wanted <= np.int64(words[MAX_EDGES])
@@ -199,24 +201,25 @@ def _has_edge_room(words, state, num_edges):
 
 
 @inlined_kernel
-def _redirect(words, state, token, old, new):
+def redirect(words, state, token, old, new):
+    """Lets the edges of a state and of its suffixes that led to `old` lead to `new`."""
     while state != NONE:
-        found = _find(words, state, token)
+        found = find(words, state, token)
         if words[found] != old:
             break
         words[found] = new
-        state = np.int64(words[_record_of(state) + LINK])
+        state = np.int64(words[record_of(state) + LINK])
 
 
 @inlined_kernel
 def _bump(words):
     """Counts one more end for all suffixes of the text, longest first, and notes if the cap cut it off."""
     end = words[NUM_TOKENS] - np.uint32(1)
-    state = words[_record_of(words[LAST]) + LINK]
+    state = words[record_of(words[LAST]) + LINK]
     for _ in range(MAX_BUMP_HOPS):
         if state == 0:
             break
-        record = _record_of(state)
+        record = record_of(state)
         words[record + COUNT] += np.uint32(1)
         words[record + LAST_END] = end
         state = words[record + LINK]
@@ -245,18 +248,18 @@ def _sum_counts(words):
     num_states = np.int64(words[NUM_STATES])
     waiting = LAST_END  # meanwhile: children in the link tree that have not passed theirs
     for state in range(1, num_states):
-        record = _record_of(state)
+        record = record_of(state)
         words[record + waiting] = 0
         words[record + COUNT] = 1 if _is_prefix(words, record) else 0
     words[HEADER_WORDS + waiting] = 1  # for ever: the empty string has none to pass to
     for state in range(1, num_states):
-        words[_record_of(words[_record_of(state) + LINK]) + waiting] += np.uint32(1)
+        words[record_of(words[record_of(state) + LINK]) + waiting] += np.uint32(1)
     for state in range(1, num_states):
-        record = _record_of(state)
+        record = record_of(state)
         while words[record + waiting] == 0:
             words[record + waiting] = NONE
             count = words[record + COUNT]
-            record = _record_of(words[record + LINK])
+            record = record_of(words[record + LINK])
             words[record + COUNT] += count
             words[record + waiting] -= np.uint32(1)
     words[HEADER_WORDS + COUNT] = 0
@@ -267,12 +270,12 @@ def _spread_last_ends(words):
     """Gives every prefix's end to those of its suffixes that have none yet, longest prefix first."""
     words[HEADER_WORDS + LAST_END] = 0
     for state in range(np.int64(words[NUM_STATES]) - 1, 0, -1):
-        record = _record_of(state)
+        record = record_of(state)
         if _is_prefix(words, record):
             end = words[record + FIRST_END]
             while words[record + LAST_END] == NONE:
                 words[record + LAST_END] = end
-                record = _record_of(words[record + LINK])
+                record = record_of(words[record + LINK])
     words[HEADER_WORDS + LAST_END] = NONE
 
 
@@ -306,7 +309,7 @@ def walk(arena, tokens):
     words = arena.view(np.uint32)
     state = np.int64(0)
     for token in tokens:
-        found = _find(words, state, np.uint32(token))
+        found = find(words, state, np.uint32(token))
         if words[found] == 0 or words[found] == NONE:
             return np.int64(-1)
         state = np.int64(words[found])

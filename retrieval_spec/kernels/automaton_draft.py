@@ -182,27 +182,13 @@ def _enter_children(block, floats, ranking, waiting, capacity, num_children, flo
     return waiting
 
 
-@allocation_free_kernel
-def draft(arena, worth, max_depth_nodes, block, token_ids, parents, probs):
-    """Fills a draft tree with the most probable continuations, best first; returns its size.
-
-    Args:
-        arena: int32[words]  the automaton (`kernels.automaton`).
-        worth: float32[3, lengths, bits]  P(the next token is among the continuations found), by kind of
-            match, by its length (the last entry stands for longer ones) and by log2 of their count.
-        max_depth_nodes: no path is longer.
-        block: int64[scratch_words(max_nodes)]  scratch memory.
-        token_ids: int32[max_nodes]  written.
-        parents: int32[max_nodes]  written: index of an earlier node, or -1.
-        probs: float32[max_nodes]  written: P(node accepted | parent accepted).
-    """
+@inlined_kernel
+def _expand(arena, state, match_length, worth, max_depth_nodes, block, token_ids, parents, probs):
     max_nodes = token_ids.shape[0]
     floats = block.view(np.float64)
     ranking = NODES + (max_nodes + 1) * NODE_WORDS
     free_all(block, NODES, ranking, max_nodes + 1)
     size, waiting = 0, 0
-    state = np.int64(arena[HEADER_WORDS + np.int64(arena[LAST]) * STATE_WORDS + LINK])
-    match_length = np.int64(arena[HEADER_WORDS + max(state, 0) * STATE_WORDS + LENGTH])
     depth, path_prob = np.int64(0), 1.0
     while size < max_nodes:
         capacity = max_nodes - size
@@ -223,3 +209,30 @@ def draft(arena, worth, max_depth_nodes, block, token_ids, parents, probs):
         depth, path_prob = depth_of(block[best + ORDER]), floats[best + PATH_PROB]
         size += 1
     return size
+
+
+@allocation_free_kernel
+def draft(arena, worth, max_depth_nodes, block, token_ids, parents, probs):
+    """Fills a draft tree with what may follow the automaton's own text; see `draft_from`."""
+    state = np.int64(arena[HEADER_WORDS + np.int64(arena[LAST]) * STATE_WORDS + LINK])
+    match_length = np.int64(arena[HEADER_WORDS + max(state, 0) * STATE_WORDS + LENGTH])
+    return _expand(arena, state, match_length, worth, max_depth_nodes, block, token_ids, parents, probs)
+
+
+@allocation_free_kernel
+def draft_from(arena, state, match_length, worth, max_depth_nodes, block, token_ids, parents, probs):
+    """Fills a draft tree with the most probable continuations, best first; returns its size.
+
+    Args:
+        arena: int32[words]  the automaton (`kernels.automaton`).
+        state: where the context stands in it.
+        match_length: how many of its last tokens that state stands for.
+        worth: float32[3, lengths, bits]  P(the next token is among the continuations found), by kind of
+            match, by its length (the last entry stands for longer ones) and by log2 of their count.
+        max_depth_nodes: no path is longer.
+        block: int64[scratch_words(max_nodes)]  scratch memory.
+        token_ids: int32[max_nodes]  written.
+        parents: int32[max_nodes]  written: index of an earlier node, or -1.
+        probs: float32[max_nodes]  written: P(node accepted | parent accepted).
+    """
+    return _expand(arena, state, match_length, worth, max_depth_nodes, block, token_ids, parents, probs)

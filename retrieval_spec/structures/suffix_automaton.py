@@ -45,8 +45,8 @@ class SuffixAutomaton:
 
     def __init__(self, tokens_ahead: int = 0) -> None:
         """Makes the automaton of the empty text, with room for so many tokens of ordinary text."""
-        self.arena = _new_arena(_states_for(tokens_ahead), _edges_for(tokens_ahead))
-        _add_root(self.arena)
+        self.arena = new_arena(_states_for(tokens_ahead), _edges_for(tokens_ahead))
+        add_root(self.arena)
 
     @classmethod
     def from_tokens(cls, tokens: Tokens) -> SuffixAutomaton:
@@ -123,7 +123,7 @@ class SuffixAutomaton:
         if header[kernels.WANTED_EDGES] > max_edges:
             wanted = header[kernels.WANTED_EDGES]
             max_edges = max(max_edges * 6 // 5 + _SPARE, _edges_for(length), wanted)
-        self.arena = _moved(self.arena, max_states, max_edges)
+        self.arena = moved_arena(self.arena, max_states, max_edges)
 
 
 def _states_for(num_tokens: int) -> int:
@@ -134,10 +134,18 @@ def _edges_for(num_tokens: int) -> int:
     return int(num_tokens * _EDGES_PER_TOKEN) + _SPARE
 
 
-def _new_arena(max_states: int, max_edges: int) -> Int32s:
+def bytes_of(max_states: int, max_edges: int) -> int:
+    """Returns the size of an arena with so much room."""
+    num_rows = int(max_edges * _ROWS_PER_EDGE)
+    edge_words = (1 + num_rows) * kernels.EDGE_WORDS
+    return 4 * (kernels.HEADER_WORDS + max_states * kernels.STATE_WORDS + edge_words)
+
+
+def new_arena(max_states: int, max_edges: int) -> Int32s:
+    """Returns an arena without any state."""
     num_rows = int(max_edges * _ROWS_PER_EDGE)
     edges_at = kernels.HEADER_WORDS + max_states * kernels.STATE_WORDS
-    num_words = edges_at + (1 + num_rows) * kernels.EDGE_WORDS
+    num_words = bytes_of(max_states, max_edges) // 4
     buffer = np.empty(num_words + _ALIGNMENT_WORDS, np.int32)  # states are written before they are read
     skipped = -buffer.ctypes.data // buffer.itemsize % _ALIGNMENT_WORDS
     arena: Int32s = buffer[skipped : skipped + num_words]
@@ -150,7 +158,8 @@ def _new_arena(max_states: int, max_edges: int) -> Int32s:
     return arena
 
 
-def _add_root(arena: Int32s) -> None:
+def add_root(arena: Int32s) -> None:
+    """Gives a fresh arena the state of the empty string."""
     arena[kernels.NUM_STATES] = 1
     arena[kernels.NEXT_BOUNDARY] = kernels.FIRST_BOUNDARY
     arena[kernels.RESUME_STATE] = -1
@@ -163,8 +172,9 @@ def _add_root(arena: Int32s) -> None:
 _OF_THE_BUFFER = {kernels.EDGES_AT, kernels.MAX_STATES, kernels.MAX_EDGES, kernels.NUM_ROWS}
 
 
-def _moved(old: Int32s, max_states: int, max_edges: int) -> Int32s:
-    new = _new_arena(max_states, max_edges)
+def moved_arena(old: Int32s, max_states: int, max_edges: int) -> Int32s:
+    """Returns a copy with room for more states or edges; states keep their numbers."""
+    new = new_arena(max_states, max_edges)
     for word in set(range(kernels.HEADER_WORDS)) - _OF_THE_BUFFER:
         new[word] = old[word]
     # The state that is being added when the edges run out is written but not counted yet.

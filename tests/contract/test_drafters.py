@@ -24,11 +24,27 @@ BUDGETS = [Budget(0), Budget(1), Budget(3), Budget(16), Budget(64), Budget(16, m
 PARAMS = {"corpus": lambda folder: {"path": write_corpus(folder / "store", DOCUMENTS, VOCAB_SIZE)}}
 
 
+def write_one_session(drafter):
+    cursor = drafter.start(tokens([]))
+    cursor.observe(tokens(DOCUMENTS[0]))
+    cursor.close()
+
+
+# What a source needs to have something to say: those that learn from outputs need one.
+PREPARED = {"history": write_one_session}
+
+
 @pytest.fixture(scope="module", params=sorted(DRAFTERS))
 def opened(request, tmp_path_factory):
     """A function that opens the source once more."""
     params = PARAMS.get(request.param, lambda folder: {})(tmp_path_factory.mktemp(request.param))
-    return lambda: drafter_class(request.param).open(vocab_size=VOCAB_SIZE, **params)
+
+    def open_prepared():
+        drafter = drafter_class(request.param).open(vocab_size=VOCAB_SIZE, **params)
+        PREPARED.get(request.param, lambda drafter: None)(drafter)
+        return drafter
+
+    return open_prepared
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,178 @@
+"""Drafts from what earlier sessions of the namespace wrote: what followed the context's end in it.
+
+Prompts are matched but never learned. Outputs are learned when their session closes, or while they are
+written (`learn="live"`). Every namespace has its own automaton, lock and byte budget.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from typing import Literal
+
+import numpy as np
+
+from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.namespaces import Namespaces
+from retrieval_spec.drafters.session import MAX_MATCH_TOKENS, WORTH
+from retrieval_spec.drafters.tail import Tail
+from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.feedback import Feedback
+from retrieval_spec.kernels.automaton_draft import draft_from, scratch_words
+from retrieval_spec.structures.shared_automaton import Place, SharedAutomaton
+from retrieval_spec.tree import TOKEN, DraftTree, Tokens
+
+When = Literal["close", "live"]
+MIN_BYTES = 1 << 20
+_TOKENS_PER_LOCK = 512
+"""An output is learned in pieces of this size, so that no other session waits for a long one."""
+
+
+class HistoryDrafter:
+    """What all namespaces wrote; safe to share between threads.
+
+    A live session that is truncated is learned twice as far as it is written again.
+
+    Args:
+        max_bytes: of one namespace. Half of it is the automaton that drafts are made from; when that is
+            half full, the texts that begin from then on go into a second one too, which replaces the
+            full one: between a half and the whole of what one automaton holds is remembered.
+        learn: when an output becomes known to other sessions: as it is written, or when its session closes.
+    """
+
+    __slots__ = ("_histories", "_learn")
+
+    def __init__(self, max_bytes: int, learn: When) -> None:
+        self._learn = learn
+        self._histories = Namespaces(lambda: _History(max_bytes // 2))
+
+    @classmethod
+    def open(cls, vocab_size: int, max_bytes: int = 64 << 20, learn: When = "close") -> HistoryDrafter:
+        """Returns a drafter without history; any vocabulary will do, since drafts repeat what was written.
+
+        Raises:
+            InvalidRequest: too small a byte budget, or no such time to learn.
+        """
+        if max_bytes < MIN_BYTES:
+            raise InvalidRequest("too little memory for a history", got=max_bytes, expected=f">= {MIN_BYTES}")
+        if learn not in ("close", "live"):
+            raise InvalidRequest("unknown time to learn outputs", got=learn, expected="close or live")
+        return cls(max_bytes, learn)
+
+    def start(self, context: Tokens, namespace: str = "default") -> HistoryCursor:
+        """Returns a cursor that has observed `context`, which is matched but not learned."""
+        return HistoryCursor(self._histories.of(namespace), self._learn, context)
+
+
+class _History:
+    """What one namespace wrote. Whoever calls a method holds `lock`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.lock = threading.Lock()
+        self.version = 0
+        self._max_bytes = max_bytes
+        self._generation = 0
+        # The first is drafted from; the second, once there is one, will replace it.
+        self._automata = [SharedAutomaton(max_bytes)]
+
+    @property
+    def automaton(self) -> SharedAutomaton:
+        return self._automata[0]
+
+    def learn(self, text: _Text, tokens: Tokens) -> None:
+        self.version += 1
+        if self.automaton.is_half_full and len(self._automata) == 1:
+            self._automata.append(SharedAutomaton(self._max_bytes))
+        has_room = [
+            automaton.extend(text.end_in(self._generation + at), tokens)
+            for at, automaton in enumerate(self._automata)
+        ]
+        if not has_room[0]:
+            self._generation += 1
+            self._automata = self._automata[1:] or [SharedAutomaton(self._max_bytes)]
+
+
+class _Text:
+    """Where one output ends in the automata that it went into."""
+
+    def __init__(self) -> None:
+        self._ends: dict[int, Place] = {}
+
+    def end_in(self, generation: int) -> Place:
+        if generation not in self._ends:
+            self._ends.pop(generation - 2, None)
+            self._ends[generation] = SharedAutomaton.new_text()
+        return self._ends[generation]
+
+
+class HistoryCursor:
+    """One session's place in its namespace's history; owned by that session, not thread-safe."""
+
+    __slots__ = (
+        "_history",
+        "_is_live",
+        "_num_new_tokens",
+        "_output",
+        "_place",
+        "_scratch",
+        "_tail",
+        "_text",
+        "_version",
+    )
+
+    def __init__(self, history: _History, learn: When, context: Tokens) -> None:
+        self._history = history
+        self._is_live = learn == "live"
+        self._output = array("i")  # what is not learned yet
+        self._text = _Text()
+        self._tail = Tail(MAX_MATCH_TOKENS)
+        self._tail.append(context)
+        self._place = SharedAutomaton.new_place()
+        self._num_new_tokens = 0  # since the place was found
+        self._version = -1  # of the history in which it was found
+        self._scratch = np.empty(0, np.int64)
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        """Moves on by output; `feedback` is not used."""
+        self._tail.append(tokens)
+        self._num_new_tokens += tokens.shape[0]
+        self._output.frombytes(tokens.tobytes())
+        if self._is_live:
+            self._learn_output()
+
+    def close(self) -> None:
+        """Lets later sessions of the namespace draft from this one's output."""
+        self._learn_output()
+
+    def propose(self, budget: Budget) -> DraftTree:
+        """Returns the most probable continuations among those that earlier outputs hold."""
+        max_nodes = budget.max_nodes
+        if max_nodes <= 0:
+            return DraftTree.empty()
+        if self._scratch.shape[0] < scratch_words(max_nodes):
+            self._scratch = np.empty(scratch_words(max_nodes), np.int64)
+        token_ids = np.empty(max_nodes, np.int32)
+        parents = np.empty(max_nodes, np.int32)
+        probs = np.empty(max_nodes, np.float32)
+        nodes = (budget.max_depth_nodes, self._scratch, token_ids, parents, probs)
+        with self._history.lock:
+            self._find_place()
+            state, match_tokens = self._place.tolist()
+            size = draft_from(self._history.automaton.arena, state, match_tokens, WORTH, *nodes)
+        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
+
+    def _find_place(self) -> None:
+        tokens = self._tail.tokens
+        if self._version != self._history.version or self._num_new_tokens >= MAX_MATCH_TOKENS:
+            self._place[:] = 0
+        else:
+            tokens = tokens[tokens.shape[0] - self._num_new_tokens :]
+        self._history.automaton.follow(self._place, tokens, MAX_MATCH_TOKENS)
+        self._version, self._num_new_tokens = self._history.version, 0
+
+    def _learn_output(self) -> None:
+        output = np.frombuffer(self._output, TOKEN)
+        self._output = array("i")
+        for begin in range(0, output.shape[0], _TOKENS_PER_LOCK):
+            with self._history.lock:
+                self._history.learn(self._text, output[begin : begin + _TOKENS_PER_LOCK])
