@@ -14,6 +14,7 @@ DRAFTERS = {
     "corpus": "retrieval_spec.drafters.corpus:CorpusDrafter",
     "phrases": "retrieval_spec.drafters.phrases:PhrasesDrafter",
     "ngram": "retrieval_spec.drafters.ngram:NGramDrafter",
+    "recycling": "retrieval_spec.drafters.recycling:RecyclingDrafter",
 }
 
 

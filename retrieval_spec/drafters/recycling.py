@@ -1,0 +1,236 @@
+"""Drafts from what the target found likely before: the top-k ids of all nodes that it ever verified.
+
+Token Recycling (arXiv 2408.08696) keeps one row of ids a token and expands a fixed tree of ranks. Ours
+also keeps rows for pairs of tokens, learns from the text, and takes the most probable paths by how
+often candidates of their kind came true. Rows are shared by the sessions of a namespace.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.namespaces import Namespaces
+from retrieval_spec.drafters.tail import Tail
+from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.feedback import Feedback
+from retrieval_spec.kernels import adjacency as kernels
+from retrieval_spec.structures.adjacency_rows import (
+    NO_TOKEN,
+    WIDTH,
+    AdjacencyRows,
+    Float64s,
+    Template,
+    new_counts,
+    no_counts,
+)
+from retrieval_spec.tree import DraftTree, Int32s, Tokens
+
+NUM_PAIRS = 1 << 16
+"""Pairs of tokens that a namespace remembers at most."""
+_NO_COUNTS = no_counts()
+
+
+@dataclass(frozen=True, slots=True)
+class RankTree:
+    """A fixed tree over rows that feedback alone writes, as Token Recycling was published.
+
+    Attributes:
+        paths: the nodes as ranks from the context down, parents among them: (0, 2) is the third
+            candidate after the first candidate.
+        share_of_rank: makes a node's probability from its rank r, as `share ** (r + 1)`. Published trees
+            have none: this orders the nodes, for budgets that do not hold all of them.
+    """
+
+    paths: tuple[tuple[int, ...], ...]
+    share_of_rank: float = 0.6
+
+    def template(self) -> Template:
+        """Returns the tree as arrays, its nodes by falling path probability.
+
+        Raises:
+            InvalidRequest: a path whose parent is missing, a rank that no row has, or a path twice.
+        """
+        probs = {path: float(np.prod([self.share_of_rank ** (rank + 1) for rank in path])) for path in self.paths}
+        ordered = sorted(probs, key=lambda path: (-probs[path], len(path), path))
+        index = {path: node for node, path in enumerate(ordered)}
+        for path in self.paths:
+            if not path or not 0 <= min(path) <= max(path) < WIDTH or (path[:-1] and path[:-1] not in index):
+                raise InvalidRequest("a tree of ranks has a path without its parent, or a rank out of range", got=path)
+        if len(index) != len(self.paths) or not 0 < self.share_of_rank < 1:
+            raise InvalidRequest("a tree of ranks has a path twice, or a share outside (0, 1)")
+        nodes = [(index.get(path[:-1], -1), path[-1], len(path)) for path in ordered]
+        own = [self.share_of_rank ** (path[-1] + 1) for path in ordered]
+        columns: Int32s = np.array(nodes, np.int32).reshape(-1, 3).T.copy()
+        return Template(columns, np.array(own, np.float32))
+
+
+class _Learned:
+    """What one namespace learned, and the lock around it."""
+
+    __slots__ = ("counts", "lock", "rows")
+
+    def __init__(self, vocab_size: int, num_pairs: int) -> None:
+        self.lock = threading.Lock()
+        self.rows = AdjacencyRows(vocab_size, num_pairs)
+        self.counts = new_counts()
+
+
+class RecyclingDrafter:
+    """Adjacency rows shared by all sessions of a namespace; safe to share between threads.
+
+    Attributes:
+        wanted_topk: ids a node that a row holds.
+    """
+
+    wanted_topk = WIDTH
+
+    def __init__(self, vocab_size: int, tree: RankTree | None = None) -> None:
+        self._template = None if tree is None else tree.template()
+        num_pairs = NUM_PAIRS if tree is None else 0
+        self._learned = Namespaces(lambda: _Learned(vocab_size, num_pairs))
+
+    @classmethod
+    def open(cls, vocab_size: int, tree: RankTree | None = None) -> RecyclingDrafter:
+        """Returns the drafter.
+
+        Args:
+            vocab_size: token ids lie in `0 .. vocab_size - 1`.
+            tree: drafts along this tree, from what feedback told of single tokens; None for ours.
+
+        Raises:
+            InvalidRequest: a tree that is none, or a vocabulary too large for a row a token.
+        """
+        return cls(vocab_size, tree)
+
+    def start(self, context: Tokens, namespace: str = "default") -> RecyclingCursor | RankTreeCursor:
+        """Returns a cursor; the prompt is text to learn from, except for a published tree."""
+        learned = self._learned.of(namespace)
+        if self._template is not None:
+            return RankTreeCursor(learned, self._template, context)
+        return RecyclingCursor(learned, context)
+
+
+class RankTreeCursor:
+    """One session's last token and the rows of its namespace. Owned by that session, not thread-safe."""
+
+    __slots__ = ("_learned", "_tail", "_template")
+
+    def __init__(self, learned: _Learned, template: Template, context: Tokens) -> None:
+        self._learned = learned
+        self._template = template
+        self._tail = Tail(1)
+        self._tail.append(context)
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        """Moves on; the rows take over what the feedback tells, of rejected nodes too."""
+        _take_over(self._learned, feedback, NO_TOKEN)
+        self._tail.append(tokens)
+
+    def close(self) -> None:
+        """Does nothing: the rows learned as the session went."""
+
+    def propose(self, budget: Budget) -> DraftTree:
+        """Returns the tree of ranks with the tokens that the rows have."""
+        context = self._tail.tokens
+        if budget.max_nodes <= 0 or not context.shape[0]:
+            return DraftTree.empty()
+        root = int(context[-1])
+        with self._learned.lock:
+            token_ids, parents, probs = self._learned.rows.fill(
+                self._template, root, budget.max_nodes, budget.max_depth_nodes
+            )
+        return DraftTree(token_ids, parents, probs, own_source(token_ids.shape[0]))
+
+
+class RecyclingCursor:
+    """One session's last two tokens, the rows of its namespace, and how often those were right here.
+
+    Owned by that session, not thread-safe.
+    """
+
+    __slots__ = ("_counts", "_known_counts", "_learned", "_tail")
+
+    def __init__(self, learned: _Learned, context: Tokens) -> None:
+        self._learned = learned
+        self._tail = Tail(2)
+        self._tail.append(context)
+        with learned.lock:
+            learned.rows.learn(context, 1, _NO_COUNTS)  # no test of the rows: the target did not write it
+            self._known_counts = learned.counts.copy()
+        self._counts = self._known_counts.copy()
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        """Learns committed text and feedback; the text has the last word on what comes first in a row."""
+        known = self._tail.tokens
+        text = np.concatenate((known, tokens))
+        begin = known.shape[0]
+        with self._learned.lock:
+            self._learned.rows.learn(text, begin, self._counts)
+        if _take_over(self._learned, feedback, int(known[-2]) if begin > 1 else NO_TOKEN):
+            with self._learned.lock:
+                self._learned.rows.learn(text, begin, _NO_COUNTS)
+        self._tail.append(tokens)
+
+    def close(self) -> None:
+        """Adds what was right in this session to what its namespace knows of such candidates."""
+        with self._learned.lock:
+            self._learned.counts += self._counts - self._known_counts
+        self._known_counts = self._counts.copy()
+
+    def propose(self, budget: Budget) -> DraftTree:
+        """Returns the most probable paths over the rows."""
+        context = self._tail.tokens
+        if budget.max_nodes <= 0 or not context.shape[0]:
+            return DraftTree.empty()
+        previous = int(context[-2]) if context.shape[0] > 1 else NO_TOKEN
+        with self._learned.lock:
+            token_ids, parents, probs = self._learned.rows.draft(
+                _PRIOR, self._counts, previous, int(context[-1]), budget.max_nodes, budget.max_depth_nodes
+            )
+        return DraftTree(token_ids, parents, probs, own_source(token_ids.shape[0]))
+
+
+def _take_over(learned: _Learned, feedback: Feedback | None, previous: int) -> bool:
+    """Writes the rows that the feedback tells; returns whether it tells any."""
+    if feedback is None or not feedback.topk_ids.size:
+        return False
+    with learned.lock:
+        learned.rows.update(
+            feedback.node_token_ids,
+            feedback.node_parents,
+            feedback.topk_ids,
+            feedback.topk_logprobs,
+            previous,
+        )
+    return True
+
+
+def _prior(offers: float, by_rank: Sequence[Sequence[float]], trust: Sequence[float]) -> Float64s:
+    """Returns float64[2, classes]: so many offers of each class, and how many of them are right.
+
+    Args:
+        offers: what the prior weighs.
+        by_rank: share of right candidates by kind and rank, where no log-probability was told.
+        trust: by kind, what a told probability is worth.
+    """
+    levels = np.arange(1, kernels.MAX_LEVEL + 1)
+    told = np.exp(-(((levels - 0.5) / kernels.LEVELS_PER_ROOT_NAT) ** 2))
+    shares = [[*ranks, *(kind_trust * told)] for ranks, kind_trust in zip(by_rank, trust, strict=True)]
+    flat = np.concatenate([np.array(kind) for kind in shares])
+    return np.stack([np.full(flat.shape, offers), offers * flat])
+
+
+_PRIOR = _prior(
+    20.0,
+    (
+        (0.50, 0.15, 0.08, 0.05, 0.03, 0.02, 0.015, 0.01),
+        (0.35, 0.12, 0.07, 0.05, 0.03, 0.02, 0.015, 0.01),
+        (0.08, 0.05, 0.03, 0.02, 0.015, 0.01, 0.01, 0.01),
+    ),
+    (0.8, 0.6, 0.2),
+)
