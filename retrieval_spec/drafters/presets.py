@@ -14,6 +14,7 @@ from retrieval_spec.drafters.combination import Combination, ask_all
 from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.drafters.corpus_rest import Rest
 from retrieval_spec.drafters.ngram import Chain
+from retrieval_spec.drafters.recycling import RankTree
 from retrieval_spec.errors import InvalidRequest
 
 
@@ -103,6 +104,26 @@ def anpd() -> Preset:
     return Preset((Source("ngram", {"max_order": 5, "chain": Chain(max_nodes=6)}),), max_nodes=6)
 
 
+def token_recycling() -> Preset:
+    """Token Recycling (Luo et al., 2024, arXiv 2408.08696; github.com/Luowaterbi/TokenRecycling).
+
+    Reproduced: one row of 8 ids a token, overwritten by the target's top 8 at every verified node,
+    rejected ones too; the fixed tree "2.2.2" of 80 nodes filled with them from the last token down;
+    rows that outlive a session; nothing learned from prompts or committed text.
+
+    Different on purpose: a row that is not known yet gives no drafts, where the published code drafts
+    token 0; two nodes with one token in a step leave the later one's row, where the published code
+    leaves either; rows are shared within a namespace, not by all. Nodes come by the sum of their ranks
+    and steps, so that a budget below 80 keeps the likeliest ones.
+    """
+    return Preset((Source("recycling", {"rule": RankTree()}),), max_nodes=80)
+
+
+def session_recycling() -> Preset:
+    """The own context and what the target found likely before: for a verifier that reports its top-k."""
+    return Preset((Source("session"), Source("recycling")))
+
+
 PRESETS: dict[str, Callable[[], Preset]] = {
     "default": default,
     "session": session,
@@ -110,6 +131,8 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "rest": rest,
     "pld": pld,
     "anpd": anpd,
+    "token-recycling": token_recycling,
+    "session+recycling": session_recycling,
 }
 
 

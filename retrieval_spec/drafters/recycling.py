@@ -37,36 +37,48 @@ _NO_COUNTS = no_counts()
 
 @dataclass(frozen=True, slots=True)
 class RankTree:
-    """A fixed tree over rows that feedback alone writes, as Token Recycling was published.
+    """Drafts along a fixed tree of ranks, over rows that feedback alone writes.
+
+    The default is the tree of Token Recycling, "2.2.2" with 80 nodes.
 
     Attributes:
-        paths: the nodes as ranks from the context down, parents among them: (0, 2) is the third
-            candidate after the first candidate.
-        share_of_rank: makes a node's probability from its rank r, as `share ** (r + 1)`. Published trees
-            have none: this orders the nodes, for budgets that do not hold all of them.
+        children: the ranks that lead from the context to a node, and how many children it has: ("02", 2)
+            gives the third candidate after the first candidate its first two candidates.
+        share: makes the probability of a candidate of rank r, `share ** (r + 1)`. The published tree has
+            none; this orders the nodes, for budgets that do not hold all of them.
     """
 
-    paths: tuple[tuple[int, ...], ...]
-    share_of_rank: float = 0.6
+    children: tuple[tuple[str, int], ...] = (
+        *(("", 8), ("0", 8), ("1", 4), ("2", 3), ("3", 2), ("4", 1), ("5", 1), ("6", 1), ("7", 1)),
+        *(("00", 8), ("01", 3), ("02", 2), ("03", 1), ("04", 1), ("05", 1), ("06", 1), ("07", 1)),
+        *(("10", 2), ("11", 1), ("20", 1), ("30", 1), ("40", 1), ("50", 1)),
+        *(("000", 5), ("001", 2), ("002", 1), ("003", 1), ("004", 1)),
+        *(("010", 1), ("020", 1), ("100", 1), ("200", 1), ("300", 1)),
+        *(("0000", 3), ("0001", 1), ("0002", 1), ("0010", 1), ("0100", 1), ("1000", 1)),
+        *(("00000", 2), ("00010", 1)),
+    )
+    share: float = 0.6
 
     def template(self) -> Template:
         """Returns the tree as arrays, its nodes by falling path probability.
 
         Raises:
-            InvalidRequest: a path whose parent is missing, a rank that no row has, or a path twice.
+            InvalidRequest: a node without its parent, a node twice, more children than a row has, or a
+                share outside (0, 1).
         """
-        probs = {path: float(np.prod([self.share_of_rank ** (rank + 1) for rank in path])) for path in self.paths}
-        ordered = sorted(probs, key=lambda path: (-probs[path], len(path), path))
-        index = {path: node for node, path in enumerate(ordered)}
-        for path in self.paths:
-            if not path or not 0 <= min(path) <= max(path) < WIDTH or (path[:-1] and path[:-1] not in index):
-                raise InvalidRequest("a tree of ranks has a path without its parent, or a rank out of range", got=path)
-        if len(index) != len(self.paths) or not 0 < self.share_of_rank < 1:
-            raise InvalidRequest("a tree of ranks has a path twice, or a share outside (0, 1)")
-        nodes = [(index.get(path[:-1], -1), path[-1], len(path)) for path in ordered]
-        own = [self.share_of_rank ** (path[-1] + 1) for path in ordered]
+        paths = [path + str(rank) for path, num_children in self.children for rank in range(num_children)]
+        parents = {"", *paths}
+        lost = [path for path, num_children in self.children if path not in parents or num_children > WIDTH]
+        if lost or len(set(paths)) != len(paths) or not 0 < self.share < 1:
+            raise InvalidRequest(
+                "this is no tree of ranks", got=lost or self, expected="each node once, below its parent"
+            )
+        # Every rank of a path, and each step down, costs one factor of the share.
+        paths.sort(key=lambda path: (sum(map(int, path)) + len(path), len(path), path))
+        index = {path: node for node, path in enumerate(paths)}
+        nodes = [(index.get(path[:-1], NO_TOKEN), int(path[-1]), len(path)) for path in paths]
         columns: Int32s = np.array(nodes, np.int32).reshape(-1, 3).T.copy()
-        return Template(columns, np.array(own, np.float32))
+        return Template(columns, np.array([self.share ** (rank + 1) for _, rank, _ in nodes], np.float32))
 
 
 class _Learned:
@@ -89,23 +101,23 @@ class RecyclingDrafter:
 
     wanted_topk = WIDTH
 
-    def __init__(self, vocab_size: int, tree: RankTree | None = None) -> None:
-        self._template = None if tree is None else tree.template()
-        num_pairs = NUM_PAIRS if tree is None else 0
+    def __init__(self, vocab_size: int, rule: RankTree | None = None) -> None:
+        self._template = None if rule is None else rule.template()
+        num_pairs = NUM_PAIRS if rule is None else 0
         self._learned = Namespaces(lambda: _Learned(vocab_size, num_pairs))
 
     @classmethod
-    def open(cls, vocab_size: int, tree: RankTree | None = None) -> RecyclingDrafter:
+    def open(cls, vocab_size: int, rule: RankTree | None = None) -> RecyclingDrafter:
         """Returns the drafter.
 
         Args:
             vocab_size: token ids lie in `0 .. vocab_size - 1`.
-            tree: drafts along this tree, from what feedback told of single tokens; None for ours.
+            rule: drafts by this rule, from what feedback told of single tokens; None for ours.
 
         Raises:
             InvalidRequest: a tree that is none, or a vocabulary too large for a row a token.
         """
-        return cls(vocab_size, tree)
+        return cls(vocab_size, rule)
 
     def start(self, context: Tokens, namespace: str = "default") -> RecyclingCursor | RankTreeCursor:
         """Returns a cursor; the prompt is text to learn from, except for a published tree."""

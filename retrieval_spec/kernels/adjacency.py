@@ -31,7 +31,7 @@ MAX_LEVEL = 15
 LEVELS_PER_ROOT_NAT = 6.0
 """Level 0: no log-probability was told. Level n from 1: its root is about (n - 1/2) / 6."""
 
-# How a candidate was found: by both tokens; by the last one alone; by the last one, others being known by both.
+# How a candidate was found: by two tokens, by the last one alone, or by the last one behind those by two.
 BY_TWO, BY_ONE, BEHIND_TWO = range(3)
 CLASSES_A_KIND = WIDTH + MAX_LEVEL
 """A candidate counts by its rank if its level is 0, else by its level."""
@@ -161,6 +161,21 @@ def update(arena, node_token_ids, node_parents, topk_ids, topk_logprobs, previou
 
 
 @inlined_kernel
+def _place_of(arena, row, entry):
+    """Returns the rank of an entry, `WIDTH` if a row does not hold it."""
+    rank = 0
+    while rank < WIDTH and arena[row + rank] != entry:
+        rank += 1
+    return rank
+
+
+@inlined_kernel
+def is_in(arena, row, entry):
+    """Tells whether a row holds an entry."""
+    return _place_of(arena, row, entry) < WIDTH
+
+
+@inlined_kernel
 def _count_row(arena, row, kind, above, next_token, counts):
     """Counts what a row offers, without what the row `above` offers already; tells whether it was right."""
     for rank in range(WIDTH):
@@ -174,21 +189,12 @@ def _count_row(arena, row, kind, above, next_token, counts):
 
 
 @inlined_kernel
-def is_in(arena, row, entry):
-    """Tells whether a row holds an entry."""
-    for rank in range(WIDTH):
-        if arena[row + rank] == entry:
-            return True
-    return False
-
-
-@inlined_kernel
 def _move_to_front(arena, row, token):
-    """Makes a token the first one of a row; those before its place move back, the last one may fall out."""
+    """Makes a token the first one of a row: it leaves its place, takes a free one or that of the last."""
     entry = np.int32(token + 1)
-    place = 0
-    while place < WIDTH - 1 and arena[row + place] != entry and arena[row + place] != 0:
-        place += 1
+    place = _place_of(arena, row, entry)
+    if place == WIDTH:
+        place = min(_place_of(arena, row, np.int32(0)), WIDTH - 1)
     if place == 0:
         arena[row] = entry
         return

@@ -1,4 +1,4 @@
-"""Expands rows of likely next tokens into draft trees: along a fixed template, or most probable path first."""
+"""Expands rows of likely next tokens into draft trees: along a fixed template, or best paths first."""
 
 from __future__ import annotations
 
@@ -150,10 +150,32 @@ def draft(arena, shares, counts, previous, root, max_depth_nodes, block, tree):
             if row != NO_ROW:
                 kind = BEHIND_TWO
                 waiting = _enter_row(
-                    arena, row, NO_ROW, BY_TWO, shares, counts, block, floats, ranking, waiting, capacity, parent
+                    arena,
+                    row,
+                    NO_ROW,
+                    BY_TWO,
+                    shares,
+                    counts,
+                    block,
+                    floats,
+                    ranking,
+                    waiting,
+                    capacity,
+                    parent,
                 )
             waiting = _enter_row(
-                arena, row_of(token), row, kind, shares, counts, block, floats, ranking, waiting, capacity, parent
+                arena,
+                row_of(token),
+                row,
+                kind,
+                shares,
+                counts,
+                block,
+                floats,
+                ranking,
+                waiting,
+                capacity,
+                parent,
             )
         if waiting == 0:
             break

@@ -98,7 +98,7 @@ class AdjacencyRows:
         kernels.learn(self.arena, text, begin, counts)
 
     def fill(self, template: Template, root: int, max_nodes: int, max_depth_nodes: int) -> TreeColumns:
-        """Returns the template with the tokens of the rows; what is not known is left out with its subtree."""
+        """Returns the template with the tokens of the rows; the unknown is left out with its subtree."""
         tree = np.empty((4, template.probs.shape[0]), np.int32)
         size = adjacency_draft.fill_template(
             self.arena, template.nodes, root, max_nodes, max_depth_nodes, tree
