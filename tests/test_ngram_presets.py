@@ -9,11 +9,22 @@ import pytest
 
 from retrieval_spec.drafters.presets import PRESETS
 from retrieval_spec.engine import Engine
-from tests.reference.ngram import ReferenceAnpd
+from tests.reference.ngram import ReferenceAnpd, ReferenceCache
+from tests.stores import write_corpus
 
 VOCAB_SIZE = 151_936
-TWINS = {"anpd": ReferenceAnpd}
-MAX_NODES = {"anpd": 6}
+TWINS = {"anpd": ReferenceAnpd, "llamacpp-cache": ReferenceCache}
+MAX_NODES = {"anpd": 6, "llamacpp-cache": 16}
+WITH_A_CORPUS = {"llamacpp-cache"}
+CASES = [(name, False) for name in TWINS] + [(name, True) for name in sorted(WITH_A_CORPUS)]
+
+
+def engine_and_twin(name, documents, folder):
+    """A preset and its twin; both know the documents, if there are any."""
+    if not documents:
+        return Engine(VOCAB_SIZE, preset=name), TWINS[name]()
+    store = write_corpus(folder / "store", documents, VOCAB_SIZE)
+    return Engine(VOCAB_SIZE, preset=name, datastores=[store]), TWINS[name](documents)
 
 
 def paths_of(tree):
@@ -24,15 +35,17 @@ def paths_of(tree):
     return set(paths)
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize(("name", "has_corpus"), CASES)
 @pytest.mark.parametrize("seed", range(5))
-def test_random_contexts_give_the_drafts_of_the_twin(name, seed):
+def test_random_contexts_give_the_drafts_of_the_twin(name, has_corpus, seed, tmp_path):
     rng = np.random.default_rng(seed)
     alphabet = (2, 3, 5, 9, 30)[seed]
-    engine, twin = Engine(VOCAB_SIZE, preset=name), TWINS[name]()
+    documents = [rng.integers(0, alphabet, 60).tolist() for _ in range(8 * has_corpus)]
+    engine, twin = engine_and_twin(name, documents, tmp_path)
     num_nodes = 0
     for _ in range(100):  # with 5 seeds: 500 contexts
         prompt = rng.integers(0, alphabet, rng.integers(0, 40)).tolist()
+        prompt += prompt[: rng.integers(0, 9)]  # so that much of it repeats, however large the alphabet
         session = engine.open_session(prompt)
         twin.start(prompt)
         for _ in range(4):
@@ -48,23 +61,29 @@ def test_random_contexts_give_the_drafts_of_the_twin(name, seed):
 
 
 def traces_of(data_dir):
-    """20 recorded outputs of three kinds, cut to what a quick test replays."""
+    """20 recorded outputs of three kinds, cut to what a quick test replays, and others for a corpus."""
+    replayed, documents = [], []
     for family, num_items in (("code", 8), ("agent_tools", 6), ("maths", 6)):
         with (data_dir / "tok_qwen2" / f"{family}.jsonl").open() as lines:
-            for _ in range(num_items):
+            for place in range(30):
                 item = json.loads(next(lines))
-                yield item["prompt_ids"][-300:], item["output_ids"][:300]
+                if place < num_items:
+                    replayed.append((item["prompt_ids"][-300:], item["output_ids"][:300]))
+                else:
+                    documents.append(item["output_ids"])
+    return replayed, documents
 
 
 def num_accepted(paths, output):
     return max(size for size in range(len(output) + 1) if not size or tuple(output[:size]) in paths)
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_real_traces_give_the_drafts_of_the_twin(name, data_dir):
-    engine, twin = Engine(VOCAB_SIZE, preset=name), TWINS[name]()
+@pytest.mark.parametrize(("name", "has_corpus"), CASES)
+def test_real_traces_give_the_drafts_of_the_twin(name, has_corpus, data_dir, tmp_path):
+    replayed, documents = traces_of(data_dir)
+    engine, twin = engine_and_twin(name, documents if has_corpus else [], tmp_path)
     num_steps = num_drafted = num_right = 0
-    for prompt, output in traces_of(data_dir):
+    for prompt, output in replayed:
         session = engine.open_session(prompt)
         twin.start(prompt)
         while output:
@@ -78,7 +97,7 @@ def test_real_traces_give_the_drafts_of_the_twin(name, data_dir):
             num_drafted += len(paths) > 0
         session.close()
         twin.close()
-    assert num_drafted > 0.5 * num_steps
+    assert num_drafted > 0.3 * num_steps
     assert num_right > 0.3 * num_steps
 
 

@@ -11,8 +11,11 @@ from retrieval_spec.drafters.presets import Preset, Source
 from retrieval_spec.drafters.registry import drafter_class
 from retrieval_spec.errors import InvalidRequest
 
-STORE_KINDS = {"corpus": "context_array", "dense": "dense"}
+STORE_KINDS = {"corpus": "context_array", "dense": "dense", "ngram_cache": "context_array"}
 """Source -> kind of the datastores that it drafts from; other sources need none."""
+
+STORE_IS_OPTIONAL = {"ngram_cache"}
+"""Sources that draft without a datastore too, from what they learn."""
 
 Paths = Sequence[str | Path]
 
@@ -40,4 +43,6 @@ def _places(source: Source, kinds: dict[str | Path, str]) -> list[tuple[str, dic
     if wanted is None:
         return [(source.kind, {})]
     stores = [path for path, kind in kinds.items() if kind == wanted]
+    if not stores and source.kind in STORE_IS_OPTIONAL:
+        return [(source.kind, {})]
     return [(f"{source.kind}:{Path(path).resolve().name}", {"path": path}) for path in stores]

@@ -124,6 +124,27 @@ def session_recycling() -> Preset:
     return Preset((Source("session"), Source("recycling")))
 
 
+def llamacpp_cache() -> Preset:
+    """llama.cpp's n-gram cache (github.com/ggml-org/llama.cpp, `lookup` and `--spec-type ngram-cache`).
+
+    Reproduced: counts after 1 to 4 tokens in the session's own text and in earlier outputs, and after 2 in
+    a corpus. At each token the longest known context of the own text is asked first: the successor of the
+    largest count, times 100 of its count in the corpus where it has one, is drafted if the context
+    occurred 2, 2, 1, 1 times and the successor makes up 66, 50, 50, 50 % of that; else the next shorter one
+    is asked. Then the earlier outputs, with 4, 3, 2, 2 times and 75, 66, 66, 66 %, then the corpus alone,
+    with 2 times and 50 %. The chain ends where nothing passes, or after 16 tokens.
+
+    Different on purpose: earlier outputs are those of the namespace, not of all users, and without their
+    prompts, and bounded. Equally good successors rank by token id, not by a hash map's order. Of very many
+    successors only the 6 most frequent and those among the corpus's 16 most frequent are compared. Without
+    a datastore the corpus is empty; several datastores are asked one by one and fused.
+
+    Not reproduced: the server keeps a slot's counts for the next request, whose acceptance suffers; here
+    they end with the session.
+    """
+    return Preset((Source("ngram_cache", {"max_nodes": 16}),), max_nodes=16)
+
+
 PRESETS: dict[str, Callable[[], Preset]] = {
     "default": default,
     "session": session,
@@ -133,6 +154,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "anpd": anpd,
     "token-recycling": token_recycling,
     "session+recycling": session_recycling,
+    "llamacpp-cache": llamacpp_cache,
 }
 
 
