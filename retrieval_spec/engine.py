@@ -144,10 +144,8 @@ class Engine:
         `max_nodes` bounds each session's own tree. No session gets more than `MAX_SHARE` times the
         average: drafting nodes that the selection then drops would cost more than it can gain.
         """
-        fair_nodes = MAX_SHARE * -(-total_nodes // max(len(sessions), 1))
-        caps = [min(total_nodes, fair_nodes)] * len(sessions)
-        if max_nodes is not None:
-            caps = [min(pair) for pair in zip(caps, max_nodes, strict=True)]
+        most = min(total_nodes, MAX_SHARE * -(-total_nodes // max(len(sessions), 1)))
+        caps = [most] * len(sessions) if max_nodes is None else [min(most, cap) for cap in max_nodes]
         trees = [session.draft(cap) for session, cap in zip(sessions, caps, strict=True)]
         return share_nodes(trees, max(total_nodes, 0))
 

@@ -4,9 +4,10 @@ Shared by the server (several sources) and the verifier (retrieval beside a draf
 numpy alone. `insert` and `best_first` are written in the subset that numba compiles: the engine passes
 their compiled form (`kernels.fusion`), a verifier without numba runs them as they stand.
 
-A trie is int32[6, n]: a column for the context and one for each node, with rows for token id, parent,
-probability (by its float32 bits), source mask, first child and next sibling. 0 is the context's column,
-and in the last two rows the end of a list.
+A trie is int32[10, n], all zero at first: a column for the context and one for each node, with rows for
+token id, parent, probability (by its float32 bits), source mask, first child and next sibling, and four
+that only the steps themselves use. 0 is the context's column, and in the child and sibling rows the end
+of a list.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ import numpy as np
 from retrieval_spec.tree import CONTEXT, DraftTree, Float32s, Int32s, Tokens, Uint16s
 
 TOKEN, PARENT, PROB, SOURCE, FIRST_CHILD, NEXT_SIBLING = range(6)
+PLACE, PATH_PROB, DEPTH, WAITING = range(6, 10)
+TRIE_ROWS, TREE_ROWS = 10, 4
 
 
 class Steps(NamedTuple):
     """The two steps of fusion, interpreted or compiled."""
 
     insert: Callable[[Int32s, int, Tokens, Int32s, Float32s, Uint16s, int], int]
-    best_first: Callable[[Int32s, int, int], Int32s]
+    best_first: Callable[[Int32s, Int32s], None]
 
 
 def fuse(trees: Sequence[DraftTree], max_nodes: int, steps: Steps | None = None) -> DraftTree:
@@ -112,11 +115,12 @@ def _fused(
     num_nodes = sum([tree.token_ids.shape[0] for tree in trees])
     if num_nodes == 0 or max_nodes <= 0:
         return DraftTree.empty(names)
-    trie = np.zeros((6, num_nodes + 1), np.int32)
+    trie = np.zeros((TRIE_ROWS, num_nodes + 1), np.int32)
     size = 1
     for tree, bit in zip(trees, bits, strict=True):
         size = steps.insert(trie, size, tree.token_ids, tree.parents, tree.probs, tree.sources, bit)
-    best = steps.best_first(trie, size, max_nodes)
+    best = np.empty((TREE_ROWS, min(max_nodes, size - 1)), np.int32)
+    steps.best_first(trie, best)
     return DraftTree(
         best[TOKEN], best[PARENT], best[PROB].view(np.float32), best[SOURCE].astype(np.uint16), names
     )
@@ -134,7 +138,7 @@ def insert(
     """Adds a tree to a trie with room for it; returns the number of columns in use.
 
     Args:
-        trie: int32[6, m]  see the module.
+        trie: int32[10, m]  see the module.
         size: columns in use.
         token_ids: int32[n]  the tree's nodes.
         parents: int32[n]  -1 or the index of an earlier node.
@@ -143,9 +147,8 @@ def insert(
         bit: the tree's first source bit.
     """
     bits = probs.view(np.int32)
-    place = np.zeros(token_ids.shape[0] + 1, np.int32)  # node of the tree -> column; -1 -> the context
     for node in range(token_ids.shape[0]):
-        parent = place[parents[node]]
+        parent = trie[PLACE, parents[node] + 1]  # the context, -1, has the first place, 0
         child = trie[FIRST_CHILD, parent]
         while child > 0 and trie[TOKEN, child] != token_ids[node]:
             child = trie[NEXT_SIBLING, child]
@@ -159,36 +162,51 @@ def insert(
         # The bits of non-negative floats sort like the floats.
         trie[PROB, child] = max(trie[PROB, child], bits[node])
         trie[SOURCE, child] |= np.int32(sources[node]) << bit
-        place[node] = child
+        trie[PLACE, node + 1] = child
     return size
 
 
-def best_first(trie: Int32s, size: int, max_nodes: int) -> Int32s:
-    """Returns the nodes of the largest path probability, best first, as the first four rows of a trie.
+def best_first(trie: Int32s, best: Int32s) -> None:
+    """Writes the nodes of the largest path probability, best first, like the first four rows of a trie.
 
-    Parents are counted from the first node, -1 is the context. A parent is at least as probable as its
-    child and less deep, so it always comes first.
+    Parents are counted from the first node, -1 is the context. A child is at most as probable as its
+    parent and deeper, so it waits until its parent has been taken.
+
+    Args:
+        trie: int32[10, m]  see the module.
+        best: int32[4, n]  written; no more columns than there are nodes.
     """
-    probs = trie[PROB].view(np.float32)
-    path_probs = np.ones(size, np.float32)
-    depths = np.zeros(size, np.int64)
-    for node in range(1, size):
-        path_probs[node] = probs[node] * path_probs[trie[PARENT, node]]
-        depths[node] = depths[trie[PARENT, node]] + 1
-    # Falling probability, then rising depth, in one integer; an equal one keeps the order by token.
-    keys = ((np.int64(0x7FFFFFFF) - path_probs.view(np.int32)) << 31) + depths
-    by_token = np.argsort(trie[TOKEN, 1:size], kind="mergesort") + 1
-    order = by_token[np.argsort(keys[by_token], kind="mergesort")][:max_nodes]
-    rank = np.full(size, -1, np.int32)
-    best = np.empty((4, order.shape[0]), np.int32)
-    for position in range(order.shape[0]):
-        node = order[position]
-        rank[node] = position
+    floats = trie.view(np.float32)
+    floats[PATH_PROB, 0] = 1.0
+    trie[PLACE, 0] = -1  # from here on: the place in `best`
+    num_waiting, node = 0, np.int32(0)
+    for position in range(best.shape[1]):
+        child = trie[FIRST_CHILD, node]
+        while child > 0:
+            floats[PATH_PROB, child] = floats[PROB, child] * floats[PATH_PROB, node]
+            trie[DEPTH, child] = trie[DEPTH, node] + 1
+            at = num_waiting  # those that wait are ranked, the best one last
+            while at > 0:
+                other = trie[WAITING, at - 1]
+                # The bits of non-negative floats sort like the floats.
+                order = trie[PATH_PROB, other] - trie[PATH_PROB, child]
+                for row in (DEPTH, TOKEN):
+                    if order == 0:
+                        order = trie[row, child] - trie[row, other]
+                if order < 0 or (order == 0 and child < other):
+                    break
+                trie[WAITING, at] = other
+                at -= 1
+            trie[WAITING, at] = child
+            num_waiting += 1
+            child = trie[NEXT_SIBLING, child]
+        num_waiting -= 1
+        node = trie[WAITING, num_waiting]
+        trie[PLACE, node] = position
         best[TOKEN, position] = trie[TOKEN, node]
-        best[PARENT, position] = rank[trie[PARENT, node]]
+        best[PARENT, position] = trie[PLACE, trie[PARENT, node]]
         best[PROB, position] = trie[PROB, node]
         best[SOURCE, position] = trie[SOURCE, node]
-    return best
 
 
 PLAIN = Steps(insert, best_first)

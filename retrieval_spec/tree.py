@@ -17,6 +17,8 @@ from retrieval_spec.errors import InvalidTokens, InvalidTree
 TOKEN = np.int32
 """The one element type of token ids: vocabularies above 65,536 are normal."""
 
+_TOKEN_DTYPE = np.dtype(TOKEN)
+
 MAX_VOCAB_SIZE = 2**31 - 1
 CONTEXT = -1
 """The parent of a node that continues the context itself; the root is not a node."""
@@ -54,6 +56,8 @@ def as_tokens(values: Sequence[int] | NDArray[Any], vocab_size: int) -> Tokens:
 
 
 def _as_integer_vector(values: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
+    if isinstance(values, np.ndarray) and values.dtype == _TOKEN_DTYPE and values.ndim == 1:
+        return values  # what nearly always comes
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, OverflowError) as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from retrieval_spec import fusion
-from retrieval_spec.kernels.jit import kernel
+from retrieval_spec.kernels.jit import allocation_free_kernel
 
-insert = kernel(fusion.insert)
-best_first = kernel(fusion.best_first)
+insert = allocation_free_kernel(fusion.insert)
+best_first = allocation_free_kernel(fusion.best_first)
 COMPILED = fusion.Steps(insert, best_first)

@@ -6,6 +6,7 @@ every tree before it is handed on. Knows the messages, but no transport, session
 
 from __future__ import annotations
 
+import math
 import operator
 import struct
 from collections.abc import Sequence
@@ -241,25 +242,49 @@ def _split_forest(forest: DraftTree, counts: Sequence[int]) -> list[DraftTree]:
 
 def _check_forest(forest: DraftTree, counts: Sequence[int], vocab_size: int) -> None:
     """Does what `DraftTree.check` does, for all trees of an answer at once and on plain numbers."""
-    tokens, parents = forest.token_ids.tolist(), forest.parents.tolist()
-    nodes = zip(tokens, parents, forest.probs.tolist(), forest.sources.tolist(), strict=True)
+    columns = (forest.token_ids, forest.parents, forest.probs, forest.sources)
+    nodes = zip(*[column.tolist() for column in columns], strict=True)
     num_masks = 1 << len(forest.source_names)
     for count in counts:
-        edges = set()
-        for node, (token, parent, prob, sources) in enumerate(islice(nodes, count)):
-            edges.add((parent, token))
-            # A comparison with NaN is false, so it fails here too.
-            if not (
-                0 <= token < vocab_size
-                and CONTEXT <= parent < node
-                and 0 <= prob <= 1
-                and sources < num_masks
-            ):
+        if count:
+            tokens, parents, probs, sources = zip(*islice(nodes, count), strict=True)
+            if not _is_sound(tokens, parents, probs, sources, vocab_size, num_masks):
                 as_tokens(forest.token_ids, vocab_size)  # says which one
-                raise _node_error(node, parent, prob, num_masks)
-        if len(edges) < count:
-            as_tokens(forest.token_ids, vocab_size)
-            raise InvalidTree("two siblings carry the same token")
+                raise _tree_error(parents, probs, sources, num_masks)
+
+
+def _is_sound(
+    tokens: Sequence[int],
+    parents: Sequence[int],
+    probs: Sequence[float],
+    sources: Sequence[int],
+    vocab_size: int,
+    num_masks: int,
+) -> bool:
+    # Without a loop in Python, which would cost more than all the rest of reading an answer.
+    return (
+        min(tokens) >= 0
+        and max(tokens) < vocab_size
+        and min(parents) >= CONTEXT
+        and all(map(operator.lt, parents, range(len(parents))))
+        and min(probs) >= 0
+        and max(probs) <= 1
+        and not math.isnan(sum(probs))  # least and largest may miss a NaN, the sum does not
+        and max(sources) < num_masks
+        and len(set(zip(parents, tokens, strict=True))) == len(tokens)
+    )
+
+
+def _tree_error(
+    parents: Sequence[int],
+    probs: Sequence[float],
+    sources: Sequence[int],
+    num_masks: int,
+) -> InvalidTree:
+    for node, (parent, prob, mask) in enumerate(zip(parents, probs, sources, strict=True)):
+        if not (CONTEXT <= parent < node and 0 <= prob <= 1 and mask < num_masks):
+            return _node_error(node, parent, prob, num_masks)
+    return InvalidTree("two siblings carry the same token")
 
 
 def _node_error(node: int, parent: int, prob: float, num_masks: int) -> InvalidTree:
