@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from retrieval_spec.drafters.combination import Combination, ask_all
+from retrieval_spec.drafters.combination import Combination, ask_all, longer_match
 from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.drafters.corpus_rest import Rest
+from retrieval_spec.drafters.corpus_sam import SamTree
 from retrieval_spec.drafters.ngram import Chain
 from retrieval_spec.drafters.recycling import RankTree
 from retrieval_spec.errors import InvalidRequest
@@ -91,6 +93,26 @@ def pld() -> Preset:
     return Preset((Source("session", {"rule": Copy(max_match_tokens=3, if_short="require")}),), max_nodes=10)
 
 
+def sam() -> Preset:
+    """SAM-Decoding without a tree model (Hu et al., 2024, arXiv 2411.10666; github.com/hyx1999/SAM-Decoding).
+
+    Reproduced, with the defaults of its code: the own context drafts int(4 L) tokens, 59 at most, from the
+    first occurrence of the longest match, L tokens long; a corpus drafts int(4 (L - 5)) nodes, 59 at most,
+    best first by the products of count shares, with 8 children a node and 8 nodes a depth at most. One of
+    the two drafts: the corpus where L - 5 of its match is more than L of the own one. (The published
+    script passes 0 in place of 5.)
+
+    Different on purpose: nothing is padded up to the budget; the newest token may itself be copied;
+    a draft ends with the document it comes from; a corpus match is as long as the datastore is deep at most;
+    of more than 4096 occurrences an evenly strided sample is counted. Not added: one document for every
+    token of the vocabulary. The published bonus token, sampled without temperature after a full
+    acceptance, is the verifier's matter and not reproduced.
+    """
+    own = Copy(chain_tokens=59, chain_tokens_per_match_token=4.0)
+    sources = (Source("session", {"rule": own}), Source("corpus", {"rule": SamTree()}))
+    return Preset(sources, partial(longer_match, corpus_bias_tokens=5), max_nodes=59)
+
+
 def anpd() -> Preset:
     """ANPD (Ou et al., 2024, arXiv 2404.08698; github.com/oujieww/ANPD): adaptive n-grams, one chain.
 
@@ -151,6 +173,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "corpus": corpus,
     "rest": rest,
     "pld": pld,
+    "sam": sam,
     "anpd": anpd,
     "token-recycling": token_recycling,
     "session+recycling": session_recycling,

@@ -12,8 +12,13 @@ def earlier_ends(context, length):
 
 
 def longest_match(context, max_match=None):
-    limit = min(len(context) - 1, max_match or len(context))
-    return max((length for length in range(1, limit + 1) if earlier_ends(context, length)), default=0)
+    length, ends = 0, range(len(context) - 1)
+    while length != max_match:
+        ends = [e for e in ends if e >= length and context[e - length] == context[-1 - length]]
+        if not ends:
+            break
+        length += 1
+    return length
 
 
 def copied_chain(context, occurrence, min_match, max_match, chain_length, if_short):
