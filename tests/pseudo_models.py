@@ -1,4 +1,4 @@
-"""Deterministic stand-ins for a draft model: a distribution for every context, computed from the tokens alone."""
+"""Deterministic stand-ins for a draft model: a distribution for every context, from its tokens alone."""
 
 from __future__ import annotations
 
