@@ -1,4 +1,4 @@
-"""From text to a datastore: read, encode, sort, write.
+"""From text to a datastore: read, encode, sort, write. The text may be that of another tokenizer's datastore.
 
 Memory stays within 12 bytes a token and half a gigabyte: what is read is encoded and put on disk at once.
 """
@@ -6,9 +6,11 @@ Memory stays within 12 bytes a token and half a gigabyte: what is read is encode
 from __future__ import annotations
 
 import array
+import hashlib
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,14 +23,23 @@ from retrieval_spec.datastore.corpus import Corpus, Document
 from retrieval_spec.datastore.manifest import MAX_DEPTH_TOKENS, MAX_TOKENS, SEPARATORS, Facts, check_label
 from retrieval_spec.datastore.progress import NoProgress, Progress
 from retrieval_spec.datastore.recipe import load_recipe
-from retrieval_spec.datastore.store import check_replaceable, replace_datastore, write_datastore
-from retrieval_spec.datastore.tokenizer import Tokenizer, load_tokenizer
-from retrieval_spec.errors import InvalidRequest, LimitExceeded
+from retrieval_spec.datastore.store import (
+    Datastore,
+    check_replaceable,
+    open_datastore,
+    replace_datastore,
+    verify_datastore,
+    write_datastore,
+)
+from retrieval_spec.datastore.tokenizer import Tokenizer, check_same_tokenizer, load_tokenizer
+from retrieval_spec.errors import DatastoreExists, InvalidRequest, LimitExceeded
 from retrieval_spec.structures.context_array import DEPTH_TOKENS, ContextArray
 from retrieval_spec.tree import TOKEN, Tokens
 
 _BATCH_CHARACTERS = 1 << 20
 _CHUNK_TOKENS = 1 << 20
+_BATCH_TOKENS = 1 << 18
+_KIND = "context_array"
 _SEPARATOR = SEPARATORS["<i4"]
 
 
@@ -98,19 +109,149 @@ def build_datastore(
     (check_replaceable if replace else check_free)(target)
     encoder = load_tokenizer(tokenizer)
     corpus = Corpus(inputs, text_field, exclude)
-    tokens, documents = _encode(corpus, encoder, target, progress)
-    progress.start("sorting", len(tokens) - len(documents), "tokens")
-    index = ContextArray.build(tokens, threads=threads, depth_tokens=depth_tokens, progress=progress.advance)
-    facts = Facts(
+    progress.start("encoding", corpus.num_bytes, "B")
+    tokens, documents = _encode(_batches(corpus.documents(progress.advance)), encoder, target)
+    if not len(documents):
+        raise InvalidRequest(
+            "no documents found: the inputs hold no text",
+            got=f"{corpus.num_skipped_files} files that are no UTF-8 text",
+            remedy="name other inputs",
+        )
+    facts = _facts(label, encoder, depth_tokens)
+    _write(target, tokens, documents, facts, threads, replace, progress)
+    return target
+
+
+def translate_datastore(
+    datastore: str | Path,
+    *,
+    from_tokenizer: str | Path,
+    to_tokenizer: str | Path,
+    out: str | Path | None = None,
+    threads: int | None = None,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Builds a datastore for another tokenizer from the text of one that exists; returns its folder.
+
+    The text is what the old tokenizer makes of the ids, special tokens included. Where that is not quite
+    what was encoded once (a token that is half a character, a normaliser), it is a corpus all the same.
+
+    Args:
+        datastore: the folder of the datastore that exists; it stays as it is.
+        from_tokenizer: the `tokenizer.json` or folder that it was built with.
+        to_tokenizer: the target model's.
+        out: where the datastore goes. By default a place beside the old one whose name says which ids were
+            translated from which tokenizer to which; what was built there before is then used again.
+        threads: threads that sort; all cores by default.
+        replace: whether a datastore that stands at that place gives way.
+        progress: told of the stages.
+
+    Raises:
+        TokenizerMismatch: `from_tokenizer` is not the one that the datastore was built with.
+        RetrievalSpecError: as `build_datastore`, and `InvalidRequest` if there is nothing to translate.
+    """
+    progress = progress or NoProgress()
+    store = open_datastore(datastore)
+    old, new = _tokenizers_of(store, from_tokenizer, to_tokenizer)
+    target = (_place_beside(store, new) if out is None else Path(out)).absolute()
+    _check_numbers(store.manifest.depth_tokens, threads)
+    if out is None and not replace and target.is_dir():
+        return _checked(target, new)
+    (check_replaceable if replace else check_free)(target)
+    verify_datastore(datastore, progress)
+    progress.start("translating", store.manifest.num_tokens, "tokens")
+    tokens, documents = _encode(_texts(store, old, progress), new, target)
+    if not len(documents):
+        raise InvalidRequest("the datastore holds no text", got=datastore, remedy="translate another one")
+    facts = _facts(store.manifest.name, new, store.manifest.depth_tokens)
+    try:
+        _write(target, tokens, documents, facts, threads, replace, progress)
+    except DatastoreExists:
+        if out is not None:
+            raise
+        _checked(target, new)  # another process was faster
+    return target
+
+
+def _tokenizers_of(
+    store: Datastore, from_tokenizer: str | Path, to_tokenizer: str | Path
+) -> tuple[Tokenizer, Tokenizer]:
+    if store.manifest.kind != _KIND:
+        raise InvalidRequest(
+            "only a corpus can be translated",
+            got=f"{store.path} of kind {store.manifest.kind}",
+            expected=_KIND,
+            remedy="build it again from its text",
+        )
+    old, new = load_tokenizer(from_tokenizer), load_tokenizer(to_tokenizer)
+    check_same_tokenizer(old, store.manifest, store.path, remedy="name the tokenizer that it was built with")
+    if new.fingerprint == old.fingerprint:
+        raise InvalidRequest(
+            "both tokenizers give the same ids",
+            got=to_tokenizer,
+            remedy=f"use {store.path} as it is",
+        )
+    return old, new
+
+
+def _place_beside(store: Datastore, new: Tokenizer) -> Path:
+    """Returns where the translation goes that nobody named: another one for each content and tokenizer."""
+    manifest = store.manifest
+    contents = [entry.sha256 for _, entry in sorted(manifest.files.items())]
+    keys = [manifest.tokenizer.fingerprint, new.fingerprint, str(manifest.depth_tokens), *contents]
+    path = store.path.absolute()
+    return path.with_name(f"{path.name}.{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:16]}")
+
+
+def _checked(target: Path, new: Tokenizer) -> Path:
+    check_same_tokenizer(new, open_datastore(target).manifest, target, remedy="remove it, then build again")
+    return target
+
+
+def _texts(store: Datastore, old: Tokenizer, progress: Progress) -> Iterator[list[str]]:
+    """Yields the documents as texts, so many at once that the tokenizers' threads have work."""
+    tokens = store.columns["tokens"]
+    edges = [*store.columns["documents"].tolist(), len(tokens)]
+    batch: list[NDArray[Any]] = []
+    num_tokens = 0
+    for start, stop in pairwise(edges):
+        batch.append(tokens[start : stop - 1])
+        num_tokens += stop - start
+        if num_tokens >= _BATCH_TOKENS:
+            yield old.decode_batch(batch)
+            progress.advance(num_tokens)
+            batch, num_tokens = [], 0
+    if batch:
+        yield old.decode_batch(batch)
+        progress.advance(num_tokens)
+
+
+def _facts(label: str, encoder: Tokenizer, depth_tokens: int) -> Facts:
+    return Facts(
         name=label,
         vocab_size=encoder.vocab_size,
         depth_tokens=depth_tokens,
         tokenizer=encoder.facts,
         created_by=f"retrieval-spec {__version__}",
     )
+
+
+def _write(
+    target: Path,
+    tokens: NDArray[Any],
+    documents: NDArray[np.int64],
+    facts: Facts,
+    threads: int | None,
+    replace: bool,
+    progress: Progress,
+) -> None:
+    progress.start("sorting", len(tokens) - len(documents), "tokens")
+    index = ContextArray.build(
+        tokens, threads=threads, depth_tokens=facts.depth_tokens, progress=progress.advance
+    )
     write = replace_datastore if replace else write_datastore
     write(target, facts, {**index.columns(), "documents": documents}, progress)
-    return target
 
 
 def _check_numbers(depth_tokens: int, threads: int | None) -> None:
@@ -124,19 +265,13 @@ def _check_numbers(depth_tokens: int, threads: int | None) -> None:
 
 
 def _encode(
-    corpus: Corpus, encoder: Tokenizer, target: Path, progress: Progress
+    batches: Iterable[list[str]], encoder: Tokenizer, target: Path
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    progress.start("encoding", corpus.num_bytes, "B")
+    """Returns the corpus and where its documents start."""
     with writing(target), tempfile.TemporaryFile(dir=target.parent) as nameless:
         file = _TokenFile(nameless)
-        for batch in _batches(corpus.documents(progress.advance)):
+        for batch in batches:
             file.append(encoder.encode_batch(batch))
-        if not file.num_documents:
-            raise InvalidRequest(
-                "no documents found: the inputs hold no text",
-                got=f"{corpus.num_skipped_files} files that are no UTF-8 text",
-                remedy="name other inputs",
-            )
         return file.tokens(), file.documents()
 
 

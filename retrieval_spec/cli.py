@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from retrieval_spec import __version__
-from retrieval_spec.errors import InvalidRequest, RetrievalSpecError
+from retrieval_spec.errors import RetrievalSpecError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -74,8 +74,16 @@ def _add_build(commands: Any) -> None:
     )
     parser.add_argument("inputs", nargs="*", metavar="PATH", help="files or folders of text")
     parser.add_argument("--recipe", metavar="TOML", help="a recipe that names inputs, tokenizer and output")
+    parser.add_argument(
+        "--from-datastore", metavar="DIR", help="translate this datastore's text into ids of --tokenizer"
+    )
+    parser.add_argument("--from-tokenizer", metavar="PATH", help="the tokenizer that it was built with")
     parser.add_argument("--tokenizer", metavar="PATH", help="a tokenizer.json or a model folder")
-    parser.add_argument("--out", metavar="DIR", help="where the datastore goes")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where the datastore goes; a translation: beside the old one, and used again the next time",
+    )
     parser.add_argument("--text-field", metavar="NAME", help="the field or column that holds the text")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for sorting (default: all cores)")
     parser.add_argument("--replace", action="store_true", help="replace an existing datastore")
@@ -202,39 +210,10 @@ def _lines(result: dict[str, Any], indent: str) -> list[str]:
 
 
 def _build(arguments: argparse.Namespace) -> None:
-    from retrieval_spec.build import build_datastore, build_recipe
-    from retrieval_spec.commands.progress_bar import progress_bar
+    from retrieval_spec.commands.build import build_command
     from retrieval_spec.datastore.store import inspect_datastore
 
-    with progress_bar() as progress:
-        if arguments.recipe:
-            if arguments.inputs or arguments.tokenizer:
-                raise InvalidRequest(
-                    "a recipe names its own inputs and tokenizer", remedy="leave the others out"
-                )
-            out = build_recipe(
-                arguments.recipe, out=arguments.out, replace=arguments.replace, progress=progress
-            )
-        else:
-            _require(arguments, "inputs", "tokenizer", "out")
-            out = build_datastore(
-                arguments.inputs,
-                tokenizer=arguments.tokenizer,
-                out=arguments.out,
-                text_field=arguments.text_field,
-                threads=arguments.threads,
-                replace=arguments.replace,
-                progress=progress,
-            )
-    _print(inspect_datastore(out), arguments.json)
-
-
-def _require(arguments: argparse.Namespace, *names: str) -> None:
-    for name in names:
-        if not getattr(arguments, name):
-            raise InvalidRequest(
-                f"{name.upper() if name == 'inputs' else '--' + name} is missing", remedy="see --help"
-            )
+    _print(inspect_datastore(build_command(arguments)), arguments.json)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

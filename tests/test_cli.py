@@ -79,6 +79,7 @@ def newer(data: bytes) -> bytes:
     return seal(json.dumps(unsealed, indent=2, sort_keys=True).encode() + b"\n")
 
 
+TRANSLATE = ("build", "--from-datastore")
 BAD_INPUT = {
     "no command": ((), "COMMAND"),
     "unknown command": (("fly",), "invalid choice"),
@@ -91,6 +92,31 @@ BAD_INPUT = {
         "malformed.jsonl:2",
     ),
     "taken place": (("build", "{text}", "--tokenizer", "{model}", "--out", "{store}"), "--replace"),
+    "only the old tokenizer": (("build", "--from-tokenizer", "{model}"), "--from-datastore is missing"),
+    "no old tokenizer": (
+        ("build", "--from-datastore", "{store}", "--tokenizer", "{model}"),
+        "--from-tokenizer is missing",
+    ),
+    "no new tokenizer": (
+        ("build", "--from-datastore", "{store}", "--from-tokenizer", "{model}"),
+        "--tokenizer is missing",
+    ),
+    "wrong old tokenizer": (
+        (*TRANSLATE, "{foreign}", "--from-tokenizer", "{model}", "--tokenizer", "{model}", "--out", "{new}"),
+        "built with another tokenizer",
+    ),
+    "nothing to translate": (
+        (*TRANSLATE, "{store}", "--from-tokenizer", "{model}", "--tokenizer", "{model}", "--out", "{new}"),
+        "as it is",
+    ),
+    "missing old datastore": (
+        (*TRANSLATE, "{nowhere}", "--from-tokenizer", "{model}", "--tokenizer", "{model}"),
+        "nowhere",
+    ),
+    "text and a datastore": (
+        ("build", "{text}", *TRANSLATE[1:], "{store}", "--from-tokenizer", "{model}"),
+        "leave inputs and recipe out",
+    ),
     "no datastore": (("inspect", "{nowhere}"), "nowhere"),
     "a file, not a datastore": (("verify", "{malformed}"), "malformed"),
     "truncated": (("verify", "{truncated}"), "tokens.bin"),
@@ -149,6 +175,25 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(arguments, says, places):
     assert says in done.stderr
     assert not places["new"].exists()
     assert sorted(path.name for path in places["new"].parent.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_datastore_is_translated_and_used_again(store, tmp_path):
+    fields = json.loads((demo_model_dir() / "tokenizer.json").read_text())
+    fields["model"]["merges"] = fields["model"]["merges"][:50]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    shutil.copytree(store, tmp_path / "store")
+    options = (*TRANSLATE, tmp_path / "store", "--from-tokenizer", demo_model_dir(), "--tokenizer", tmp_path)
+    first, again = (run(*options, "--json") for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    facts = json.loads(first.stdout)
+    assert json.loads(again.stdout) == facts
+    assert facts["num_documents"] == 2
+    assert facts["num_tokens"] > json.loads(run("inspect", store, "--json").stdout)["num_tokens"]
+    refused = run("serve", "--datastore", store, "--model", tmp_path)
+    assert "--from-datastore" in refused.stderr
+    named = run(*options, "--out", facts["path"])
+    assert named.returncode == 2
+    assert "--replace" in named.stderr
 
 
 @pytest.fixture

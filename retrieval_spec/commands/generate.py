@@ -146,6 +146,7 @@ def check_server(client: DraftClient, model: str | Path) -> None:
         TokenizerMismatch: a datastore's ids mean other text.
         ServiceUnavailable: the server does not answer.
     """
+    from retrieval_spec.datastore.manifest import TRANSLATE
     from retrieval_spec.datastore.tokenizer import load_tokenizer
 
     datastores = client.server_info.datastores
@@ -156,7 +157,7 @@ def check_server(client: DraftClient, model: str | Path) -> None:
                 f"the server's datastore {datastore.name} was built with another tokenizer",
                 got=datastore.tokenizer_fingerprint,
                 expected=fingerprint,
-                remedy="build it again with the tokenizer of this model",
+                remedy=TRANSLATE,
             )
 
 

@@ -32,6 +32,10 @@ SEPARATORS = {"<u2": 2**16 - 1, "<i4": 2**31 - 1}
 """Token type -> the id that ends every document: the largest value, never a token of the vocabulary."""
 
 REBUILD = "rebuild it with `retrieval-spec build`"
+TRANSLATE = (
+    "build it again with the tokenizer of the target model, or translate it: "
+    "retrieval-spec build --from-datastore DIR --from-tokenizer ITS_OWN --tokenizer THE_MODELS"
+)
 _FILE_NAME = re.compile(r"[a-z0-9._-]{1,64}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)

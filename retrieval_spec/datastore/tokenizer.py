@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from retrieval_spec.datastore.manifest import Manifest, TokenizerFacts
+from retrieval_spec.datastore.manifest import TRANSLATE, Manifest, TokenizerFacts
 from retrieval_spec.errors import InvalidRequest, MissingDependency, MissingPath, TokenizerMismatch
 from retrieval_spec.tree import Tokens
 
@@ -52,6 +53,12 @@ class Tokenizer:
         encodings = self._encode_batch(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    def decode_batch(self, documents: Sequence[NDArray[Any]]) -> list[str]:
+        """Returns the text of each vector of ids, control tokens spelled out."""
+        ids = [document.tolist() for document in documents]
+        texts: list[str] = self._backend.decode_batch(ids, skip_special_tokens=False)
+        return texts
+
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Opens a `tokenizer.json`, or the one in a model folder.
@@ -76,7 +83,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return Tokenizer(backend, facts)
 
 
-def check_same_tokenizer(tokenizer: Tokenizer, manifest: Manifest, path: str | Path) -> None:
+def check_same_tokenizer(
+    tokenizer: Tokenizer, manifest: Manifest, path: str | Path, *, remedy: str = TRANSLATE
+) -> None:
     """Accepts the datastore at `path` only if its ids mean the same text to the tokenizer.
 
     Raises:
@@ -87,7 +96,7 @@ def check_same_tokenizer(tokenizer: Tokenizer, manifest: Manifest, path: str | P
             f"datastore {path} was built with another tokenizer",
             got=_summary(manifest.tokenizer),
             expected=_summary(tokenizer.facts),
-            remedy="build it again with the tokenizer of the target model",
+            remedy=remedy,
         )
 
 

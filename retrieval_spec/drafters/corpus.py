@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from retrieval_spec.datastore.manifest import TRANSLATE
 from retrieval_spec.datastore.store import open_datastore
 from retrieval_spec.drafters.base import Budget, Cursor, own_source
 from retrieval_spec.drafters.tail import Tail
@@ -45,7 +46,7 @@ def open_array(vocab_size: int, path: str | Path) -> tuple[ContextArray, str]:
             f"datastore {path} was built for a larger vocabulary",
             got=f"{needed} token ids",
             expected=f"at most {vocab_size}",
-            remedy="build it again with the tokenizer of the target model",
+            remedy=TRANSLATE,
         )
     return array, manifest.tokenizer.fingerprint
 

@@ -1,0 +1,62 @@
+"""`retrieval-spec build`: from text, from a recipe, or from the text of another tokenizer's datastore."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from retrieval_spec.build import build_datastore, build_recipe, translate_datastore
+from retrieval_spec.commands.progress_bar import progress_bar
+from retrieval_spec.datastore.progress import Progress
+from retrieval_spec.errors import InvalidRequest
+
+
+def build_command(arguments: argparse.Namespace) -> Path:
+    """Builds what the arguments describe; returns the datastore's folder."""
+    with progress_bar() as progress:
+        if arguments.from_datastore or arguments.from_tokenizer:
+            return _from_datastore(arguments, progress)
+        if arguments.recipe:
+            return _from_recipe(arguments, progress)
+        return _from_text(arguments, progress)
+
+
+def _from_datastore(arguments: argparse.Namespace, progress: Progress) -> Path:
+    if arguments.inputs or arguments.recipe or arguments.text_field:
+        raise InvalidRequest("a datastore is translated alone", remedy="leave inputs and recipe out")
+    _require(arguments, "from_datastore", "from_tokenizer", "tokenizer")
+    return translate_datastore(
+        arguments.from_datastore,
+        from_tokenizer=arguments.from_tokenizer,
+        to_tokenizer=arguments.tokenizer,
+        out=arguments.out,
+        threads=arguments.threads,
+        replace=arguments.replace,
+        progress=progress,
+    )
+
+
+def _from_recipe(arguments: argparse.Namespace, progress: Progress) -> Path:
+    if arguments.inputs or arguments.tokenizer:
+        raise InvalidRequest("a recipe names its own inputs and tokenizer", remedy="leave the others out")
+    return build_recipe(arguments.recipe, out=arguments.out, replace=arguments.replace, progress=progress)
+
+
+def _from_text(arguments: argparse.Namespace, progress: Progress) -> Path:
+    _require(arguments, "inputs", "tokenizer", "out")
+    return build_datastore(
+        arguments.inputs,
+        tokenizer=arguments.tokenizer,
+        out=arguments.out,
+        text_field=arguments.text_field,
+        threads=arguments.threads,
+        replace=arguments.replace,
+        progress=progress,
+    )
+
+
+def _require(arguments: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if not getattr(arguments, name):
+            option = name.upper() if name == "inputs" else f"--{name.replace('_', '-')}"
+            raise InvalidRequest(f"{option} is missing", remedy="see --help")
