@@ -9,8 +9,10 @@ Some rules choose by how long a source's match is: `match_length`, a property of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from retrieval_spec.drafters.base import Budget, Cursor
+from retrieval_spec.drafters.rows import Row, is_known, rows_of_tree, with_nodes
 from retrieval_spec.tree import DraftTree
 
 Combination = Callable[[Sequence[Cursor], Budget], list[DraftTree]]
@@ -56,3 +58,39 @@ def _ask_one(cursors: Sequence[Cursor], chosen: int, budget: Budget) -> list[Dra
     if cursors:
         trees[chosen] = cursors[chosen].propose(budget)
     return trees
+
+
+@dataclass(frozen=True, slots=True)
+class FillInOrder:
+    """Hierarchy Drafting's rule: rows of the first source, then of the next, until there are enough.
+
+    A row is a path from the context to a leaf. One that equals a kept row, or begins like it as far as
+    both go, adds nothing and is not counted. Sources after the last one needed are not asked.
+
+    Attributes:
+        max_rows: rows that are kept.
+        row_tokens: tokens of a row at most.
+    """
+
+    max_rows: int = 7
+    row_tokens: int = 4
+
+    def __call__(self, cursors: Sequence[Cursor], budget: Budget) -> list[DraftTree]:
+        """Returns one tree a source: the rows that it fills up with."""
+        depth = min(self.row_tokens, budget.max_depth_nodes)
+        whole = Budget(self.max_rows * self.row_tokens, depth)  # the caller's budget cuts the result
+        kept: list[Row] = []
+        trees = []
+        for cursor in cursors:
+            tree = cursor.propose(whole) if len(kept) < self.max_rows else DraftTree.empty()
+            trees.append(self._filled(kept, tree))
+        return trees
+
+    def _filled(self, kept: list[Row], tree: DraftTree) -> DraftTree:
+        nodes: set[int] = set()
+        for path in rows_of_tree(tree):
+            row = tuple(tree.token_ids[path].tolist())
+            if len(kept) < self.max_rows and not is_known(row, kept):
+                kept.append(row)
+                nodes.update(path)
+        return with_nodes(tree, nodes)

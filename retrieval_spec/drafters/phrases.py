@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from itertools import accumulate
-from operator import mul
 from typing import Literal
 
-from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget
+from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.phrase_pool import Key, PhrasePool, VerifiedTree
-from retrieval_spec.drafters.rows import Row, tree_of_rows
+from retrieval_spec.drafters.rows import Row, falling_masses, survival, tree_of_rows
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import DraftTree, Tokens
@@ -32,17 +30,7 @@ MAX_PHRASE_TOKENS = 16
 # as the match grows.
 _KEY_WORTH = (0.36, 0.47, 0.85)
 _GOES_ON = ((0.41, 0.48, 0.64, 0.72), (0.48, 0.61, 0.70, 0.76), (0.86, 0.90, 0.93, 0.95))
-_NEXT_RANK = 0.5
-"""What a phrase is worth beside the next newer one."""
-
-
-def _survival(goes_on: tuple[float, ...]) -> list[float]:
-    """Returns P(a phrase is right up to each of its tokens | the first one is right)."""
-    steps = [*goes_on, *[goes_on[-1]] * (MAX_DEPTH_NODES - len(goes_on) - 1)]
-    return list(accumulate(steps, mul, initial=1.0))
-
-
-_SURVIVAL = tuple(map(_survival, _GOES_ON))
+_SURVIVAL = tuple(map(survival, _GOES_ON))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +78,10 @@ class Pooling:
         """
         bounds = (
             ("key_tokens", self.key_tokens, 1, 1 if self.suffixes else 3),
-            ("phrase_tokens", self.phrase_tokens, 1, 16),
+            ("phrase_tokens", self.phrase_tokens, 1, MAX_PHRASE_TOKENS),
             ("min_phrase_tokens", self.min_phrase_tokens, 1, self.phrase_tokens),
             ("max_phrases", self.max_phrases, 1, 64),
+            ("chain_tokens", self.suffixes.chain_tokens if self.suffixes else 0, 0, 32),
         )
         for name, value, lowest, highest in bounds:
             if not lowest <= value <= highest:
@@ -155,10 +144,11 @@ class PhrasesCursor:
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Learns committed text and what the verifier tells of the step, as far as the rule says."""
         newest = tokens[-MAX_LEARNED_TOKENS:].tolist()
+        before = self._tail if tokens.shape[0] == len(newest) else []
         with self._shared.lock:
             if feedback is not None:
                 self._learn_step(newest, feedback)
-            text = self._tail + newest
+            text = before + newest
             if self._rule.from_text:
                 self._learn_text(text, len(newest))
         self._tail = text[-(self._rule.key_tokens + self._rule.phrase_tokens) :]
@@ -173,7 +163,10 @@ class PhrasesCursor:
         with self._shared.lock:
             rows, key_tokens = self._rows()
         return tree_of_rows(
-            rows, _masses(len(rows), key_tokens), [_SURVIVAL[key_tokens - 1]] * len(rows), budget
+            rows,
+            falling_masses(len(rows), _KEY_WORTH[key_tokens - 1]),
+            [_SURVIVAL[key_tokens - 1]] * len(rows),
+            budget,
         )
 
     def _rows(self) -> tuple[list[Row], int]:
@@ -265,9 +258,3 @@ class PhrasesCursor:
                 better = tuple(step.argmax[node] for node in nodes[len(chain) : -1])
                 verified.append((key, guess, better))
         return verified
-
-
-def _masses(num_rows: int, key_tokens: int) -> list[float]:
-    shares = [_NEXT_RANK**rank for rank in range(num_rows)]
-    scale = _KEY_WORTH[key_tokens - 1] / max(sum(shares), 1.0)
-    return [scale * share for share in shares]

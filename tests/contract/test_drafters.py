@@ -26,12 +26,12 @@ PARAMS = {"corpus": lambda folder: {"path": write_corpus(folder / "store", DOCUM
 
 def write_one_session(drafter):
     cursor = drafter.start(tokens([]))
-    cursor.observe(tokens(DOCUMENTS[0]))
+    cursor.observe(tokens(DOCUMENTS[0] * 2))
     cursor.close()
 
 
 # What a source needs to have something to say: those that learn from outputs need one.
-PREPARED = {"history": write_one_session}
+PREPARED = {"common": write_one_session, "history": write_one_session}
 
 
 @pytest.fixture(scope="module", params=sorted(DRAFTERS))
