@@ -138,7 +138,7 @@ def window(target, level, alphabet):
         rows = [[context[-1]], [hashed(context) % alphabet], [hashed([1, *context]) % alphabet]]
         for row in rows:
             while len(row) < level:
-                row.append(target(row))
+                row.append(target([*context, *row]))
         return [tuple(row) for row in rows]
 
     return jacobi

@@ -177,9 +177,9 @@ class PhrasesCursor:
         for key_tokens in range(min(self._rule.key_tokens, len(self._tail)), 0, -1):
             rows = self._unfinished(key_tokens)
             key = tuple(self._tail[-key_tokens:])
-            rows += self._shared.pool.newest(key, self._rule.max_phrases - len(rows))
+            rows += self._shared.pool.newest(key, self._rule.max_phrases)
             if rows:
-                return rows, key_tokens
+                return rows[: self._rule.max_phrases], key_tokens
         return [], 1
 
     def _unfinished(self, key_tokens: int) -> list[Row]:
