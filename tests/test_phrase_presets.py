@@ -226,6 +226,6 @@ def test_the_presets_have_the_published_parameters():
     assert (ouroboros.suffixes.chain_tokens, ouroboros.suffixes.num_phrases) == (12, 3)
     assert ouroboros.min_phrase_tokens == 6
     hierarchy = preset("hierarchy")
-    assert [source.kind for source in hierarchy.sources] == ["phrases", "common", "corpus"]
+    assert [source.kind for source in hierarchy.sources] == ["phrases", "frequent", "corpus"]
     assert (hierarchy.combine.max_rows, hierarchy.combine.row_tokens) == (7, 4)
     assert hierarchy.sources[2].params["rule"].span_tokens == 2

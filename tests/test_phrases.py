@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_spec.drafters import common, phrases
+from retrieval_spec.drafters import frequent, phrases
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.combination import FillInOrder
-from retrieval_spec.drafters.common import CommonDrafter
 from retrieval_spec.drafters.corpus import CorpusDrafter
 from retrieval_spec.drafters.corpus_rows import Rows
+from retrieval_spec.drafters.frequent import FrequentDrafter
 from retrieval_spec.drafters.phrase_pool import PhrasePool
 from retrieval_spec.drafters.phrases import PhrasesDrafter, Pooling, Suffixes
 from retrieval_spec.drafters.rows import falling_masses, survival, tree_of_rows
@@ -207,7 +207,7 @@ def test_rules_out_of_range_are_refused(parameters):
     with pytest.raises(InvalidRequest, match="out of range"):
         PhrasesDrafter.open(VOCAB_SIZE, Pooling(**parameters))
     with pytest.raises(InvalidRequest, match="out of range"):
-        CommonDrafter.open(VOCAB_SIZE, phrase_tokens=17)
+        FrequentDrafter.open(VOCAB_SIZE, phrase_tokens=17)
     with pytest.raises(InvalidRequest, match="out of range"):
         Rows(span_tokens=0)
     with pytest.raises(InvalidRequest, match="out of range"):
@@ -228,7 +228,7 @@ def test_rows_of_one_length_end_in_leaves_in_their_order():
 
 
 def taught(*outputs, **parameters):
-    drafter = CommonDrafter.open(VOCAB_SIZE, **parameters)
+    drafter = FrequentDrafter.open(VOCAB_SIZE, **parameters)
     for output in outputs:
         cursor = drafter.start(as_int32([]))
         cursor.observe(as_int32(list(output)))
@@ -243,7 +243,7 @@ def test_the_commonest_phrases_of_finished_outputs_are_drafted():
 
 
 def test_prompts_and_open_sessions_teach_nothing():
-    drafter = CommonDrafter.open(VOCAB_SIZE, phrase_tokens=2)
+    drafter = FrequentDrafter.open(VOCAB_SIZE, phrase_tokens=2)
     cursor = drafter.start(as_int32([1, 2, 3, 4]))
     cursor.observe(as_int32([1, 2, 3]))
     assert len(drafter.start(as_int32([1])).propose(Budget(9))) == 0
@@ -252,8 +252,8 @@ def test_prompts_and_open_sessions_teach_nothing():
 
 
 def test_counts_are_bounded(monkeypatch):
-    monkeypatch.setattr(common, "MAX_KEYS", 2)
-    monkeypatch.setattr(common, "MAX_COUNTED", 2)
+    monkeypatch.setattr(frequent, "MAX_KEYS", 2)
+    monkeypatch.setattr(frequent, "MAX_COUNTED", 2)
     drafter = taught([1, 5, 1, 5, 1, 6, 1, 7], [3, 0], phrase_tokens=1, max_phrases=2)
     firsts = [drafter.start(as_int32([key])).propose(Budget(9)).token_ids.tolist() for key in (1, 5, 6, 3)]
     assert firsts == [[5, 7], [], [], [0]]

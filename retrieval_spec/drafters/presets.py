@@ -238,7 +238,7 @@ def hierarchy() -> Preset:
         from_rejected=False,
         scope="session",
     )
-    sources = (Source("phrases", {"rule": pool}), Source("common"), Source("corpus", {"rule": Rows()}))
+    sources = (Source("phrases", {"rule": pool}), Source("frequent"), Source("corpus", {"rule": Rows()}))
     return Preset(sources, FillInOrder(max_rows=7, row_tokens=4), max_nodes=28)
 
 

@@ -12,7 +12,7 @@ DRAFTERS = {
     "history": "retrieval_spec.drafters.history:HistoryDrafter",
     "session": "retrieval_spec.drafters.session:SessionDrafter",
     "corpus": "retrieval_spec.drafters.corpus:CorpusDrafter",
-    "common": "retrieval_spec.drafters.common:CommonDrafter",
+    "frequent": "retrieval_spec.drafters.frequent:FrequentDrafter",
     "phrases": "retrieval_spec.drafters.phrases:PhrasesDrafter",
     "ngram": "retrieval_spec.drafters.ngram:NGramDrafter",
     "recycling": "retrieval_spec.drafters.recycling:RecyclingDrafter",

@@ -61,7 +61,7 @@ class PhraseCounts:
             self._by_token.popitem(last=False)
 
 
-class CommonDrafter:
+class FrequentDrafter:
     """Counts of phrases, kept apart by namespace; safe to share between threads."""
 
     def __init__(self, phrase_tokens: int, max_phrases: int) -> None:
@@ -70,7 +70,7 @@ class CommonDrafter:
         self._counts = Namespaces(PhraseCounts)
 
     @classmethod
-    def open(cls, vocab_size: int, phrase_tokens: int = 4, max_phrases: int = 7) -> CommonDrafter:
+    def open(cls, vocab_size: int, phrase_tokens: int = 4, max_phrases: int = 7) -> FrequentDrafter:
         """Returns the drafter; any vocabulary will do, since phrases hold ids that were seen.
 
         Raises:
@@ -84,12 +84,12 @@ class CommonDrafter:
                 raise InvalidRequest(f"{name} is out of range", got=value, expected=f"1 to {highest}")
         return cls(phrase_tokens, max_phrases)
 
-    def start(self, context: Tokens, namespace: str = "default") -> CommonCursor:
+    def start(self, context: Tokens, namespace: str = "default") -> FrequentCursor:
         """Returns a cursor after the prompt `context`, which is not learned."""
-        return CommonCursor(self._counts.of(namespace), self._phrase_tokens, self._max_phrases, context)
+        return FrequentCursor(self._counts.of(namespace), self._phrase_tokens, self._max_phrases, context)
 
 
-class CommonCursor:
+class FrequentCursor:
     """One session's output so far. Owned by that session, not thread-safe."""
 
     __slots__ = ("_counts", "_last", "_max_phrases", "_outputs", "_phrase_tokens")
