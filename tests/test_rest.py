@@ -40,6 +40,7 @@ def drafted_paths(tree):
 def assert_like_the_twin(tree, expected):
     drafted = drafted_paths(tree)
     assert set(drafted) == set(expected)
+    assert np.all(np.diff(tree.path_probs()) <= 1e-6)
     for path, (count, parents_count) in expected.items():
         assert drafted[path] == np.float32(count / parents_count)
 
