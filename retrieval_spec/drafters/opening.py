@@ -11,10 +11,15 @@ from retrieval_spec.drafters.presets import Preset, Source
 from retrieval_spec.drafters.registry import drafter_class
 from retrieval_spec.errors import InvalidRequest
 
-STORE_KINDS = {"corpus": "context_array", "dense": "dense", "ngram_cache": "context_array"}
+STORE_KINDS = {
+    "corpus": "context_array",
+    "dense": "dense",
+    "ngram_cache": "context_array",
+    "trigram": "context_array",
+}
 """Source -> kind of the datastores that it drafts from; other sources need none."""
 
-STORE_IS_OPTIONAL = {"ngram_cache"}
+STORE_IS_OPTIONAL = {"ngram_cache", "trigram"}
 """Sources that draft without a datastore too, from what they learn."""
 
 Paths = Sequence[str | Path]

@@ -148,6 +148,24 @@ def session_recycling() -> Preset:
     return Preset((Source("session"), Source("recycling")))
 
 
+def aded() -> Preset:
+    """ADED (Liu et al., 2024, arXiv 2407.12021; github.com/liuxukun2000/Adaptix): trigrams that adapt.
+
+    Reproduced: a store of P(c | a, b), of which the 12 most frequent successors count; for every search
+    each trigram within the last 16 tokens gains 0.04, up to 3.0; drafts are 4 tokens deep, each path then
+    one longer by its best successor, at most 24 paths and 64 nodes.
+
+    Different on purpose: of paths ranked by the product of their shares, the best are taken exactly, where
+    the published code estimates them by 150 rounds of Monte Carlo tree search. What is added is kept for
+    each namespace, beside the store, which never changes. It is added when tokens are committed, once for
+    each of them as if each had been searched for, so that drafts change nothing and all depends on the text
+    alone; of a prompt, the last 16 tokens count once. Values are kept in ten-thousandths, and a share is a
+    value over the sum of the 12 best after the same two tokens. Without a datastore the store begins empty;
+    several datastores are asked one by one and fused.
+    """
+    return Preset((Source("trigram"),), max_nodes=64)
+
+
 def llamacpp_cache() -> Preset:
     """llama.cpp's n-gram cache (github.com/ggml-org/llama.cpp, `lookup` and `--spec-type ngram-cache`).
 
@@ -252,6 +270,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "anpd": anpd,
     "token-recycling": token_recycling,
     "session+recycling": session_recycling,
+    "aded": aded,
     "llamacpp-cache": llamacpp_cache,
     "lookahead-pool": lookahead_pool,
     "ouroboros-pool": ouroboros_pool,

@@ -16,6 +16,7 @@ DRAFTERS = {
     "phrases": "retrieval_spec.drafters.phrases:PhrasesDrafter",
     "ngram": "retrieval_spec.drafters.ngram:NGramDrafter",
     "recycling": "retrieval_spec.drafters.recycling:RecyclingDrafter",
+    "trigram": "retrieval_spec.drafters.trigram:TrigramDrafter",
     "ngram_cache": "retrieval_spec.drafters.ngram_cache:NGramCacheDrafter",
 }
 

@@ -1,0 +1,118 @@
+"""Drafts from trigrams by ADED's store: those of a corpus, and additions for the text of each namespace.
+
+The corpus is never changed: what a namespace adds is kept beside it.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.corpus import open_array
+from retrieval_spec.drafters.namespaces import Namespaces
+from retrieval_spec.drafters.tail import Tail
+from retrieval_spec.feedback import Feedback
+from retrieval_spec.kernels.trigram_draft import MAX_NODES, MAX_SUCCESSORS, SCRATCH_WORDS, draft
+from retrieval_spec.structures.context_array import separator_of
+from retrieval_spec.structures.ngram_table import MAX_CORPUS_CONTEXTS, NGramTable, Shape
+from retrieval_spec.tree import TOKEN, DraftTree, Tokens
+
+WINDOW_TOKENS = 16
+"""Newest tokens whose trigrams are added to, at every token."""
+
+_CONTEXT_TOKENS = 2
+_SHAPE = Shape(_CONTEXT_TOKENS, _CONTEXT_TOKENS, MAX_SUCCESSORS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Additions:
+    """How often each trigram of one namespace was added to; whoever holds the lock may use them."""
+
+    table: NGramTable = field(default_factory=lambda: NGramTable(_SHAPE))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class TrigramDrafter:
+    """Trigrams of a corpus, and what every namespace adds; safe to share between threads."""
+
+    tokenizer_fingerprint: str  # of those that count a corpus; the ids of the others mean no text
+
+    def __init__(self, static: NGramTable) -> None:
+        self._additions = Namespaces(_Additions)
+        self.static = static.arena
+
+    @classmethod
+    def open(cls, vocab_size: int, path: str | Path | None = None) -> TrigramDrafter:
+        """Returns the drafter, which counts the corpus of a datastore now.
+
+        Args:
+            vocab_size: token ids of the target model.
+            path: a context array; without one there are additions alone.
+
+        Raises:
+            DatastoreError, MissingPath: a datastore that cannot be used.
+            TokenizerMismatch: it holds token ids that the target model does not have.
+            InvalidRequest: a datastore of another kind.
+        """
+        static = NGramTable(_SHAPE, MAX_CORPUS_CONTEXTS)
+        if path is None:
+            return cls(static)
+        array, tokenizer_fingerprint = open_array(vocab_size, path)
+        static.extend_documents(array.tokens, separator_of(array.tokens.dtype))
+        drafter = cls(static)
+        drafter.tokenizer_fingerprint = tokenizer_fingerprint
+        return drafter
+
+    def start(self, context: Tokens, namespace: str = "default") -> TrigramCursor:
+        """Returns a cursor that has added for the end of `context`, as for a search."""
+        return TrigramCursor(self, self._additions.of(namespace), context)
+
+
+class TrigramCursor:
+    """One session's last tokens and its namespace's additions; owned by that session, not thread-safe."""
+
+    __slots__ = ("_additions", "_scratch", "_static", "_tail")
+
+    def __init__(self, drafter: TrigramDrafter, additions: _Additions, context: Tokens) -> None:
+        self._static, self._additions = drafter.static, additions
+        self._scratch = np.empty(SCRATCH_WORDS, np.int64)
+        self._tail = Tail(WINDOW_TOKENS)
+        self._tail.append(context)
+        with additions.lock:
+            additions.table.extend(self._tail.tokens, _CONTEXT_TOKENS)
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        """Adds for the newest tokens, once for every committed one; `feedback` is not used."""
+        with self._additions.lock:
+            for at in range(tokens.shape[0]):
+                self._tail.append(tokens[at : at + 1])
+                self._additions.table.extend(self._tail.tokens, _CONTEXT_TOKENS)
+
+    def close(self) -> None:
+        """Does nothing: all was added when it was committed."""
+
+    def propose(self, budget: Budget) -> DraftTree:
+        """Returns the most probable paths over trigrams."""
+        max_nodes = min(budget.max_nodes, MAX_NODES)
+        if max_nodes <= 0:
+            return DraftTree.empty()
+        token_ids, parents = np.empty(max_nodes, TOKEN), np.empty(max_nodes, np.int32)
+        probs = np.empty(max_nodes, np.float32)
+        table = self._additions.table
+        with self._additions.lock:
+            size = draft(
+                self._static,
+                table.arena,
+                table.older,
+                self._tail.tokens,
+                budget.max_depth_nodes,
+                self._scratch,
+                token_ids,
+                parents,
+                probs,
+            )
+        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
