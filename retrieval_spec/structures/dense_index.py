@@ -1,0 +1,223 @@
+"""Nearest vectors by inner product: the one file that knows FAISS, which is imported when first needed.
+
+Vectors are stored as one byte a dimension. Up to `MAX_FLAT` of them are compared one by one; more are
+sorted into lists around centroids, of which a search reads the nearest few.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_spec.errors import DatastoreCorrupt, InvalidRequest, MissingDependency
+from retrieval_spec.tree import Float32s
+
+MAX_FLAT = 50_000
+"""Vectors that are compared one by one: beyond, that takes longer than reading lists."""
+RECALL_NEIGHBOURS = 10
+_RECALL_QUERIES = 300
+_TRAINING_PER_LIST = 48
+_LIST_READS = (8, 16, 32, 64, 128)
+_ENOUGH = 0.02
+"""Recall that may be missing against the largest number of lists read."""
+_MAX_BYTES_A_VECTOR = 160
+_FOURCCS = {b"IxSQ": "IndexScalarQuantizer", b"IwSq": "IndexIVFScalarQuantizer"}
+_HEADER = struct.Struct("<4siqqqBi")
+_LISTS_HEADER = struct.Struct("<QQ4s")
+
+
+class DenseIndex:
+    """Vectors under their numbers, 0 to n - 1; immutable, safe to search from several threads."""
+
+    def __init__(self, index: Any, num_vectors: int) -> None:
+        self._faiss = _faiss()
+        self._index = index
+        self.num_vectors = num_vectors
+
+    @classmethod
+    def build(cls, vectors: Float32s) -> DenseIndex:
+        """Returns the index over float32[n, d] vectors of length 1, tuned; n is at least 1.
+
+        How many lists a search reads is the smallest number with almost the recall of the largest.
+        """
+        faiss = _faiss()
+        num_vectors, dimensions = vectors.shape
+        if num_vectors < 1:
+            raise InvalidRequest("no vectors to index", got=vectors.shape, expected="one or more")
+        num_lists = 0 if num_vectors <= MAX_FLAT else 1 << round(np.log2(4 * np.sqrt(num_vectors)))
+        kind = f"IVF{num_lists},SQ8" if num_lists else "SQ8"
+        index = faiss.index_factory(dimensions, kind, faiss.METRIC_INNER_PRODUCT)
+        stride = max(num_vectors // (_TRAINING_PER_LIST * max(num_lists, 1_000)), 1)
+        index.train(vectors[::stride])
+        index.add(vectors)
+        built = cls(index, num_vectors)
+        if num_lists:
+            built._tune(vectors)
+        return built
+
+    @classmethod
+    def from_bytes(cls, data: NDArray[np.uint8], dimensions: int, num_vectors: int) -> DenseIndex:
+        """Returns the index that `to_bytes` wrote. The bytes must have passed their checksum before.
+
+        FAISS trusts what it reads, so what it would allocate and loop over is bounded first, and what
+        it made of the bytes is compared with what was expected.
+
+        Raises:
+            DatastoreCorrupt: another kind of index, other sizes, or bytes that FAISS refuses.
+        """
+        faiss = _faiss()
+        _check_header(data, dimensions, num_vectors)
+        try:
+            with _bounded(faiss, data.shape[0], num_vectors):
+                index = faiss.deserialize_index(np.ascontiguousarray(data))
+        except (RuntimeError, MemoryError) as error:
+            raise _corrupt("FAISS refuses it", str(error)[:200], "an index of this version") from error
+        _check_index(faiss, index, dimensions, num_vectors)
+        return cls(index, num_vectors)
+
+    def to_bytes(self) -> NDArray[np.uint8]:
+        """Returns uint8[m], the index as FAISS serialises it."""
+        data: NDArray[np.uint8] = self._faiss.serialize_index(self._index)
+        return data
+
+    def search(self, query: Float32s, num_neighbours: int) -> tuple[NDArray[np.int64], Float32s]:
+        """Returns numbers and similarities of the nearest vectors, nearest first, ties by number.
+
+        Runs on the calling thread alone.
+        """
+        with _one_thread(self._faiss):
+            similarities, numbers = self._index.search(query[None], min(num_neighbours, self.num_vectors))
+        found = (numbers[0] >= 0) & (numbers[0] < self.num_vectors)
+        numbers, similarities = numbers[0][found], similarities[0][found]
+        order = np.lexsort((numbers, -similarities))
+        return numbers[order], similarities[order]
+
+    def recall(self, vectors: Float32s) -> float:
+        """Returns recall@10: how many of the 10 nearest others of sampled vectors a search finds.
+
+        `vectors` are those that the index was built from; what is nearest is computed exactly.
+        """
+        queries, wanted = _neighbours_of_samples(vectors)
+        return self._recall(queries, wanted)
+
+    def _recall(self, queries: NDArray[np.int64], wanted: list[tuple[Float32s, set[int]]]) -> float:
+        vectors = np.stack([vector for vector, _ in wanted]) if wanted else np.zeros((0, 1), np.float32)
+        if not wanted:
+            return 1.0
+        _, found = self._index.search(vectors, min(RECALL_NEIGHBOURS + 1, self.num_vectors))
+        hits = total = 0
+        for number, row, (_, nearest) in zip(queries.tolist(), found, wanted, strict=True):
+            others = [other for other in row.tolist() if other != number][:RECALL_NEIGHBOURS]
+            hits += len(nearest.intersection(others))
+            total += len(nearest)
+        return hits / max(total, 1)
+
+    def _tune(self, vectors: Float32s) -> None:
+        queries, wanted = _neighbours_of_samples(vectors)
+        recalls = {}
+        for reads in _LIST_READS:
+            self._index.nprobe = reads
+            recalls[reads] = self._recall(queries, wanted)
+        best = max(recalls.values())
+        self._index.nprobe = next(reads for reads, recall in recalls.items() if recall >= best - _ENOUGH)
+
+
+def _neighbours_of_samples(vectors: Float32s) -> tuple[NDArray[np.int64], list[tuple[Float32s, set[int]]]]:
+    """Returns numbers of evenly spread vectors, and each one with its nearest others."""
+    num_vectors = vectors.shape[0]
+    numbers = np.unique(np.linspace(0, num_vectors - 1, min(_RECALL_QUERIES, num_vectors)).astype(np.int64))
+    wanted = []
+    for number in numbers.tolist():
+        similarities = vectors @ vectors[number]
+        similarities[number] = -np.inf
+        count = min(RECALL_NEIGHBOURS, num_vectors - 1)
+        nearest = np.argpartition(-similarities, count)[:count] if count else np.zeros(0, np.int64)
+        wanted.append((vectors[number], set(nearest.tolist())))
+    return numbers, wanted
+
+
+def _check_header(data: NDArray[np.uint8], dimensions: int, num_vectors: int) -> None:
+    if data.shape[0] < _HEADER.size + _LISTS_HEADER.size:
+        raise _corrupt("too short", f"{data.shape[0]} bytes", "an index")
+    if data.shape[0] > _MAX_BYTES_A_VECTOR * num_vectors * max(dimensions // 64, 1) + (1 << 20):
+        raise _corrupt("too large", f"{data.shape[0]} bytes", f"an index of {num_vectors} vectors")
+    head = data[: _HEADER.size + _LISTS_HEADER.size].tobytes()
+    fourcc, size, total, _, _, is_trained, metric = _HEADER.unpack_from(head)
+    if fourcc not in _FOURCCS:
+        raise _corrupt("of another kind", repr(fourcc), " or ".join(map(repr, _FOURCCS)))
+    if (size, total, is_trained, metric) != (dimensions, num_vectors, 1, 0):
+        raise _corrupt("of other sizes", (size, total, is_trained, metric), (dimensions, num_vectors, 1, 0))
+    if fourcc == b"IwSq":
+        num_lists, reads, quantizer = _LISTS_HEADER.unpack_from(head, _HEADER.size)
+        if not (1 <= num_lists <= num_vectors and 1 <= reads <= _LIST_READS[-1] and quantizer == b"IxFI"):
+            got = f"{num_lists} lists, {reads} read, {quantizer!r}"
+            raise _corrupt("of other lists", got, f"up to {num_vectors} lists of b'IxFI'")
+
+
+def _check_index(faiss: Any, index: Any, dimensions: int, num_vectors: int) -> None:
+    name = type(index).__name__
+    parts = [(name in _FOURCCS.values(), index.d, index.ntotal, index.sq.d, index.sq.qtype)]
+    expected = [(True, dimensions, num_vectors, dimensions, faiss.ScalarQuantizer.QT_8bit)]
+    if name == "IndexIVFScalarQuantizer":
+        lists, quantizer = index.invlists, faiss.downcast_index(index.quantizer)
+        parts += [(quantizer.d, quantizer.ntotal, lists.nlist, lists.compute_ntotal(), lists.code_size)]
+        expected += [(dimensions, index.nlist, index.nlist, num_vectors, dimensions)]
+    else:
+        parts += [(index.codes.size(),)]
+        expected += [(dimensions * num_vectors,)]
+    if parts != expected:
+        raise _corrupt("its parts contradict each other", parts, expected)
+
+
+@contextmanager
+def _bounded(faiss: Any, num_bytes: int, num_vectors: int) -> Iterator[None]:
+    """Lets FAISS allocate no more than the bytes can hold, and loop no more than they can ask for."""
+    bounds = {
+        "deserialization_vector_byte_limit": 2 * num_bytes + (1 << 20),
+        "deserialization_loop_limit": num_bytes + num_vectors,
+    }
+    before = {}
+    for name, bound in bounds.items():
+        if hasattr(faiss, f"set_{name}"):  # older versions have no such limits
+            before[name] = getattr(faiss, f"get_{name}")()
+            getattr(faiss, f"set_{name}")(bound)
+    try:
+        yield
+    finally:
+        for name, bound in before.items():
+            getattr(faiss, f"set_{name}")(bound)
+
+
+@contextmanager
+def _one_thread(faiss: Any) -> Iterator[None]:
+    """A team of threads would spin beside the verifier, and gains nothing for one query."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingDependency(
+            "dense datastores need faiss", remedy="pip install 'retrieval-spec[dense]'"
+        ) from error
+    return faiss
+
+
+def _corrupt(what: str, got: object, expected: object) -> DatastoreCorrupt:
+    return DatastoreCorrupt(
+        f"the dense index cannot be used: {what}",
+        got=got,
+        expected=expected,
+        remedy="rebuild it with `retrieval-spec build --kind dense`",
+    )
