@@ -9,7 +9,9 @@ import numpy as np
 
 from retrieval_spec.datastore.manifest import Facts, TokenizerFacts
 from retrieval_spec.datastore.store import write_datastore
+from retrieval_spec.projection import Projection
 from retrieval_spec.structures.context_array import ContextArray
+from retrieval_spec.structures.dense_index import DenseIndex
 
 
 def write_corpus(
@@ -29,4 +31,49 @@ def write_corpus(
     )
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if documents else np.zeros(0, np.int64)
     write_datastore(path, facts, {**array.columns(), "documents": starts})
+    return path
+
+
+MODEL = "sha256:" + "a" * 64
+
+
+def identity(dimensions: int) -> Projection:
+    """The projection that only brings states to length 1."""
+    ones = np.ones(dimensions, np.float32)
+    return Projection(np.zeros(dimensions, np.float32), ones, np.eye(dimensions, dtype=np.float32), MODEL)
+
+
+def write_dense(
+    path: Path,
+    documents: Sequence[Sequence[int]],
+    vocab_size: int,
+    vectors: np.ndarray,
+    dtype: type = np.int32,
+) -> Path:
+    """Writes a datastore of kind dense, with a vector for every token that has one before it."""
+    separator = np.iinfo(dtype).max
+    tokens = np.array([token for document in documents for token in (*document, separator)], dtype)
+    starts = np.cumsum([0, *(len(document) + 1 for document in documents)])[:-1]
+    is_decided = tokens != separator
+    is_decided[starts] = False
+    projection = identity(vectors.shape[1])
+    facts = Facts(
+        name=path.name,
+        vocab_size=vocab_size,
+        depth_tokens=20,
+        tokenizer=TokenizerFacts(fingerprint="sha256:" + "0" * 64),
+        created_by="tests",
+        kind="dense",
+        model_fingerprint=MODEL,
+    )
+    columns = {
+        "tokens": tokens,
+        "documents": starts.astype(np.int64),
+        "positions": np.flatnonzero(is_decided).astype(np.uint32),
+        "index": DenseIndex.build(projection.apply(vectors)).to_bytes(),
+        "mean": projection.mean,
+        "scale": projection.scale,
+        "components": projection.components.ravel(),
+    }
+    write_datastore(path, facts, columns)
     return path

@@ -16,6 +16,7 @@ from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.drafters.corpus_rest import Rest
 from retrieval_spec.drafters.corpus_rows import Rows
 from retrieval_spec.drafters.corpus_sam import SamTree
+from retrieval_spec.drafters.dense import SHARE, Neighbours
 from retrieval_spec.drafters.ngram import Chain
 from retrieval_spec.drafters.phrases import Pooling, Suffixes
 from retrieval_spec.drafters.recycling import RankTree
@@ -81,6 +82,26 @@ def rest() -> Preset:
     Several datastores are asked one by one and fused, where REST adds the counts of its chunks up.
     """
     return Preset((Source("corpus", {"rule": Rest()}),))
+
+
+def dresd() -> Preset:
+    """DReSD (Gritta et al., 2025; github.com/huawei-noah/HEBO, branch DReSD): a corpus by hidden states.
+
+    Reproduced: the query is the target's last hidden state, z-scored, projected on 64 components and
+    normalised; of its 50 nearest neighbours by cosine, the first 10 whose next token is the token just
+    decided give the 10 tokens after it.
+
+    Different on purpose: the 10 rows, of which many begin alike, are one tree instead of a batch with
+    the cache repeated, so no token is verified twice; a node's probability is its share of its parent's
+    rows, where the published system has none. Neighbours come from FAISS instead of ScaNN, stored as one
+    byte a dimension. Rows end with their document, where the published ones are filled with end tokens.
+    Its sampling is not reproduced: it verifies each row against the probabilities of its own tokens,
+    which changes the distribution.
+    """
+    rule = Neighbours(
+        num_neighbours=50, max_rows=10, continuation_tokens=10, temperature=float("inf"), worth=SHARE
+    )
+    return Preset((Source("dense", {"rule": rule}),), max_nodes=100)
 
 
 def pld() -> Preset:
@@ -265,6 +286,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "session": session,
     "corpus": corpus,
     "rest": rest,
+    "dresd": dresd,
     "pld": pld,
     "sam": sam,
     "anpd": anpd,

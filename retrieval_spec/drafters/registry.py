@@ -12,6 +12,7 @@ DRAFTERS = {
     "history": "retrieval_spec.drafters.history:HistoryDrafter",
     "session": "retrieval_spec.drafters.session:SessionDrafter",
     "corpus": "retrieval_spec.drafters.corpus:CorpusDrafter",
+    "dense": "retrieval_spec.drafters.dense:DenseDrafter",
     "frequent": "retrieval_spec.drafters.frequent:FrequentDrafter",
     "phrases": "retrieval_spec.drafters.phrases:PhrasesDrafter",
     "ngram": "retrieval_spec.drafters.ngram:NGramDrafter",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from retrieval_spec.errors import DatastoreCorrupt, InvalidRequest, MissingDependency
 from retrieval_spec.tree import Float32s
 
-MAX_FLAT = 50_000
+MAX_FLAT = 20_000
 """Vectors that are compared one by one: beyond, that takes longer than reading lists."""
 RECALL_NEIGHBOURS = 10
 _RECALL_QUERIES = 300
@@ -106,16 +106,14 @@ class DenseIndex:
         return self._recall(queries, wanted)
 
     def _recall(self, queries: NDArray[np.int64], wanted: list[tuple[Float32s, set[int]]]) -> float:
-        vectors = np.stack([vector for vector, _ in wanted]) if wanted else np.zeros((0, 1), np.float32)
-        if not wanted:
-            return 1.0
+        vectors = np.stack([vector for vector, _ in wanted])
         _, found = self._index.search(vectors, min(RECALL_NEIGHBOURS + 1, self.num_vectors))
         hits = total = 0
         for number, row, (_, nearest) in zip(queries.tolist(), found, wanted, strict=True):
             others = [other for other in row.tolist() if other != number][:RECALL_NEIGHBOURS]
             hits += len(nearest.intersection(others))
             total += len(nearest)
-        return hits / max(total, 1)
+        return hits / total if total else 1.0
 
     def _tune(self, vectors: Float32s) -> None:
         queries, wanted = _neighbours_of_samples(vectors)
@@ -161,15 +159,15 @@ def _check_header(data: NDArray[np.uint8], dimensions: int, num_vectors: int) ->
 
 def _check_index(faiss: Any, index: Any, dimensions: int, num_vectors: int) -> None:
     name = type(index).__name__
-    parts = [(name in _FOURCCS.values(), index.d, index.ntotal, index.sq.d, index.sq.qtype)]
-    expected = [(True, dimensions, num_vectors, dimensions, faiss.ScalarQuantizer.QT_8bit)]
+    parts: list[object] = [name in _FOURCCS.values(), index.d, index.ntotal, index.sq.d, index.sq.qtype]
+    expected = [True, dimensions, num_vectors, dimensions, faiss.ScalarQuantizer.QT_8bit]
     if name == "IndexIVFScalarQuantizer":
         lists, quantizer = index.invlists, faiss.downcast_index(index.quantizer)
-        parts += [(quantizer.d, quantizer.ntotal, lists.nlist, lists.compute_ntotal(), lists.code_size)]
-        expected += [(dimensions, index.nlist, index.nlist, num_vectors, dimensions)]
+        parts += [quantizer.d, quantizer.ntotal, lists.nlist, lists.compute_ntotal(), lists.code_size]
+        expected += [dimensions, index.nlist, index.nlist, num_vectors, dimensions]
     else:
-        parts += [(index.codes.size(),)]
-        expected += [(dimensions * num_vectors,)]
+        parts.append(index.codes.size())
+        expected.append(dimensions * num_vectors)
     if parts != expected:
         raise _corrupt("its parts contradict each other", parts, expected)
 

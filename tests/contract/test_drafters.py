@@ -13,15 +13,43 @@ from retrieval_spec.drafters.base import Budget, Cursor, Drafter
 from retrieval_spec.drafters.registry import DRAFTERS, drafter_class
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
-from tests.stores import write_corpus
+from tests.stores import write_corpus, write_dense
 
 VOCAB_SIZE = 151_936
 DOCUMENTS = [[5, 6, 7, 8, 5, 6, 9], [70_000, 5, 6, 7, 151_935], [1, 1, 1, 1, 1, 2]]
 CONTEXTS = [[], [5], [4_242], [151_935], [5, 6], [5, 6, 7, 5, 6], [1] * 40, [70_000, 5, 6, 7, 70_000, 5]]
 BUDGETS = [Budget(0), Budget(1), Budget(3), Budget(16), Budget(64), Budget(16, max_depth_nodes=2)]
 
+STATES = np.random.default_rng(0).normal(size=(sum(map(len, DOCUMENTS)) - len(DOCUMENTS), 8))
+
 # What a source needs to be opened beyond the vocabulary: corpus sources need a datastore.
-PARAMS = {"corpus": lambda folder: {"path": write_corpus(folder / "store", DOCUMENTS, VOCAB_SIZE)}}
+PARAMS = {
+    "corpus": lambda folder: {"path": write_corpus(folder / "store", DOCUMENTS, VOCAB_SIZE)},
+    "dense": lambda folder: {"path": write_dense(folder / "store", DOCUMENTS, VOCAB_SIZE, STATES)},
+}
+
+
+class Told:
+    """A source whose cursors are told a hidden state with every step: without one it has nothing to say."""
+
+    def __init__(self, drafter):
+        self.drafter = drafter
+
+    def start(self, context, namespace="default"):
+        cursor = ToldCursor(self.drafter.start(context, namespace))
+        cursor.observe(context[-1:])
+        return cursor
+
+
+class ToldCursor:
+    def __init__(self, cursor):
+        self.cursor, self.close, self.propose = cursor, cursor.close, cursor.propose
+
+    def observe(self, tokens, feedback=None):
+        self.cursor.observe(tokens, Feedback(hidden_state=STATES[3].astype(np.float32)))
+
+
+WRAPPED = {"dense": Told}
 
 
 def write_one_session(drafter):
@@ -42,7 +70,7 @@ def opened(request, tmp_path_factory):
     def open_prepared():
         drafter = drafter_class(request.param).open(vocab_size=VOCAB_SIZE, **params)
         PREPARED.get(request.param, lambda drafter: None)(drafter)
-        return drafter
+        return WRAPPED.get(request.param, lambda drafter: drafter)(drafter)
 
     return open_prepared
 
