@@ -26,10 +26,17 @@ from retrieval_spec.drafters.base import (
     own_source,
 )
 from retrieval_spec.drafters.combination import ask_all
+from retrieval_spec.drafters.guarded import GuardedCursor
 from retrieval_spec.drafters.opening import open_sources
 from retrieval_spec.drafters.presets import Preset
 from retrieval_spec.drafters.presets import preset as preset_of
-from retrieval_spec.errors import ContextMismatch, InvalidRequest, LimitExceeded, UnknownSession
+from retrieval_spec.errors import (
+    ContextMismatch,
+    InvalidRequest,
+    LimitExceeded,
+    RetrievalSpecError,
+    UnknownSession,
+)
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import fuse_sources
 from retrieval_spec.kernels.fusion import COMPILED
@@ -214,9 +221,16 @@ class Session:
         max_nodes = min(max_nodes, self._engine.limits.max_nodes)
         if max_nodes <= 0:
             return DraftTree.empty(self._engine.source_names)
-        budget = Budget(max_nodes)
-        trees = self._engine.combine(self._cursors, budget)
+        trees = self._combined(Budget(max_nodes))
         return fuse_sources(trees, max_nodes, self._engine.source_names, COMPILED)
+
+    def _combined(self, budget: Budget) -> list[DraftTree]:
+        try:
+            return self._engine.combine(self._cursors, budget)
+        except RetrievalSpecError:
+            # From here on what fails drafts nothing; the step is not lost, since drafting changes no cursor.
+            self._cursors = [GuardedCursor(cursor) for cursor in self._cursors]
+            return self._engine.combine(self._cursors, budget)
 
     def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
         """Appends decided tokens (accepted ones and the bonus token) to the context.

@@ -57,13 +57,17 @@ def hashed_law(vocab_size: int, sharpness: float = 2.0) -> NextProbs:
     return lambda context: after(*context[-3:])
 
 
-def repeating_law(vocab_size: int) -> NextProbs:
-    """What followed the last token earlier in the context, by counts, with a little for every token."""
+def repeating_law(vocab_size: int, smoothing: float = 0.01) -> NextProbs:
+    """What followed the last token earlier in the context, by counts, with a little for every token.
+
+    Without smoothing, a token that nothing followed yet is followed by token 0.
+    """
 
     def law(context: list[int]) -> np.ndarray:
-        counts = np.full(vocab_size, 0.01 / vocab_size)
+        counts = np.full(vocab_size, smoothing / vocab_size)
         for token, following in pairwise(context):
             counts[following] += token == context[-1]
+        counts[0] += counts.sum() == 0
         return counts / counts.sum()
 
     return law

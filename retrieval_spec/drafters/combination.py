@@ -9,10 +9,11 @@ Some rules choose by how long a source's match is: `match_length`, a property of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from retrieval_spec.drafters.base import Budget, Cursor
 from retrieval_spec.drafters.rows import Row, is_known, rows_of_tree, with_nodes
+from retrieval_spec.fusion import Pruning, prune
 from retrieval_spec.tree import DraftTree
 
 Combination = Callable[[Sequence[Cursor], Budget], list[DraftTree]]
@@ -94,3 +95,27 @@ class FillInOrder:
                 kept.append(row)
                 nodes.update(path)
         return with_nodes(tree, nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class PruneByModel:
+    """RASD's rule: the last source is a draft model, and it judges what the others retrieved.
+
+    A retrieved path stays if the model finds its first token probable. Without a word of the model, as
+    when it failed, all of them stay.
+
+    Attributes:
+        pruning: what counts as probable.
+    """
+
+    pruning: Pruning = field(default_factory=Pruning)
+
+    def __call__(self, cursors: Sequence[Cursor], budget: Budget) -> list[DraftTree]:
+        """Returns one tree a source, the model's last."""
+        *retrieval, model = cursors
+        grown = model.propose(budget)
+        first_probs = getattr(model, "first_probs", None)
+        trees = [cursor.propose(budget) for cursor in retrieval]
+        if first_probs is not None and first_probs.size:
+            trees = [prune(tree, first_probs, self.pruning) for tree in trees]
+        return [*trees, grown]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from retrieval_spec.drafters.combination import Combination, FillInOrder, ask_all, longer_match
+from retrieval_spec.drafters.combination import Combination, FillInOrder, PruneByModel, ask_all, longer_match
 from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.drafters.corpus_rest import Rest
 from retrieval_spec.drafters.corpus_rows import Rows
@@ -21,6 +21,8 @@ from retrieval_spec.drafters.ngram import Chain
 from retrieval_spec.drafters.phrases import Pooling, Suffixes
 from retrieval_spec.drafters.recycling import RankTree
 from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.fusion import Pruning
+from retrieval_spec.model_tree import DraftModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +283,41 @@ def hierarchy() -> Preset:
     return Preset(sources, FillInOrder(max_rows=7, row_tokens=4), max_nodes=28)
 
 
+def opt_tree(model: DraftModel | None = None) -> Preset:
+    """OPT-Tree (Wang et al., 2024, arXiv 2406.17276; github.com/Jikai0Wang/OPT-Tree): a model's best tree.
+
+    Reproduced: the tree of 60 nodes with the largest sum of path probabilities, grown layer by layer until
+    a layer raises the sum by 0.5 or less, or to a depth of 10.
+
+    Different on purpose: of a layer, only nodes that are among the best 60 of all layers so far are
+    continued, not the best 60 of the layer; the others could add nothing to the tree. Ties go to the lower
+    depth, then to the smaller token id.
+
+    Args:
+        model: the draft model. By its name alone the preset opens no engine: pass `opt_tree(model)`.
+    """
+    return Preset((Source("model", {"model": model}),), max_nodes=60)
+
+
+def rasd(model: DraftModel | None = None, pruning: Pruning | None = None) -> Preset:
+    """RASD (ACL Findings 2025, arXiv 2503.03434): retrieval pruned by a draft model and fused with its tree.
+
+    Reproduced: what the own context and the datastores hold is drafted, paths whose first token is not
+    among the 10 most probable ones of the draft model are dropped, and the rest is fused with the model's
+    tree along the longest common prefixes. The paper's thresholds could not be checked: both are parameters.
+
+    Different on purpose: the retrieval is this package's, with calibrated probabilities, and the most
+    probable nodes of the fused tree stay within the budget. The model's tree is OPT-Tree's. With a
+    service in another process, `verifier.FusedSource` does the same where the model runs.
+
+    Args:
+        model: the draft model. By its name alone the preset opens no engine: pass `rasd(model)`.
+        pruning: which retrieved paths pass.
+    """
+    sources = (Source("session"), Source("corpus"), Source("model", {"model": model}))
+    return Preset(sources, PruneByModel(pruning or Pruning()))
+
+
 PRESETS: dict[str, Callable[[], Preset]] = {
     "default": default,
     "session": session,
@@ -297,6 +334,8 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "lookahead-pool": lookahead_pool,
     "ouroboros-pool": ouroboros_pool,
     "hierarchy": hierarchy,
+    "opt-tree": opt_tree,
+    "rasd": rasd,
 }
 
 

@@ -14,6 +14,7 @@ DRAFTERS = {
     "corpus": "retrieval_spec.drafters.corpus:CorpusDrafter",
     "dense": "retrieval_spec.drafters.dense:DenseDrafter",
     "frequent": "retrieval_spec.drafters.frequent:FrequentDrafter",
+    "model": "retrieval_spec.drafters.model:ModelDrafter",
     "phrases": "retrieval_spec.drafters.phrases:PhrasesDrafter",
     "ngram": "retrieval_spec.drafters.ngram:NGramDrafter",
     "recycling": "retrieval_spec.drafters.recycling:RecyclingDrafter",

@@ -13,6 +13,7 @@ from retrieval_spec.drafters.base import Budget, Cursor, Drafter
 from retrieval_spec.drafters.registry import DRAFTERS, drafter_class
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
+from tests.pseudo_models import PseudoModel, repeating_law
 from tests.stores import write_corpus, write_dense
 
 VOCAB_SIZE = 151_936
@@ -22,10 +23,11 @@ BUDGETS = [Budget(0), Budget(1), Budget(3), Budget(16), Budget(64), Budget(16, m
 
 STATES = np.random.default_rng(0).normal(size=(sum(map(len, DOCUMENTS)) - len(DOCUMENTS), 8))
 
-# What a source needs to be opened beyond the vocabulary: corpus sources need a datastore.
+# What a source needs to be opened beyond the vocabulary: a datastore, a draft model.
 PARAMS = {
     "corpus": lambda folder: {"path": write_corpus(folder / "store", DOCUMENTS, VOCAB_SIZE)},
     "dense": lambda folder: {"path": write_dense(folder / "store", DOCUMENTS, VOCAB_SIZE, STATES)},
+    "model": lambda folder: {"model": PseudoModel(VOCAB_SIZE, repeating_law(VOCAB_SIZE))},
 }
 
 

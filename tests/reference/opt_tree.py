@@ -28,10 +28,10 @@ def opt_tree(
     total = 0.0
     for depth in range(1, max_depth + 1):
         for path in layer:
-            for token, prob in enumerate(law([*context, *path]).astype(np.float32)):
-                if prob > 0:
-                    probs[(*path, token)] = prob
-                    weights[(*path, token)] = weights[path] * prob
+            after = law([*context, *path]).astype(np.float32)
+            for token in np.flatnonzero(after).tolist():
+                probs[(*path, token)] = after[token]
+                weights[(*path, token)] = weights[path] * after[token]
         best = sorted(probs, key=lambda path: (-weights[path], len(path), path[-1]))[:max_nodes]
         new_total = float(np.sum([np.float64(weights[path]) for path in best]))
         layer = [path for path in best if len(path) == depth]
