@@ -73,6 +73,7 @@ class Engine:
 
     Attributes:
         datastores: name -> tokenizer fingerprint of every datastore among the sources.
+        max_nodes: nodes in one tree at most: the limits' bound, or a preset's smaller one.
         wanted_topk: ids a node that are of use in `Feedback.topk_ids`; 0 if no source learns from them.
         projection: what turns the target's state into `Feedback.hidden_state`; None if no source is asked
             with it.
@@ -106,6 +107,7 @@ class Engine:
         chosen = preset if isinstance(preset, Preset) else preset_of(preset)
         self.drafters = dict(open_sources(vocab_size, chosen, datastores) if drafters is None else drafters)
         self.combine = chosen.combine if drafters is None else ask_all
+        self.max_nodes = min(self.limits.max_nodes, chosen.max_nodes)
         self.datastores = {
             name.partition(":")[2]: drafter.tokenizer_fingerprint
             for name, drafter in self.drafters.items()
@@ -218,7 +220,7 @@ class Session:
             UnknownSession: the session is closed.
         """
         self._check_open()
-        max_nodes = min(max_nodes, self._engine.limits.max_nodes)
+        max_nodes = min(max_nodes, self._engine.max_nodes)
         if max_nodes <= 0:
             return DraftTree.empty(self._engine.source_names)
         trees = self._combined(Budget(max_nodes))

@@ -202,3 +202,14 @@ def test_what_follows_the_prompt_is_output_also_after_a_cut():
     session.truncate(2)
     assert session.draft(1).token_ids.tolist() == [8]
     assert started == [([1, 2], "tenant"), ([1, 2], "tenant"), ([1], "tenant"), ([1], "tenant")]
+
+
+def test_a_preset_bounds_the_tree_and_so_do_the_limits():
+    prompt = list(range(10)) * 4
+    for preset, limits, expected in (
+        ("pld", Limits(), 10),
+        ("pld", Limits(max_nodes=4), 4),
+        ("session", Limits(max_nodes=20), 20),
+    ):
+        session = Engine(VOCAB_SIZE, preset=preset, limits=limits).open_session(prompt)
+        assert len(session.draft(200)) == expected

@@ -25,6 +25,10 @@ from retrieval_spec.fusion import Pruning
 from retrieval_spec.model_tree import DraftModel
 
 
+MAX_NODES = 256
+"""What presets draft at most that name no bound of their own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One source of a preset.
@@ -50,7 +54,7 @@ class Preset:
 
     sources: tuple[Source, ...]
     combine: Combination = ask_all
-    max_nodes: int = 64
+    max_nodes: int = MAX_NODES
 
 
 def default() -> Preset:
@@ -83,7 +87,7 @@ def rest() -> Preset:
     found at such ends alone is not found. Without a span there is no draft, not the token 100 as a dummy.
     Several datastores are asked one by one and fused, where REST adds the counts of its chunks up.
     """
-    return Preset((Source("corpus", {"rule": Rest()}),))
+    return Preset((Source("corpus", {"rule": Rest()}),), max_nodes=64)
 
 
 def dresd() -> Preset:
