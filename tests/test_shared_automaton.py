@@ -12,14 +12,15 @@ from tests.reference.shared_text import SharedText
 from tests.strategies import as_int32
 
 NUM_TEXTS = 3
+COUNTED = 128
 OFFSETS = st.sampled_from([0, 70_000, 2**31 - 4])
 GROWTH = st.lists(
     st.tuples(st.integers(0, NUM_TEXTS - 1), st.lists(st.integers(0, 2), min_size=1, max_size=9)), max_size=14
 )
 
 
-def grown(growth, offset=0, max_bytes=1 << 20):
-    automaton, twin = SharedAutomaton(max_bytes), SharedText(NUM_TEXTS)
+def grown(growth, offset=0, counted=COUNTED, max_bytes=1 << 20):
+    automaton, twin = SharedAutomaton(max_bytes, counted), SharedText(NUM_TEXTS)
     texts = [automaton.new_text() for _ in range(NUM_TEXTS)]
     for text, tokens in growth:
         shifted = [token + offset for token in tokens]
@@ -53,6 +54,24 @@ def test_every_substring_has_its_count_and_its_followers(growth, offset):
         assert edges_of(automaton, layout.walk(automaton.arena, as_int32(string))) == followers[string]
 
 
+@given(GROWTH, st.integers(1, 6), st.integers(0, NUM_TEXTS - 1))
+@settings(deadline=None, max_examples=60)
+def test_a_text_taken_out_leaves_the_counts_of_the_others(growth, counted, removed):
+    automaton, _ = grown(growth, counted=counted)
+    automaton.uncount(as_int32([token for text, tokens in growth if text == removed for token in tokens]))
+    _, twin = grown(growth)
+    _, others = grown([(text, tokens) for text, tokens in growth if text != removed])
+    for string in twin.counts:
+        if len(string) <= counted:
+            assert automaton.num_occurrences(as_int32(string)) == others.counts[string]
+
+
+def test_a_long_run_is_counted_exactly():
+    automaton = SharedAutomaton(4 << 20, counted_tokens=24)
+    automaton.extend(automaton.new_text(), as_int32([7] * 5_000))
+    assert [automaton.num_occurrences(as_int32([7] * length)) for length in (1, 24)] == [5_000, 4_977]
+
+
 @given(GROWTH, st.lists(st.integers(0, 2), min_size=1, max_size=6))
 @settings(deadline=None)
 def test_no_other_string_is_in_it(growth, string):
@@ -79,7 +98,7 @@ def test_a_place_is_the_longest_suffix_that_occurs_and_is_not_too_long(growth, c
 def test_an_equal_text_makes_no_states():
     rng = np.random.default_rng(5)
     tokens = rng.integers(0, 500, 5_000).astype(np.int32)
-    automaton = SharedAutomaton(8 << 20)
+    automaton = SharedAutomaton(8 << 20, COUNTED)
     automaton.extend(automaton.new_text(), tokens)
     states = int(automaton.arena[layout.NUM_STATES])
     automaton.extend(automaton.new_text(), tokens)
@@ -91,7 +110,7 @@ def test_an_equal_text_makes_no_states():
 def test_growing_arenas_keep_everything():
     rng = np.random.default_rng(6)
     pieces = [rng.integers(0, 12, 700).astype(np.int32) for _ in range(60)]
-    small, large = SharedAutomaton(16 << 20), SharedAutomaton(16 << 20)
+    small, large = SharedAutomaton(16 << 20, COUNTED), SharedAutomaton(16 << 20, COUNTED)
     while large._make_room():
         pass
     for automaton in (small, large):
@@ -113,7 +132,7 @@ def test_growing_arenas_keep_everything():
 def test_a_full_automaton_refuses_and_still_answers():
     rng = np.random.default_rng(7)
     tokens = rng.integers(0, 1_000, 50_000).astype(np.int32)
-    automaton = SharedAutomaton(1 << 20)
+    automaton = SharedAutomaton(1 << 20, COUNTED)
     assert not automaton.extend(automaton.new_text(), tokens)
     assert automaton.is_half_full
     assert automaton.allocated_bytes <= 1 << 20

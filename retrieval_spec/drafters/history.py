@@ -12,14 +12,15 @@ from typing import Literal
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget, own_source
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.session import MAX_MATCH_TOKENS, WORTH
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.automaton_draft import draft_from, scratch_words
-from retrieval_spec.structures.shared_automaton import Place, SharedAutomaton
+from retrieval_spec.structures.recent_texts import RecentText, RecentTexts
+from retrieval_spec.structures.shared_automaton import SharedAutomaton
 from retrieval_spec.tree import TOKEN, DraftTree, Tokens
 
 When = Literal["close", "live"]
@@ -34,9 +35,7 @@ class HistoryDrafter:
     A live session that is truncated is learned twice as far as it is written again.
 
     Args:
-        max_bytes: of one namespace. Half of it is the automaton that drafts are made from; when that is
-            half full, the texts that begin from then on go into a second one too, which replaces the
-            full one: between a half and the whole of what one automaton holds is remembered.
+        max_bytes: of one namespace; the oldest outputs are forgotten (`structures.recent_texts`).
         learn: when an output becomes known to other sessions: as it is written, or when its session closes.
     """
 
@@ -44,7 +43,7 @@ class HistoryDrafter:
 
     def __init__(self, max_bytes: int, learn: When) -> None:
         self._learn = learn
-        self._histories = Namespaces(lambda: _History(max_bytes // 2))
+        self._histories = Namespaces(lambda: _History(max_bytes))
 
     @classmethod
     def open(cls, vocab_size: int, max_bytes: int = 64 << 20, learn: When = "close") -> HistoryDrafter:
@@ -65,44 +64,12 @@ class HistoryDrafter:
 
 
 class _History:
-    """What one namespace wrote. Whoever calls a method holds `lock`."""
+    """What one namespace wrote; whoever uses `texts` holds `lock`."""
 
     def __init__(self, max_bytes: int) -> None:
         self.lock = threading.Lock()
-        self.version = 0
-        self._max_bytes = max_bytes
-        self._generation = 0
-        # The first is drafted from; the second, once there is one, will replace it.
-        self._automata = [SharedAutomaton(max_bytes)]
-
-    @property
-    def automaton(self) -> SharedAutomaton:
-        return self._automata[0]
-
-    def learn(self, text: _Text, tokens: Tokens) -> None:
-        self.version += 1
-        if self.automaton.is_half_full and len(self._automata) == 1:
-            self._automata.append(SharedAutomaton(self._max_bytes))
-        has_room = [
-            automaton.extend(text.end_in(self._generation + at), tokens)
-            for at, automaton in enumerate(self._automata)
-        ]
-        if not has_room[0]:
-            self._generation += 1
-            self._automata = self._automata[1:] or [SharedAutomaton(self._max_bytes)]
-
-
-class _Text:
-    """Where one output ends in the automata that it went into."""
-
-    def __init__(self) -> None:
-        self._ends: dict[int, Place] = {}
-
-    def end_in(self, generation: int) -> Place:
-        if generation not in self._ends:
-            self._ends.pop(generation - 2, None)
-            self._ends[generation] = SharedAutomaton.new_text()
-        return self._ends[generation]
+        # No string is longer than the longest match with the deepest draft after it.
+        self.texts = RecentTexts(max_bytes, counted_tokens=MAX_MATCH_TOKENS + MAX_DEPTH_NODES)
 
 
 class HistoryCursor:
@@ -124,7 +91,7 @@ class HistoryCursor:
         self._history = history
         self._is_live = learn == "live"
         self._output = array("i")  # what is not learned yet
-        self._text = _Text()
+        self._text = RecentText()
         self._tail = Tail(MAX_MATCH_TOKENS)
         self._tail.append(context)
         self._place = SharedAutomaton.new_place()
@@ -158,21 +125,21 @@ class HistoryCursor:
         with self._history.lock:
             self._find_place()
             state, match_tokens = self._place.tolist()
-            size = draft_from(self._history.automaton.arena, state, match_tokens, WORTH, *nodes)
+            size = draft_from(self._history.texts.automaton.arena, state, match_tokens, WORTH, *nodes)
         return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
 
     def _find_place(self) -> None:
         tokens = self._tail.tokens
-        if self._version != self._history.version or self._num_new_tokens >= MAX_MATCH_TOKENS:
+        if self._version != self._history.texts.version or self._num_new_tokens >= MAX_MATCH_TOKENS:
             self._place[:] = 0
         else:
             tokens = tokens[tokens.shape[0] - self._num_new_tokens :]
-        self._history.automaton.follow(self._place, tokens, MAX_MATCH_TOKENS)
-        self._version, self._num_new_tokens = self._history.version, 0
+        self._history.texts.automaton.follow(self._place, tokens, MAX_MATCH_TOKENS)
+        self._version, self._num_new_tokens = self._history.texts.version, 0
 
     def _learn_output(self) -> None:
         output = np.frombuffer(self._output, TOKEN)
         self._output = array("i")
         for begin in range(0, output.shape[0], _TOKENS_PER_LOCK):
             with self._history.lock:
-                self._history.learn(self._text, output[begin : begin + _TOKENS_PER_LOCK])
+                self._history.texts.extend(self._text, output[begin : begin + _TOKENS_PER_LOCK])

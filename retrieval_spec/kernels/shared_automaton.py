@@ -18,7 +18,6 @@ from retrieval_spec.kernels.automaton import (
     LAST_END,
     LENGTH,
     LINK,
-    MAX_BUMP_HOPS,
     MAX_STATES,
     NONE,
     NUM_STATES,
@@ -37,8 +36,9 @@ from retrieval_spec.kernels.automaton import (
 )
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 
-STATE, MATCH = range(2)
-"""Words of a place: where a context stands in the automaton, and how many of its last tokens match."""
+STATE, MATCH, TEXT_LAST = range(3)
+"""Words of a place: where a context stands in the automaton, and how many of its last tokens match. A text
+has one more, its own last state."""
 
 
 @inlined_kernel
@@ -127,41 +127,72 @@ def _add_token(words, last, token):
 
 
 @inlined_kernel
-def _count(words, last):
-    """Counts one more end for the text that ends in `last` and for its suffixes, longest first."""
-    end = words[NUM_TOKENS]
-    state = np.int64(last)
-    for _ in range(MAX_BUMP_HOPS):
-        if state == 0:
-            break
+def _settled(words, state, length):
+    """Returns the state of a string: since it was found, a shorter state may have been made for it."""
+    link = np.int64(words[record_of(state) + LINK])
+    while link != NONE and length <= np.int64(words[record_of(link) + LENGTH]):
+        state = link
+        link = np.int64(words[record_of(state) + LINK])
+    return state
+
+
+@inlined_kernel
+def _count(words, state, change):
+    """Changes the counts of a string and of its suffixes, longest first; a string has at most its length."""
+    while state != 0:
         record = record_of(state)
-        words[record + COUNT] += np.uint32(1)
-        words[record + LAST_END] = end
+        words[record + COUNT] += change
+        words[record + LAST_END] = words[NUM_TOKENS]
         state = np.int64(words[record + LINK])
-    words[NUM_TOKENS] = end + np.uint32(1)
 
 
 @allocation_free_kernel
-def append(arena, text, tokens, start):
+def append(arena, text, tokens, start, counted_tokens):
     """Appends `tokens[start:]` to a text and returns how many of `tokens` are in: fewer if it is full.
 
     Args:
         arena: int32[words]  see the module.
-        text: int64[1]  the state in which the text ends, 0 for an empty one; moved on.
+        text: int64[3]  `STATE` and `MATCH` of the text's last `counted_tokens`, and `LAST`, the state of
+            all of it; zeros for an empty one; moved on.
         tokens: int32[n]  no negative ones.
         start: tokens before it are in already.
+        counted_tokens: longer strings are not counted, so that a token costs no more steps than that.
     """
     words = arena.view(np.uint32)
-    last = np.int64(text[0])
+    last, state, length = np.int64(text[TEXT_LAST]), np.int64(text[STATE]), np.int64(text[MATCH])
+    num_added = tokens.shape[0]
     for at in range(start, tokens.shape[0]):
-        after = _add_token(words, last, np.uint32(tokens[at]))
+        token = np.uint32(tokens[at])
+        after = _add_token(words, last, token)
         if after == NONE:
-            text[0] = last
-            return at
+            num_added = at
+            break
         last = after
-        _count(words, last)
-    text[0] = last
-    return tokens.shape[0]
+        state = np.int64(words[find(words, _settled(words, state, length), token)])
+        length = min(length + 1, counted_tokens)
+        state = _settled(words, state, length)
+        _count(words, state, np.uint32(1))
+        words[NUM_TOKENS] += np.uint32(1)
+    text[TEXT_LAST], text[STATE], text[MATCH] = last, state, length
+    return num_added
+
+
+@allocation_free_kernel
+def uncount(arena, tokens, counted_tokens):
+    """Takes a text out of all counts; its states stay.
+
+    Args:
+        arena: int32[words]  see the module.
+        tokens: int32[n]  a text that was appended with the same `counted_tokens`, from its first token on.
+        counted_tokens: see `append`.
+    """
+    words = arena.view(np.uint32)
+    state, length = np.int64(0), np.int64(0)
+    for at in range(tokens.shape[0]):
+        state = np.int64(words[find(words, state, np.uint32(tokens[at]))])
+        length = min(length + 1, counted_tokens)
+        state = _settled(words, state, length)
+        _count(words, state, np.uint32(NONE))  # adds -1
 
 
 @allocation_free_kernel
@@ -188,9 +219,6 @@ def follow(arena, place, tokens, max_match_tokens):
         if words[found] != 0:
             state = np.int64(words[found])
             length += 1
-        if length > max_match_tokens:
-            length = max_match_tokens
-            link = np.int64(words[record_of(state) + LINK])
-            if np.int64(words[record_of(link) + LENGTH]) == length:
-                state = link
+        length = min(length, max_match_tokens)
+        state = _settled(words, state, length)
     place[STATE], place[MATCH] = state, length

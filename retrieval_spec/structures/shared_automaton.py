@@ -26,16 +26,17 @@ class SharedAutomaton:
     """The suffix automaton of int32 texts without negative ids, on flat arrays, of bounded size.
 
     A text is what `new_text` returned: where it ends. Several may grow by turns; no match crosses from
-    one into another, and a text that repeats another one makes no states. Counts are exact but for
-    runs of one token longer than 64, where they are lower bounds.
+    one into another, and a text that repeats another one makes no states.
 
     Args:
         max_bytes: the arena never grows beyond; a text that finds no room stays as it is.
+        counted_tokens: strings up to this length have exact counts; longer ones may have none.
     """
 
-    __slots__ = ("_max_states", "arena")
+    __slots__ = ("_counted_tokens", "_max_states", "arena")
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, counted_tokens: int) -> None:
+        self._counted_tokens = counted_tokens
         bytes_per_state = bytes_of(1_000_000, _edges_for(1_000_000)) / 1_000_000
         self._max_states = max(int((max_bytes - bytes_of(0, 0)) / bytes_per_state), 2)
         first = min(_FIRST_STATES, self._max_states)
@@ -45,7 +46,7 @@ class SharedAutomaton:
     @staticmethod
     def new_text() -> Place:
         """Returns an empty text."""
-        return np.zeros(1, np.int64)
+        return np.zeros(3, np.int64)
 
     @staticmethod
     def new_place() -> Place:
@@ -54,10 +55,14 @@ class SharedAutomaton:
 
     def extend(self, text: Place, tokens: Tokens) -> bool:
         """Appends tokens to a text; returns whether there was room for them all."""
-        num_added = kernels.append(self.arena, text, tokens, 0)
+        num_added = kernels.append(self.arena, text, tokens, 0, self._counted_tokens)
         while num_added < tokens.shape[0] and self._make_room():
-            num_added = kernels.append(self.arena, text, tokens, num_added)
+            num_added = kernels.append(self.arena, text, tokens, num_added, self._counted_tokens)
         return bool(num_added == tokens.shape[0])
+
+    def uncount(self, tokens: Tokens) -> None:
+        """Takes a whole text out of all counts; its states stay, and its strings no longer occur."""
+        kernels.uncount(self.arena, tokens, self._counted_tokens)
 
     def follow(self, place: Place, tokens: Tokens, max_match_tokens: int) -> None:
         """Moves a place on by tokens of its context: to its longest suffix that some text holds.
