@@ -119,3 +119,23 @@ class PruneByModel:
         if first_probs is not None and first_probs.size:
             trees = [prune(tree, first_probs, self.pruning) for tree in trees]
         return [*trees, grown]
+
+
+def best_score(cursors: Sequence[Cursor], budget: Budget) -> list[DraftTree]:
+    """Asks every source and keeps the tree that expects to save most, the first of equals.
+
+    That is the largest sum of path probabilities, as in SuffixDecoding (arXiv 2411.04975).
+    """
+    trees = ask_all(cursors, budget)
+    scores = [_expected_tokens(tree) for tree in trees]
+    best = scores.index(max(scores, default=0.0)) if scores else 0
+    return [tree if at == best else DraftTree.empty() for at, tree in enumerate(trees)]
+
+
+def _expected_tokens(tree: DraftTree) -> float:
+    """Sums path probabilities in double precision, where fewer sums that should differ are equal."""
+    path_probs: list[float] = tree.probs.tolist()
+    for node, parent in enumerate(tree.parents.tolist()):
+        if parent >= 0:
+            path_probs[node] *= path_probs[parent]
+    return sum(path_probs)

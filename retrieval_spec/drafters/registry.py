@@ -10,6 +10,8 @@ from retrieval_spec.errors import InvalidRequest
 # Strings, so that no source is imported before somebody asks for it.
 DRAFTERS = {
     "history": "retrieval_spec.drafters.history:HistoryDrafter",
+    "suffix_context": "retrieval_spec.drafters.suffix:ContextSuffixDrafter",
+    "suffix_outputs": "retrieval_spec.drafters.suffix:OutputsSuffixDrafter",
     "session": "retrieval_spec.drafters.session:SessionDrafter",
     "corpus": "retrieval_spec.drafters.corpus:CorpusDrafter",
     "dense": "retrieval_spec.drafters.dense:DenseDrafter",

@@ -23,6 +23,11 @@ class RecentText:
         self._begins: dict[int, int] = {}
         self._ends: dict[int, Place] = {}
 
+    @property
+    def num_tokens(self) -> int:
+        """Length of the text."""
+        return len(self._tokens)
+
     def end_in(self, generation: int) -> Place:
         """Returns where the text ends in an automaton; before its first tokens there, it is empty."""
         if generation not in self._ends:

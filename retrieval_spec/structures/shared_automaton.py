@@ -31,14 +31,17 @@ class SharedAutomaton:
     Args:
         max_bytes: the arena never grows beyond; a text that finds no room stays as it is.
         counted_tokens: strings up to this length have exact counts; longer ones may have none.
+        leaps: whether a large arena grows to its full size at once, as no step may wait for it to be moved
+            again and again; else it always doubles.
     """
 
-    __slots__ = ("_counted_tokens", "_max_states", "arena")
+    __slots__ = ("_counted_tokens", "_leap_states", "_max_states", "arena")
 
-    def __init__(self, max_bytes: int, counted_tokens: int) -> None:
+    def __init__(self, max_bytes: int, counted_tokens: int, leaps: bool = True) -> None:
         self._counted_tokens = counted_tokens
         bytes_per_state = bytes_of(1_000_000, _edges_for(1_000_000)) / 1_000_000
         self._max_states = max(int((max_bytes - bytes_of(0, 0)) / bytes_per_state), 2)
+        self._leap_states = _STATES_OF_A_LEAP if leaps else self._max_states
         first = min(_FIRST_STATES, self._max_states)
         self.arena = new_arena(first, _edges_for(first))
         add_root(self.arena)
@@ -101,7 +104,7 @@ class SharedAutomaton:
         max_states = int(self.arena[layout.MAX_STATES])
         if max_states >= self._max_states:
             return False
-        wanted = self._max_states if max_states >= _STATES_OF_A_LEAP else 2 * max_states
+        wanted = self._max_states if max_states >= self._leap_states else 2 * max_states
         wanted = min(wanted, self._max_states)
         self.arena = moved_arena(self.arena, wanted, _edges_for(wanted))
         return True

@@ -61,7 +61,7 @@ def write_one_session(drafter):
 
 
 # What a source needs to have something to say: those that learn from outputs need one.
-PREPARED = {"frequent": write_one_session, "history": write_one_session}
+PREPARED = dict.fromkeys(("frequent", "history", "suffix_outputs"), write_one_session)
 
 
 @pytest.fixture(scope="module", params=sorted(DRAFTERS))
