@@ -339,8 +339,8 @@ def suffix() -> Preset:
     out; in the own context the current occurrence itself is counted.
 
     Different on purpose: outputs are kept for each namespace, not for all users together, and in bounded
-    memory; equally frequent continuations rank by token id. Suffixes and shares are those of a suffix
-    automaton with exact counts, which takes a quarter of the memory of a tree of suffixes.
+    memory; equally frequent continuations rank by token id. Counts come from a suffix automaton, not from a
+    tree of suffixes, and are the same.
     """
     return _suffix(Suffix(), max_outputs=100_000)
 
