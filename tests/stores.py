@@ -37,10 +37,10 @@ def write_corpus(
 MODEL = "sha256:" + "a" * 64
 
 
-def identity(dimensions: int) -> Projection:
+def identity(dimensions: int, model: str = MODEL) -> Projection:
     """The projection that only brings states to length 1."""
     ones = np.ones(dimensions, np.float32)
-    return Projection(np.zeros(dimensions, np.float32), ones, np.eye(dimensions, dtype=np.float32), MODEL)
+    return Projection(np.zeros(dimensions, np.float32), ones, np.eye(dimensions, dtype=np.float32), model)
 
 
 def write_dense(
@@ -49,6 +49,7 @@ def write_dense(
     vocab_size: int,
     vectors: np.ndarray,
     dtype: type = np.int32,
+    model: str = MODEL,
 ) -> Path:
     """Writes a datastore of kind dense, with a vector for every token that has one before it."""
     separator = np.iinfo(dtype).max
@@ -56,7 +57,7 @@ def write_dense(
     starts = np.cumsum([0, *(len(document) + 1 for document in documents)])[:-1]
     is_decided = tokens != separator
     is_decided[starts] = False
-    projection = identity(vectors.shape[1])
+    projection = identity(vectors.shape[1], model)
     facts = Facts(
         name=path.name,
         vocab_size=vocab_size,
@@ -64,7 +65,7 @@ def write_dense(
         tokenizer=TokenizerFacts(fingerprint="sha256:" + "0" * 64),
         created_by="tests",
         kind="dense",
-        model_fingerprint=MODEL,
+        model_fingerprint=model,
     )
     columns = {
         "tokens": tokens,

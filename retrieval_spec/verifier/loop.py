@@ -87,6 +87,7 @@ class TreeVerifier:
         Raises:
             UnsupportedModel: see `check_model`, `check_window` and `check_rotation` in `support`.
             InvalidRequest: see `support.check_request` and `support.check_source`.
+            ModelMismatch: the source drafts from hidden states of another model.
         """
         check_model(model)
         check_request(input_ids, generation_config, model_inputs)
@@ -105,8 +106,8 @@ class TreeVerifier:
             MixedSampler(self.seed) if generation_config.do_sample else None,
             keep_scores=_wants_scores(generation_config),
         )
+        collector = FeedbackCollector.of_source(model, self.draft_source)
         session = GuardedSession(self.draft_source, input_ids[0].tolist(), self.namespace, vocab_size)
-        collector = FeedbackCollector(self.draft_source.wanted_topk)
         run = _Run(self, model, target, session, chooser, stop_rule, context, collector)
         try:
             with torch.inference_mode():
@@ -114,6 +115,7 @@ class TreeVerifier:
             session.finish()
         finally:
             session.close()
+            collector.close()
         return _result(generation_config, context, chooser, target)
 
 
@@ -244,7 +246,7 @@ class _Run:
 
     def _decide(self, layout: Layout, logits: Any) -> Outcome:
         outcome = accept(layout, self._chooser.at(logits), self._stops)
-        self._session.commit(outcome.token_ids, self._collector.of(layout, logits))
+        self._session.commit(outcome.token_ids, self._collector.of(layout, logits, outcome.path[-1]))
         if self._verifier.streamer is not None:
             for token_id in outcome.token_ids:
                 self._verifier.streamer.put(torch.tensor([token_id]))
