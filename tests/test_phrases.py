@@ -17,14 +17,14 @@ from retrieval_spec.drafters.corpus_rows import Rows
 from retrieval_spec.drafters.frequent import FrequentDrafter
 from retrieval_spec.drafters.phrase_pool import PhrasePool
 from retrieval_spec.drafters.phrases import PhrasesDrafter, Pooling, Suffixes
-from retrieval_spec.drafters.rows import falling_masses, survival, tree_of_rows
+from retrieval_spec.drafters.rows import survival, tree_of_rows
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.tree import DraftTree
 from tests.reference.acceptance import drafted_paths
-from tests.reference.phrases import ReferencePool, prefixes
+from tests.reference.phrases import ReferencePool, merged_rows, prefixes
 from tests.strategies import as_int32, token_streams
 
 VOCAB_SIZE = 151_936
@@ -220,9 +220,32 @@ def test_top_k_is_wanted_where_rejected_drafts_teach():
     assert Engine(VOCAB_SIZE, preset="ouroboros-pool").wanted_topk == 1
 
 
+ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple), max_size=8, unique=True)
+
+
+@given(ROWS, st.floats(0.1, 1.0), st.integers(0, 20), st.integers(0, 6))
+@settings(deadline=None)
+def test_rows_are_merged_like_in_the_twin(rows, worth, max_nodes, max_depth_nodes):
+    survives = survival((0.4, 0.6, 0.7))
+    tree = tree_of_rows(rows, worth, survives, Budget(max_nodes, max_depth_nodes)).check(VOCAB_SIZE)
+    expected = merged_rows(rows, worth, survives, 99, max_depth_nodes)
+    drafted = [tuple(tree.token_ids[tree.path_to(node)].tolist()) for node in range(len(tree))]
+    assert len(tree) == min(max_nodes, len(expected))
+    probs = dict(expected)
+    assert tree.path_probs() == pytest.approx([probs[path] for path in drafted], abs=1e-6)
+    assert tree.path_probs() == pytest.approx([prob for _, prob in expected[:max_nodes]], abs=1e-6)
+
+
+def test_equal_nodes_go_by_depth_then_by_token():
+    tree = tree_of_rows([(3, 1), (3, 0)], 0.9, survival((2 / 3,)), Budget(9))
+    assert tree.token_ids.tolist() == [3, 1, 0]
+    equal = tree_of_rows([(9, 9), (4, 1)], 0.9, survival((0.5,)), Budget(9))
+    assert equal.token_ids.tolist() == [9, 4, 9, 1]  # 9 9 and 4 are equally probable
+
+
 def test_rows_of_one_length_end_in_leaves_in_their_order():
     rows = [(1, 2, 3), (1, 2, 4), (5, 2, 3)]
-    tree = tree_of_rows(rows, falling_masses(3, 0.7), [survival((0.6,))] * 3, Budget(64))
+    tree = tree_of_rows(rows, 0.7, survival((0.6,)), Budget(64))
     assert tree.token_ids.tolist() == [1, 2, 3, 5, 4, 2, 3]
     assert tree.path_probs() == pytest.approx([0.6, 0.36, 0.144, 0.1, 0.072, 0.06, 0.036], abs=1e-6)
 
@@ -267,8 +290,7 @@ class Fixed:
 
     def propose(self, budget):
         self.asked = True
-        masses = falling_masses(len(self.rows), 0.5)
-        return tree_of_rows(self.rows, masses, [survival((0.5,))] * len(self.rows), budget)
+        return tree_of_rows(self.rows, 0.5, survival((0.5,)), budget)
 
 
 def test_rows_fill_up_in_the_order_of_the_sources():

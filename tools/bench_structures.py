@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from retrieval_spec.datastore.manifest import Facts, TokenizerFacts  # noqa: E40
 from retrieval_spec.datastore.store import open_datastore, write_datastore  # noqa: E402
 from retrieval_spec.datastore.tokenizer import load_tokenizer  # noqa: E402
 from retrieval_spec.drafters.base import Budget  # noqa: E402
+from retrieval_spec.drafters.phrases import PhrasesDrafter  # noqa: E402
 from retrieval_spec.drafters.session import SessionDrafter  # noqa: E402
 from retrieval_spec.engine import Engine  # noqa: E402
+from retrieval_spec.feedback import Feedback  # noqa: E402
 from retrieval_spec.structures.context_array import ContextArray, new_scratch  # noqa: E402
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton  # noqa: E402
 from tests.reference.suffix_automaton import DictAutomaton  # noqa: E402
@@ -234,6 +237,45 @@ def bench_session_drafter(held_out: list[Any]) -> list[Row]:
     return rows
 
 
+def bench_phrases(held_out: list[Any]) -> list[Row]:
+    """Measures pools of phrases: a draft, and what a step learns from text and from a rejected draft."""
+    text = np.concatenate(held_out)[:60_000]
+    following = dict(pairwise(text.tolist()))
+    drafts, learning, likely = phrase_times_us(text, lambda nodes: [following[n] for n in nodes.tolist()])
+    *_, agreeing = phrase_times_us(text, lambda nodes: np.append(nodes[1:], nodes[:1]))
+    return [
+        Row(
+            f"phrases source: {what}, p50 (p99 {percentiles(samples)[1]:.0f})",
+            percentiles(samples)[0],
+            "us",
+            bar,
+        )
+        for what, samples, bar in (
+            ("16-node draft", drafts, 50),
+            ("learn 4 tokens", learning, 50),
+            ("learn 4 tokens and 17 verified nodes", likely, None),
+            ("the same, a target that agrees", agreeing, None),
+        )
+    ]
+
+
+def phrase_times_us(text: Any, argmax: Callable[[Any], Any]) -> tuple[list[float], list[float], list[float]]:
+    """Times drafts, commits of 4 tokens, and such commits with feedback; `argmax` plays the target."""
+    cursor = PhrasesDrafter.open(VOCAB_SIZE).start(text[:30_000])
+    drafts, learning, rejecting = times = ([], [], [])
+    for start in range(30_000, 50_000, 4):
+        began = time.perf_counter_ns()
+        tree = cursor.propose(Budget(16))
+        drafts.append((time.perf_counter_ns() - began) / 1e3)
+        nodes = np.concatenate([text[start - 1 : start], tree.token_ids])
+        parents = np.append(np.int32(-1), tree.parents + 1)
+        told = Feedback(nodes, parents, np.array(argmax(nodes), np.int32)[:, None])
+        began = time.perf_counter_ns()
+        cursor.observe(text[start : start + 4], told if start % 8 else None)
+        (rejecting if start % 8 else learning).append((time.perf_counter_ns() - began) / 1e3)
+    return times
+
+
 def bench_open(store: Path, small: Path) -> list[Row]:
     """Measures opening a datastore whose pages are in memory, whatever its size."""
     rows = []
@@ -347,6 +389,7 @@ def run(num_tokens: int, tokenizer_path: Path, repeats: int) -> list[Row]:
     automaton_rows, dict_rate = bench_automaton(documents, repeats)
     show(automaton_rows)
     show(bench_session_drafter(held_out))
+    show(bench_phrases(held_out))
     array_rows, array = bench_context_array(documents, dict_rate, repeats)
     show(array_rows)
     with tempfile.TemporaryDirectory() as scratch:

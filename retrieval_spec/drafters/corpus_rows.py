@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval_spec.drafters.base import Budget
-from retrieval_spec.drafters.rows import Row, falling_masses, is_known, survival, tree_of_rows
+from retrieval_spec.drafters.rows import Row, is_known, survival, tree_of_rows
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
@@ -73,7 +73,7 @@ class RowsCursor:
         if budget.max_nodes <= 0:
             return DraftTree.empty()
         rows = self._rows(self._tail.tokens)
-        return tree_of_rows(rows, falling_masses(len(rows), _WORTH), [_SURVIVAL] * len(rows), budget)
+        return tree_of_rows(rows, _WORTH, _SURVIVAL, budget)
 
     def _rows(self, context: Tokens) -> list[Row]:
         kept: list[Row] = []

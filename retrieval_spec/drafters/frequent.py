@@ -12,7 +12,7 @@ import numpy as np
 
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.namespaces import Namespaces
-from retrieval_spec.drafters.rows import Row, falling_masses, survival, tree_of_rows
+from retrieval_spec.drafters.rows import Row, survival, tree_of_rows
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import DraftTree, Tokens
@@ -117,4 +117,4 @@ class FrequentCursor:
         if budget.max_nodes <= 0 or not self._last:
             return DraftTree.empty()
         rows = self._counts.commonest(self._last[0], self._max_phrases)
-        return tree_of_rows(rows, falling_masses(len(rows), _WORTH), [_SURVIVAL] * len(rows), budget)
+        return tree_of_rows(rows, _WORTH, _SURVIVAL, budget)

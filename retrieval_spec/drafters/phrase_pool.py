@@ -86,19 +86,18 @@ class VerifiedTree:
             nodes.append(node)
         return nodes
 
-    def run(self, node: int, max_tokens: int) -> list[int]:
-        """Returns the target's own tokens after a node, for as long as the draft agrees with them."""
-        tokens = [self.argmax[node]]
-        child = self._children.get((node, tokens[0]))
-        while child is not None and len(tokens) < max_tokens:
-            tokens.append(self.argmax[child])
-            child = self._children.get((child, tokens[-1]))
-        return tokens
+    def runs(self, max_tokens: int) -> list[Row]:
+        """Returns the target's own tokens after each node, for as long as the draft agrees with them."""
+        runs: list[Row] = [()] * len(self.tokens)
+        for node in range(len(self.tokens) - 1, -1, -1):  # children stand behind their parents
+            token = self.argmax[node]
+            child = self._children.get((node, token))
+            runs[node] = (token,) if child is None else (token, *runs[child][: max_tokens - 1])
+        return runs
 
-    def path_to(self, node: int, max_tokens: int) -> list[int]:
-        """Returns the last tokens from the root down to `node`, both included."""
-        path: list[int] = []
-        while node >= 0 and len(path) < max_tokens:
-            path.append(self.tokens[node])
-            node = self._parents[node]
-        return path[::-1]
+    def endings(self, context: Row, max_tokens: int) -> list[Row]:
+        """Returns the last tokens down to each node, itself included, after the `context` before the root."""
+        endings = [(*context, self.tokens[0])[-max_tokens:]]
+        for token, parent in zip(self.tokens[1:], self._parents[1:], strict=True):
+            endings.append((*endings[parent], token)[-max_tokens:])
+        return endings

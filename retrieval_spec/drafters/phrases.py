@@ -13,7 +13,7 @@ from typing import Literal
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.phrase_pool import Key, PhrasePool, VerifiedTree
-from retrieval_spec.drafters.rows import Row, falling_masses, survival, tree_of_rows
+from retrieval_spec.drafters.rows import Row, survival, tree_of_rows
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import DraftTree, Tokens
@@ -162,12 +162,7 @@ class PhrasesCursor:
             return DraftTree.empty()
         with self._shared.lock:
             rows, key_tokens = self._rows()
-        return tree_of_rows(
-            rows,
-            falling_masses(len(rows), _KEY_WORTH[key_tokens - 1]),
-            [_SURVIVAL[key_tokens - 1]] * len(rows),
-            budget,
-        )
+        return tree_of_rows(rows, _KEY_WORTH[key_tokens - 1], _SURVIVAL[key_tokens - 1], budget)
 
     def _rows(self) -> tuple[list[Row], int]:
         """Returns what is drafted, the newest first, and how many tokens of the context led to it."""
@@ -237,13 +232,12 @@ class PhrasesCursor:
         """Adds what the target would have written after tokens that it did not accept."""
         rule = self._rule
         accepted = set(step.walk(committed))
-        for node in range(len(step.tokens)):
-            run = () if node in accepted else tuple(step.run(node, rule.phrase_tokens))
-            if len(run) < rule.min_phrase_tokens:
-                continue
-            path = self._tail[:-1] + step.path_to(node, rule.key_tokens)
-            for key_tokens in range(1, min(rule.key_tokens, len(path)) + 1):
-                self._shared.pool.add(tuple(path[-key_tokens:]), run)
+        runs = step.runs(rule.phrase_tokens)
+        endings = step.endings(tuple(self._tail[-rule.key_tokens : -1]), rule.key_tokens)
+        for node, (ending, run) in enumerate(zip(endings, runs, strict=True)):
+            if node not in accepted and len(run) >= rule.min_phrase_tokens:
+                for key_tokens in range(1, len(ending) + 1):
+                    self._shared.pool.add(ending[-key_tokens:], run)
 
     def _verified(self, step: VerifiedTree) -> list[tuple[Key, Row, Row]]:
         """Returns (key, guess, the target's tokens in its place) of guesses that were verified whole."""

@@ -1,7 +1,6 @@
 """Ranked rows of tokens, such as phrases of a pool, as one draft tree, and a tree as its rows again.
 
-Knows nothing of where rows come from. A row's mass is the probability that it is the right one; rows
-with one beginning share its nodes and add up there.
+Knows nothing of where rows come from.
 """
 
 from __future__ import annotations
@@ -11,74 +10,63 @@ from itertools import accumulate
 from operator import eq, mul
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget, own_source
-from retrieval_spec.tree import CONTEXT, TOKEN, DraftTree
+from retrieval_spec.kernels.rows_draft import NODE_WORDS, draft
+from retrieval_spec.tree import CONTEXT, DraftTree
 
 Row = tuple[int, ...]
+Survival = NDArray[np.float64]
 _NEXT_RANK = 0.5
 """What a row is worth beside the next better one."""
 
 
-def falling_masses(num_rows: int, worth: float) -> list[float]:
-    """Returns one mass a row, each half of the one before, together the probability that any is right."""
-    shares = [_NEXT_RANK**rank for rank in range(num_rows)]
-    scale = worth / max(sum(shares), 1.0)
-    return [scale * share for share in shares]
-
-
-def survival(goes_on: Sequence[float]) -> list[float]:
+def survival(goes_on: Sequence[float]) -> Survival:
     """Returns P(a row is right up to its first, second, ... token | the first one is right).
 
     Args:
         goes_on: P(the second, third, ... token is right | those before it are); the last one holds on.
     """
     steps = [*goes_on, *[goes_on[-1]] * (MAX_DEPTH_NODES - len(goes_on) - 1)]
-    return list(accumulate(steps, mul, initial=1.0))
+    return np.array(list(accumulate(steps, mul, initial=1.0)))
 
 
-def tree_of_rows(
-    rows: Sequence[Row], masses: Sequence[float], survivals: Sequence[Sequence[float]], budget: Budget
-) -> DraftTree:
+def tree_of_rows(rows: Sequence[Row], worth: float, survives: Survival, budget: Budget) -> DraftTree:
     """Returns the rows merged by common beginnings, best first; equal nodes go by depth, then by token.
 
-    Rows of one length and survival end in leaves that stand in the order of their masses.
+    A row counts half of the one before, and rows with one beginning add up there. Rows of one length
+    end in leaves that stand in the order of the rows.
 
     Args:
-        rows: the best first.
-        masses: one a row: P(it begins with the right token, and no better row does); together at most 1.
-        survivals: one a row: P(it is right up to its first, second, ... token | its first one is right);
-            falling, 1 at the first.
+        rows: the best first, none twice.
+        worth: P(one of the rows begins with the right token).
+        survives: from `survival`.
         budget: nodes and depth of the tree at most.
     """
-    edges: dict[tuple[int, int], int] = {}
-    tokens, parents, depths, path_probs = [-1], [-1], [0], [1.0]
-    for row, mass, survival in zip(rows, masses, survivals, strict=True):
-        node = 0
-        for token, survives in zip(row[: budget.max_depth_nodes], survival, strict=False):
-            child = edges.get((node, token))
-            if child is None:
-                child = edges[node, token] = len(tokens)
-                tokens.append(token)
-                parents.append(node)
-                depths.append(depths[node] + 1)
-                path_probs.append(0.0)
-            path_probs[child] += mass * survives
-            node = child
-    order = sorted(range(1, len(tokens)), key=lambda node: (-path_probs[node], depths[node], tokens[node]))
-    return _selected(order[: budget.max_nodes], tokens, parents, path_probs)
-
-
-def _selected(order: list[int], tokens: list[int], parents: list[int], path_probs: list[float]) -> DraftTree:
-    if not order:
-        return DraftTree.empty()
-    place = {0: CONTEXT} | {node: position for position, node in enumerate(order)}
-    return DraftTree(
-        np.array([tokens[node] for node in order], TOKEN),
-        np.array([place[parents[node]] for node in order], np.int32),
-        np.array([min(1.0, path_probs[node] / path_probs[parents[node]]) for node in order], np.float32),
-        own_source(len(order)),
+    flat: list[int] = []
+    for row in rows:
+        flat.append(len(row))
+        flat += row
+    columns = np.array(flat, np.int32)
+    max_nodes = min(budget.max_nodes, len(flat))
+    token_ids = np.empty(max_nodes, np.int32)
+    parents = np.empty(max_nodes, np.int32)
+    probs = np.empty(max_nodes, np.float32)
+    nodes = np.empty((len(flat) + 1, NODE_WORDS), np.int64)
+    first_mass = worth * (1 - _NEXT_RANK) / (1 - _NEXT_RANK ** max(len(rows), 1))
+    size = draft(
+        columns,
+        first_mass,
+        _NEXT_RANK,
+        survives,
+        budget.max_depth_nodes,
+        nodes,
+        token_ids,
+        parents,
+        probs,
     )
+    return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
 
 
 def is_known(row: Row, kept: Sequence[Row]) -> bool:

@@ -15,6 +15,17 @@ def prefixes(rows: list[Path]) -> set[Path]:
     return {row[:size] for row in rows for size in range(1, len(row) + 1)}
 
 
+def merged_rows(rows: list[Path], worth: float, survives, max_nodes: int, max_depth: int):
+    """[(path, P(the whole path is right))], the most probable first: every row counts half of the last."""
+    shares = [0.5**rank for rank in range(len(rows))]
+    probs: dict[Path, float] = defaultdict(float)
+    for row, share in zip(rows, shares, strict=True):
+        for size in range(1, min(len(row), max_depth) + 1):
+            probs[row[:size]] += worth * share / sum(shares) * survives[size - 1]
+    ranked = sorted(probs.items(), key=lambda entry: (-round(entry[1], 12), len(entry[0]), entry[0][-1]))
+    return ranked[:max_nodes]
+
+
 class ReferencePool:
     """Token -> its newest phrases, the newest last; a phrase that comes again becomes the newest."""
 
