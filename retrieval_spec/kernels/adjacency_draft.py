@@ -20,22 +20,14 @@ from retrieval_spec.kernels.adjacency import (
 )
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 from retrieval_spec.kernels.ranking import (
-    FIRST_OWN_WORD,
     NODE_WORDS,
-    ORDER,
-    OWN_PROB,
-    PATH_PROB,
-    depth_of,
+    add_to_tree,
+    describe,
     enter,
     free_all,
+    least_useful,
     order_of,
-    token_of,
 )
-
-MIN_PATH_PROB = float(np.float32(5e-4))
-"""A node that is less probable costs more to verify than it can save."""
-
-NODE_PARENT = FIRST_OWN_WORD
 
 # Rows of a drafted tree; the last one of a template's is scratch memory.
 TOKEN_ID, PARENT, PROB, PLACE = range(4)
@@ -104,14 +96,10 @@ def _enter_row(arena, row, above, kind, shares, counts, block, floats, ranking, 
             / (shares[SEEN, counted] + counts[SEEN, counted])
         )
         child_path_prob = np.float32(path_prob * prob)
-        floor = MIN_PATH_PROB if waiting < capacity else floats[block[ranking] + PATH_PROB]
-        if child_path_prob < floor:
+        if child_path_prob < least_useful(block, floats, ranking, waiting, capacity):
             continue
         node = block[ranking + waiting]
-        floats[node + PATH_PROB] = child_path_prob
-        floats[node + OWN_PROB] = prob
-        block[node + ORDER] = order_of(depth + 1, np.int64(entry) - 1)
-        block[node + NODE_PARENT] = index
+        describe(block, floats, node, child_path_prob, prob, order_of(depth + 1, np.int64(entry) - 1), index)
         waiting = enter(block, floats, ranking, waiting, capacity)
     return waiting
 
@@ -135,7 +123,7 @@ def draft(arena, shares, counts, previous, root, max_depth_nodes, block, tree):
     """
     max_nodes = tree.shape[1]
     floats = block.view(np.float64)
-    probs = tree[PROB].view(np.float32)
+    token_ids, parents, probs = tree[TOKEN_ID], tree[PARENT], tree[PROB].view(np.float32)
     ranking = (max_nodes + 1) * NODE_WORDS
     free_all(block, 0, ranking, max_nodes + 1)
     size, waiting = 0, 0
@@ -181,12 +169,8 @@ def draft(arena, shares, counts, previous, root, max_depth_nodes, block, tree):
             break
         waiting -= 1
         best = block[ranking + waiting]
-        parent_index = block[best + NODE_PARENT]
-        before = np.int64(root) if parent_index < 0 else np.int64(tree[TOKEN_ID, parent_index])
-        token = token_of(block[best + ORDER])
-        tree[TOKEN_ID, size] = token
-        tree[PARENT, size] = parent_index
-        probs[size] = floats[best + OWN_PROB]
-        depth, path_prob = depth_of(block[best + ORDER]), floats[best + PATH_PROB]
+        depth, path_prob = add_to_tree(block, floats, best, size, token_ids, parents, probs)
+        before = np.int64(root) if parents[size] < 0 else np.int64(token_ids[parents[size]])
+        token = np.int64(token_ids[size])
         size += 1
     return size

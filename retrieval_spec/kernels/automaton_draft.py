@@ -32,14 +32,12 @@ from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 from retrieval_spec.kernels.ranking import (
     FIRST_OWN_WORD,
     NODE_WORDS,
-    ORDER,
-    OWN_PROB,
-    PATH_PROB,
-    depth_of,
+    add_to_tree,
+    describe,
     enter,
     free_all,
+    least_useful,
     order_of,
-    token_of,
 )
 
 MAX_MATCHES = 2
@@ -50,8 +48,6 @@ MAX_EDGES_IF_MINOR = 8
 for the shorter match."""
 RARE_PATH_PROB = 0.05
 MAX_CHILDREN = 8
-MIN_PATH_PROB = float(np.float32(5e-4))
-"""A node that is less probable costs more to verify than it can save."""
 
 ONE_CONTINUATION, MORE_CONTINUATIONS, SHORTER_MATCH = range(3)
 """First index of `worth`."""
@@ -59,7 +55,7 @@ ONE_CONTINUATION, MORE_CONTINUATIONS, SHORTER_MATCH = range(3)
 # Words of a continuation that was found, of one that becomes a child, and further ones of a node.
 FOUND_TOKEN, FOUND_STATE, FOUND_COUNT, FOUND_WORDS = range(4)
 CHILD_TOKEN, CHILD_STATE, CHILD_MATCH, CHILD_PROB, CHILD_WORDS = range(5)
-NODE_PARENT, NODE_STATE, NODE_MATCH = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 3)
+NODE_STATE, NODE_MATCH = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 2)
 
 # The scratch memory: what was found in one state, the children of one node, the nodes, their ranking.
 FOUND = 0
@@ -172,10 +168,8 @@ def _enter_children(block, floats, ranking, waiting, capacity, num_children, flo
         if child_path_prob < floor:
             continue
         node = block[ranking + waiting]
-        floats[node + PATH_PROB] = child_path_prob
-        floats[node + OWN_PROB] = floats[child + CHILD_PROB]
-        block[node + ORDER] = order_of(depth, block[child + CHILD_TOKEN])
-        block[node + NODE_PARENT] = parent
+        order = order_of(depth, block[child + CHILD_TOKEN])
+        describe(block, floats, node, child_path_prob, floats[child + CHILD_PROB], order, parent)
         block[node + NODE_STATE] = block[child + CHILD_STATE]
         block[node + NODE_MATCH] = block[child + CHILD_MATCH]
         waiting = enter(block, floats, ranking, waiting, capacity)
@@ -192,7 +186,7 @@ def _expand(arena, state, match_length, worth, max_depth_nodes, block, token_ids
     depth, path_prob = np.int64(0), 1.0
     while size < max_nodes:
         capacity = max_nodes - size
-        floor = MIN_PATH_PROB if waiting < capacity else floats[block[ranking] + PATH_PROB]
+        floor = least_useful(block, floats, ranking, waiting, capacity)
         if depth < max_depth_nodes:
             num_children = _find_children(arena, worth, state, match_length, path_prob, floor, block, floats)
             waiting = _enter_children(
@@ -202,11 +196,8 @@ def _expand(arena, state, match_length, worth, max_depth_nodes, block, token_ids
             break
         waiting -= 1
         best = block[ranking + waiting]
-        token_ids[size] = token_of(block[best + ORDER])
-        parents[size] = block[best + NODE_PARENT]
-        probs[size] = floats[best + OWN_PROB]
+        depth, path_prob = add_to_tree(block, floats, best, size, token_ids, parents, probs)
         state, match_length = block[best + NODE_STATE], block[best + NODE_MATCH]
-        depth, path_prob = depth_of(block[best + ORDER]), floats[best + PATH_PROB]
         size += 1
     return size
 

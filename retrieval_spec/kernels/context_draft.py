@@ -14,22 +14,19 @@ from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 from retrieval_spec.kernels.ranking import (
     FIRST_OWN_WORD,
     NODE_WORDS,
-    ORDER,
-    OWN_PROB,
-    PATH_PROB,
-    depth_of,
+    add_to_tree,
+    describe,
     enter,
     free_all,
     order_of,
-    token_of,
 )
 
 NUM_NEIGHBOURS = 32
 """Twice as many raise the mean acceptance length by 1 in 100 and cost half as much again."""
 
-# Further words of a node: its parent, and of the occurrences behind it where they start and stop, what
-# they weigh and their longest match.
-PARENT, START, STOP, WEIGHT, LONGEST = range(FIRST_OWN_WORD, NODE_WORDS)
+# Further words of a node: where the occurrences behind it start and stop, what they weigh and their
+# longest match.
+START, STOP, WEIGHT, LONGEST = range(FIRST_OWN_WORD, NODE_WORDS)
 
 # The scratch memory: the occurrences, records of nodes, and their ranking. The groups do not overlap, so
 # no more nodes wait than there are occurrences; one more record is for the node that is being entered.
@@ -101,10 +98,8 @@ def add_child(block, floats, waiting, capacity, reliability, group, total, depth
     trust = reliability[min(longest + depth - 1, reliability.shape[0] - 1)]
     own_prob = np.float32(weight / total * trust)
     node = block[RANKING + waiting]
-    floats[node + OWN_PROB] = own_prob
-    floats[node + PATH_PROB] = np.float32(own_prob * path_prob)
-    block[node + ORDER] = order_of(depth, block[start + CODE])
-    block[node + PARENT] = parent
+    order = order_of(depth, block[start + CODE])
+    describe(block, floats, node, np.float32(own_prob * path_prob), own_prob, order, parent)
     block[node + START] = start
     block[node + STOP] = stop
     block[node + WEIGHT] = weight
@@ -183,9 +178,6 @@ def draft(
         waiting -= 1
         best = block[RANKING + waiting]
         behind = block[best + START], block[best + STOP], block[best + WEIGHT], block[best + LONGEST]
-        depth, path_prob = depth_of(block[best + ORDER]), floats[best + PATH_PROB]
-        token_ids[size] = token_of(block[best + ORDER])
-        parents[size] = block[best + PARENT]
-        probs[size] = floats[best + OWN_PROB]
+        depth, path_prob = add_to_tree(block, floats, best, size, token_ids, parents, probs)
         size += 1
     return size

@@ -21,17 +21,15 @@ from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 from retrieval_spec.kernels.ranking import (
     FIRST_OWN_WORD,
     NODE_WORDS,
-    ORDER,
-    OWN_PROB,
-    PATH_PROB,
-    depth_of,
+    add_to_tree,
+    describe,
     enter,
     free_all,
     order_of,
 )
 
-PARENT, START, STOP, TOKEN = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 4)
-"""Further words of a node: its parent, where its occurrences start and stop, and its token."""
+START, STOP, TOKEN = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 3)
+"""Further words of a node: where its occurrences start and stop, and its token."""
 
 POSITION_BITS = 32
 """An occurrence is one number: its position below, and above it the token that was read last."""
@@ -90,10 +88,8 @@ def split(block, floats, num_ids, ranking, waiting, capacity, start, stop, depth
             continue
         if code != num_ids:
             node = block[ranking + waiting]
-            floats[node + PATH_PROB] = np.float64(i - first)
-            floats[node + OWN_PROB] = (i - first) / total
-            block[node + ORDER] = order_of(depth, first)
-            block[node + PARENT] = parent
+            order, count = order_of(depth, first), np.float64(i - first)
+            describe(block, floats, node, count, count / total, order, parent)
             block[node + START] = first
             block[node + STOP] = i
             block[node + TOKEN] = code
@@ -133,10 +129,9 @@ def frequent(tokens, num_ids, block, num_taken, max_occurrences, max_depth, toke
             break
         waiting -= 1
         best = block[ranking + waiting]
-        start, stop, depth = block[best + START], block[best + STOP], depth_of(block[best + ORDER])
-        token_ids[size] = block[best + TOKEN]
-        parents[size] = block[best + PARENT]
-        probs[size] = floats[best + OWN_PROB]
+        start, stop = block[best + START], block[best + STOP]
+        depth, _ = add_to_tree(block, floats, best, size, token_ids, parents, probs)
+        token_ids[size] = block[best + TOKEN]  # its order tells where its occurrences start
         size += 1
     return size
 

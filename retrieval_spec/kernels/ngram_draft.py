@@ -24,21 +24,16 @@ from retrieval_spec.kernels.ngram import (
     record_of,
 )
 from retrieval_spec.kernels.ranking import (
-    FIRST_OWN_WORD,
     NODE_WORDS,
-    ORDER,
-    OWN_PROB,
-    PATH_PROB,
-    depth_of,
+    add_to_tree,
+    describe,
     enter,
     free_all,
+    least_useful,
     order_of,
-    token_of,
 )
 
 MAX_CHILDREN = 8
-MIN_PATH_PROB = float(np.float32(5e-4))
-"""A node that is less probable costs more to verify than it can save."""
 
 ONE_SUCCESSOR, MORE_SUCCESSORS, SHORTER_CONTEXT = range(3)
 """First index of `worth`."""
@@ -46,7 +41,6 @@ ONE_SUCCESSOR, MORE_SUCCESSORS, SHORTER_CONTEXT = range(3)
 NEWEST, OLDER, BASE = range(3)
 KNOWN_IN, KNOWN_ROW, KNOWN_WORDS = range(3)
 CHILD_TOKEN, CHILD_PROB, CHILD_WORDS = range(3)
-NODE_PARENT = FIRST_OWN_WORD
 
 # The scratch memory: the contexts known, the children of one node, the nodes, their ranking.
 KNOWN = 0
@@ -184,7 +178,7 @@ def draft(arena, older, base, worth, context, max_depth_nodes, block, token_ids,
     size, waiting, depth, path_prob = 0, 0, np.int64(0), 1.0
     while size < max_nodes:
         capacity = max_nodes - size
-        floor = MIN_PATH_PROB if waiting < capacity else floats[block[ranking] + PATH_PROB]
+        floor = least_useful(block, floats, ranking, waiting, capacity)
         if depth < max_depth_nodes:
             num_children = _find_children(
                 arena,
@@ -203,19 +197,16 @@ def draft(arena, older, base, worth, context, max_depth_nodes, block, token_ids,
                 child_path_prob = np.float32(path_prob * floats[child + CHILD_PROB])
                 if child_path_prob >= floor:
                     node = block[ranking + waiting]
-                    floats[node + PATH_PROB] = child_path_prob
-                    floats[node + OWN_PROB] = floats[child + CHILD_PROB]
-                    block[node + ORDER] = order_of(depth + 1, block[child + CHILD_TOKEN])
-                    block[node + NODE_PARENT] = size - 1
+                    order = order_of(depth + 1, block[child + CHILD_TOKEN])
+                    describe(
+                        block, floats, node, child_path_prob, floats[child + CHILD_PROB], order, size - 1
+                    )
                     waiting = enter(block, floats, ranking, waiting, capacity)
         if waiting == 0:
             break
         waiting -= 1
         best = block[ranking + waiting]
-        token_ids[size] = token_of(block[best + ORDER])
-        parents[size] = block[best + NODE_PARENT]
-        probs[size] = floats[best + OWN_PROB]
-        depth, path_prob = depth_of(block[best + ORDER]), floats[best + PATH_PROB]
+        depth, path_prob = add_to_tree(block, floats, best, size, token_ids, parents, probs)
         size += 1
     return size
 

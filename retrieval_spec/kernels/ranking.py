@@ -6,14 +6,18 @@ the best one last, followed by those of the free records. Taking the best one is
 
 from __future__ import annotations
 
+import numpy as np
+
 from retrieval_spec.kernels.jit import inlined_kernel
 
-PATH_PROB, OWN_PROB, ORDER, FIRST_OWN_WORD = range(4)
+PATH_PROB, OWN_PROB, ORDER, PARENT, FIRST_OWN_WORD = range(5)
 """Words of every record; the first two are float64, seen through a view of the block."""
 NODE_WORDS = 8
 """A cache line; the words from `FIRST_OWN_WORD` on belong to whoever ranks the nodes."""
 
 TOKEN_BITS = 31
+MIN_PATH_PROB = float(np.float32(5e-4))
+"""A node that is less probable costs more to verify than it can save."""
 
 
 @inlined_kernel
@@ -39,6 +43,30 @@ def free_all(block, nodes, ranking, num_nodes):
     """Ranks so many records, the first one at `nodes`: none of them waits, all are free."""
     for i in range(num_nodes):
         block[ranking + i] = nodes + i * NODE_WORDS
+
+
+@inlined_kernel
+def least_useful(block, floats, ranking, num_waiting, capacity):
+    """Returns the path probability below which no further node is worth a place."""
+    return MIN_PATH_PROB if num_waiting < capacity else floats[block[ranking] + PATH_PROB]
+
+
+@inlined_kernel
+def describe(block, floats, node, path_prob, own_prob, order, parent):
+    """Writes the words that every record has; `parent` is the index of a node in the tree, or -1."""
+    floats[node + PATH_PROB] = path_prob
+    floats[node + OWN_PROB] = own_prob
+    block[node + ORDER] = order
+    block[node + PARENT] = parent
+
+
+@inlined_kernel
+def add_to_tree(block, floats, node, size, token_ids, parents, probs):
+    """Makes a record the node `size` of the tree; returns its depth and its path probability."""
+    token_ids[size] = token_of(block[node + ORDER])
+    parents[size] = block[node + PARENT]
+    probs[size] = floats[node + OWN_PROB]
+    return depth_of(block[node + ORDER]), floats[node + PATH_PROB]
 
 
 @inlined_kernel

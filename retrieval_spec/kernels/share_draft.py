@@ -12,7 +12,6 @@ import numpy as np
 from retrieval_spec.kernels.context_sort import Column
 from retrieval_spec.kernels.frequency_draft import (
     OCCURRENCES,
-    PARENT,
     POSITION_BITS,
     START,
     STOP,
@@ -23,13 +22,12 @@ from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 from retrieval_spec.kernels.ranking import (
     NODE_WORDS,
     ORDER,
-    OWN_PROB,
-    PATH_PROB,
+    add_to_tree,
     depth_of,
+    describe,
     enter,
     free_all,
     order_of,
-    token_of,
 )
 
 
@@ -78,10 +76,8 @@ def _enter_groups(block, floats, ranking, waiting, groups, num_groups, total, de
         start, stop = block[group], block[group + 1]
         own_prob = np.float32((stop - start) / total)
         node = block[ranking + waiting]
-        floats[node + OWN_PROB] = own_prob
-        floats[node + PATH_PROB] = np.float32(own_prob * path_prob)
-        block[node + ORDER] = order_of(depth, block[start] >> POSITION_BITS)
-        block[node + PARENT] = parent
+        order = order_of(depth, block[start] >> POSITION_BITS)
+        describe(block, floats, node, np.float32(own_prob * path_prob), own_prob, order, parent)
         block[node + START] = start
         block[node + STOP] = stop
         waiting = enter(block, floats, ranking, waiting, waiting + 1)
@@ -162,11 +158,8 @@ def draft(
             break
         waiting -= 1
         best = block[ranking + waiting]
-        start, stop, depth = block[best + START], block[best + STOP], depth_of(block[best + ORDER])
-        path_prob = floats[best + PATH_PROB]
+        start, stop = block[best + START], block[best + STOP]
+        depth, path_prob = add_to_tree(block, floats, best, size, token_ids, parents, probs)
         block[taken + depth] += 1
-        token_ids[size] = token_of(block[best + ORDER])
-        parents[size] = block[best + PARENT]
-        probs[size] = floats[best + OWN_PROB]
         size += 1
     return size

@@ -19,16 +19,13 @@ from retrieval_spec.kernels.ngram import (
     record_of,
 )
 from retrieval_spec.kernels.ranking import (
-    FIRST_OWN_WORD,
     NODE_WORDS,
-    ORDER,
-    OWN_PROB,
-    PATH_PROB,
-    depth_of,
+    PARENT,
+    add_to_tree,
+    describe,
     enter,
     free_all,
     order_of,
-    token_of,
 )
 
 MAX_NODES = 64
@@ -41,7 +38,6 @@ ADDED = 400
 MAX_VALUE = 30_000
 
 CHILD_TOKEN, CHILD_VALUE, CHILD_WORDS = range(3)
-NODE_PARENT = FIRST_OWN_WORD
 
 # The scratch memory: children of one node, how many each node has, the nodes, their ranking. No node that
 # waits is dropped: which one comes next depends on the paths that are open then.
@@ -121,10 +117,9 @@ def _let_children_wait(block, floats, waiting, num_children, depth, parent, path
     for child in range(CHILDREN, CHILDREN + num_wanted * CHILD_WORDS, CHILD_WORDS):
         if block[child + CHILD_VALUE] > 0:
             node = block[RANKING + waiting]
-            floats[node + OWN_PROB] = np.float32(block[child + CHILD_VALUE] / total)
-            floats[node + PATH_PROB] = np.float32(floats[node + OWN_PROB] * path_prob)
-            block[node + ORDER] = order_of(depth, block[child + CHILD_TOKEN])
-            block[node + NODE_PARENT] = parent
+            own_prob = np.float64(np.float32(block[child + CHILD_VALUE] / total))
+            order = order_of(depth, block[child + CHILD_TOKEN])
+            describe(block, floats, node, np.float32(own_prob * path_prob), own_prob, order, parent)
             waiting = enter(block, floats, RANKING, waiting, _MAX_WAITING)
     return waiting
 
@@ -165,20 +160,17 @@ def draft(static, learned, older, context, max_depth_nodes, block, token_ids, pa
         while waiting > 0 and best < 0:
             waiting -= 1
             best = block[RANKING + waiting]
-            if num_paths == MAX_PATHS and _opens_a_path(block, block[best + NODE_PARENT]):
+            if num_paths == MAX_PATHS and _opens_a_path(block, block[best + PARENT]):
                 best = np.int64(-1)
         if best < 0:
             break
-        grown = block[best + NODE_PARENT]
+        depth, path_prob = add_to_tree(block, floats, best, size, token_ids, parents, probs)
+        grown = block[best + PARENT]
         num_paths += _opens_a_path(block, grown)
         if grown >= 0:
             block[NUM_CHILDREN + grown] += 1
-        token_ids[size] = token_of(block[best + ORDER])
-        parents[size] = grown
-        probs[size] = floats[best + OWN_PROB]
         block[NUM_CHILDREN + size] = 0
         older_token = token_ids[grown] if grown >= 0 else context[context.shape[0] - 1]
         token, parent = token_ids[size], np.int64(size)
-        depth, path_prob = depth_of(block[best + ORDER]), floats[best + PATH_PROB]
         size += 1
     return size
