@@ -1,7 +1,8 @@
 """Drafts from counted n-grams of everything that the sessions of a namespace wrote and were asked.
 
-Learns while they write, so a session drafts from what others wrote before it. Bounded: what did not
-come back for some tens of thousands of tokens is forgotten (`structures.ngram_table`).
+Learns while they write, so a session drafts from what others wrote before it; what a host takes back
+stays learned, and counts again when it is written again. Bounded: what did not come back for some tens
+of thousands of tokens is forgotten (`structures.ngram_table`).
 """
 
 from __future__ import annotations

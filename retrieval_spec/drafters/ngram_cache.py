@@ -92,7 +92,7 @@ class NGramCacheCursor:
         self._drafter, self._outputs = drafter, outputs
         self._scratch = np.empty(scratch_words(0), np.int64)
         self._table = NGramTable(_SHAPE, _MAX_SESSION_CONTEXTS)
-        self._table.extend(context)
+        self._table.extend(context.copy())  # a read-only one would compile the kernel once more
         self._tail = Tail(_SHAPE.max_context_tokens)
         self._tail.append(context)
         self._unlearned = [self._tail.tokens.copy()]
