@@ -14,10 +14,19 @@ from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.tree import DraftTree
 from tests.reference.copying import longest_match
-from tests.reference.sam import ReferenceCorpus, sam_paths, static_chain, static_tree
+from tests.reference.sam import (
+    RANK_PATHS,
+    ReferenceCorpus,
+    sam_paths,
+    sam_recycling_paths,
+    static_chain,
+    static_tree,
+)
+from tests.reference.token_recycling import ReferenceRecycling
 from tests.replay import chain_paths, drafted_paths, recorded, replayed
 from tests.stores import write_corpus
 from tests.strategies import as_int32
+from tests.test_recycling import PseudoModel, verify
 
 VOCAB_SIZE = 151_936
 SEPARATOR = 2**31 - 1
@@ -242,3 +251,64 @@ def test_real_traces_give_the_drafts_of_sam_decoding(traces, tmp_path):
         session.close()
     assert len(replays) == 20
     assert sum(accepted) > 0.4 * len(accepted)
+
+
+def replay_with_rows(session, context, corpus, rows, model, truth=None, num_steps=1_000):
+    """Replays with feedback; returns who drafted each step, and all accepted tokens."""
+    drafted_by, num_accepted = [], 0
+    while num_steps and truth != []:
+        tree = session.draft(80).check(VOCAB_SIZE)
+        who, expected = sam_recycling_paths(context, corpus, rows)
+        assert drafted_paths(tree) == expected
+        decided, feedback = verify(tree, context, model, truth)
+        session.commit(decided, feedback)
+        rows.update(feedback.node_token_ids.tolist(), feedback.topk_ids.tolist())
+        context = context + decided
+        drafted_by += [who] * (len(expected) > 0)
+        num_accepted += len(decided) - 1
+        truth = None if truth is None else truth[len(decided) :]
+        num_steps -= 1
+    return drafted_by, num_accepted
+
+
+def test_random_contexts_give_the_drafts_of_sam_decoding_with_rows(tmp_path):
+    drafted_by = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        alphabet = (9, 10, 12, 20, 60)[seed]
+        documents = random_documents(rng, alphabet)
+        store = write_corpus(tmp_path / f"{seed}", documents, 99)
+        engine, corpus = (
+            Engine(VOCAB_SIZE, preset="sam-recycling", datastores=[store]),
+            ReferenceCorpus(documents),
+        )
+        rows, model = ReferenceRecycling(), PseudoModel(list(range(alphabet)))
+        for steps in random_contexts(rng, alphabet, documents, 50):
+            context = [0, *(token for step in steps for token in step)]
+            session = engine.open_session(context)
+            drafted_by += replay_with_rows(session, context, corpus, rows, model, num_steps=4)[0]
+            session.close()
+    assert min(drafted_by.count(who) for who in ("own", "corpus", "rows")) > 15
+
+
+def test_real_traces_give_the_drafts_of_sam_decoding_with_rows(traces, tmp_path):
+    replays, documents = traces
+    store = write_corpus(tmp_path / "store", documents, VOCAB_SIZE)
+    engine, corpus = (
+        Engine(VOCAB_SIZE, preset="sam-recycling", datastores=[store]),
+        ReferenceCorpus(documents),
+    )
+    rows, model = ReferenceRecycling(), PseudoModel(list(range(VOCAB_SIZE)))
+    drafted_by, num_accepted = [], 0
+    for prompt, output in replays:
+        session = engine.open_session(prompt)
+        who, accepted = replay_with_rows(session, prompt, corpus, rows, model, output)
+        drafted_by, num_accepted = drafted_by + who, num_accepted + accepted
+        session.close()
+    assert min(drafted_by.count(who) for who in ("own", "corpus", "rows")) > 10
+    assert num_accepted > 0.3 * len(drafted_by)
+
+
+def test_the_tree_model_has_the_described_levels():
+    assert len(set(RANK_PATHS)) == len(RANK_PATHS) == 60
+    assert [sum(len(path) == depth for path in RANK_PATHS) for depth in range(1, 7)] == [7, 20, 21, 8, 4, 0]

@@ -6,62 +6,27 @@ what is reproduced, and what differs on purpose.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 from retrieval_spec.drafters.combination import (
-    Combination,
     FillInOrder,
     PruneByModel,
-    ask_all,
     best_score,
-    longer_match,
 )
-from retrieval_spec.drafters.copying import Copy
+from retrieval_spec.drafters.copying_presets import pld, sam, sam_recycling
 from retrieval_spec.drafters.corpus_rest import Rest
 from retrieval_spec.drafters.corpus_rows import Rows
-from retrieval_spec.drafters.corpus_sam import SamTree
 from retrieval_spec.drafters.dense import SHARE, Neighbours
 from retrieval_spec.drafters.ngram import Chain
 from retrieval_spec.drafters.phrases import Pooling, Suffixes
+from retrieval_spec.drafters.preset import MAX_NODES as MAX_NODES
+from retrieval_spec.drafters.preset import Preset as Preset
+from retrieval_spec.drafters.preset import Source as Source
 from retrieval_spec.drafters.recycling import RankTree
 from retrieval_spec.drafters.suffix import Suffix
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.fusion import Pruning
 from retrieval_spec.model_tree import DraftModel
-
-MAX_NODES = 256
-"""What presets draft at most that name no bound of their own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One source of a preset.
-
-    Attributes:
-        kind: its name in `registry`; `corpus` and `dense` stand for one source per datastore of that kind.
-        params: what `open` of the drafter takes beside the vocabulary.
-    """
-
-    kind: str
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A set of sources and the rule that combines them.
-
-    Attributes:
-        sources: opened in this order, which is also that of the bits in `DraftTree.sources`.
-        combine: which cursors are asked, with which budget.
-        max_nodes: what the published system drafts at most; a caller's smaller budget still holds.
-    """
-
-    sources: tuple[Source, ...]
-    combine: Combination = ask_all
-    max_nodes: int = MAX_NODES
 
 
 def default() -> Preset:
@@ -115,38 +80,6 @@ def dresd() -> Preset:
         num_neighbours=50, max_rows=10, continuation_tokens=10, temperature=float("inf"), worth=SHARE
     )
     return Preset((Source("dense", {"rule": rule}),), max_nodes=100)
-
-
-def pld() -> Preset:
-    """Prompt lookup decoding (Saxena, 2023; github.com/apoorvumang/prompt-lookup-decoding): chains of 10.
-
-    Reproduced: the last 3 tokens of the context are looked for in it, then 2, then 1; the leftmost
-    occurrence with 10 tokens after it is the draft, and where there is none nothing is drafted.
-
-    Different on purpose: the chain carries probabilities, by the length of its match; the published ones
-    have none. Long contexts are not scanned at every step but kept in an automaton.
-    """
-    return Preset((Source("session", {"rule": Copy(max_match_tokens=3, if_short="require")}),), max_nodes=10)
-
-
-def sam() -> Preset:
-    """SAM-Decoding without a tree model (Hu et al., 2024, arXiv 2411.10666; github.com/hyx1999/SAM-Decoding).
-
-    Reproduced, with the defaults of its code: the own context drafts int(4 L) tokens, 59 at most, from the
-    first occurrence of the longest match, L tokens long; a corpus drafts int(4 (L - 5)) nodes, 59 at most,
-    best first by the products of count shares, with 8 children a node and 8 nodes a depth at most. One of
-    the two drafts: the corpus where L - 5 of its match is more than L of the own one. (The published
-    script passes 0 in place of 5.)
-
-    Different on purpose: nothing is padded up to the budget; the newest token may itself be copied;
-    a draft ends with the document it comes from; a corpus match is as long as the datastore is deep at most;
-    of more than 4096 occurrences an evenly strided sample is counted. Not added: one document for every
-    token of the vocabulary. The published bonus token, sampled without temperature after a full
-    acceptance, is the verifier's matter and not reproduced.
-    """
-    own = Copy(chain_tokens=59, chain_tokens_per_match_token=4.0)
-    sources = (Source("session", {"rule": own}), Source("corpus", {"rule": SamTree()}))
-    return Preset(sources, partial(longer_match, corpus_bias_tokens=5), max_nodes=59)
 
 
 def anpd() -> Preset:
@@ -370,6 +303,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "dresd": dresd,
     "pld": pld,
     "sam": sam,
+    "sam-recycling": sam_recycling,
     "anpd": anpd,
     "token-recycling": token_recycling,
     "session+recycling": session_recycling,

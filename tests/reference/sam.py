@@ -62,6 +62,17 @@ def static_tree(corpus, context, bias=5, alpha=4.0, width=8, max_nodes=59):
     return paths
 
 
+# The tree model's paths of ranks: levels of 7, 20, 21, 8 and 4 nodes.
+RANK_PATHS = (
+    *"0123456",
+    *(f"{first}{rank}" for first, num in enumerate((8, 4, 3, 2, 1, 1, 1)) for rank in range(num)),
+    *(f"0{second}{rank}" for second, num in enumerate((6, 3, 2, 1, 1, 1)) for rank in range(num)),
+    *("100", "101", "110", "200", "300", "400", "500"),
+    *("0000", "0001", "0002", "0010", "0011", "0020", "0100", "1000"),
+    *("00000", "00001", "00010", "00100"),
+)
+
+
 def sam_paths(context, corpus, bias=5):
     """Mode without a tree model: the own chain, or the corpus's tree."""
     own, static = longest_match(context), corpus.longest_match(context)[0]
@@ -71,11 +82,11 @@ def sam_paths(context, corpus, bias=5):
     return static_tree(corpus, context, bias)
 
 
-def sam_chain(context, corpus, bias=5, threshold=5):
-    """Mode with a tree model: a chain, or None where the tree model drafts."""
+def sam_recycling_paths(context, corpus, rows, bias=5, threshold=5):
+    """Mode with a tree model, and who drafts: the own context, the corpus or the rows."""
     own, static = longest_match(context), corpus.longest_match(context)[0] - bias
     if max(own, static) < threshold:
-        return None
+        return "rows", rows.draft(context[-1], RANK_PATHS) if context else set()
     if own >= static:
-        return copied_chain(context, "first", 1, None, lambda _: 39, "climb")
-    return static_chain(corpus, context)
+        return "own", chain_paths(copied_chain(context, "first", 1, None, lambda _: 39, "climb"))
+    return "corpus", chain_paths(static_chain(corpus, context))

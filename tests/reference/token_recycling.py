@@ -32,10 +32,10 @@ class ReferenceRecycling:
         for token, row in zip(tokens, topk_ids, strict=True):
             self.rows[token] = list(row)
 
-    def draft(self, root: int) -> set[tuple[int, ...]]:
+    def draft(self, root: int, tree: Sequence[str] = TREE) -> set[tuple[int, ...]]:
         """The paths of tokens; what has no row or repeats a sibling is left out with all below it."""
         found: dict[str, tuple[int, ...]] = {"": ()}
-        for ranks in TREE:
+        for ranks in tree:
             path = found.get(ranks[:-1])
             if path is not None:
                 row = self.rows.get(path[-1] if path else root, [])
