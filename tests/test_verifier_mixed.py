@@ -13,11 +13,13 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 # ruff: noqa: E402
 from retrieval_spec.errors import InvalidDistribution
+from retrieval_spec.fusion import Pruning
 from retrieval_spec.model_tree import Proposal, without_replacement
 from retrieval_spec.tree import DraftTree
-from retrieval_spec.verifier import TreeVerifier, generate
+from retrieval_spec.verifier import Draws, FusedSource, TreeVerifier, generate
 from retrieval_spec.verifier.mixed import MixedSampler, ratio_tests
 from tests.exactness.sources import FakeSession, FakeSource
+from tests.pseudo_models import PseudoModel, hashed_law
 from tests.test_verifier_sampling import (
     FALSE_ALARM,
     OPTIONS,
@@ -360,6 +362,16 @@ def test_the_loop_s_joint_is_the_target_s_and_ratio_tests_accept_more_than_the_p
     assert told > FALSE_ALARM
     assert untold > FALSE_ALARM  # a draw from p is lossless whatever the children are
     assert accepted_told > accepted_untold
+
+
+def test_the_joint_over_retrieval_fused_with_a_drawing_model_is_the_target_s():
+    fixed = FakeSource(VOCAB_SIZE, lambda context, n: DraftTree.from_lists([2, 0, 5], [-1, -1, 0]))
+    model = PseudoModel(VOCAB_SIZE, hashed_law(VOCAB_SIZE, 0.5))
+    p_value, accepted = joint_and_accepted(
+        lambda seed: FusedSource([fixed], model, pruning=Pruning(top_k=4), draws=Draws((2, 1), seed))
+    )
+    assert p_value > FALSE_ALARM
+    assert accepted > 0.5
 
 
 def test_the_loop_s_joint_test_notices_a_q_that_was_not_drawn_from(monkeypatch):

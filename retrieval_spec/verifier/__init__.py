@@ -7,18 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 from retrieval_spec.errors import MissingDependency
 from retrieval_spec.verifier.drafts import NoDrafts
+from retrieval_spec.verifier.fused_source import Draws, FusedSource
 
 if TYPE_CHECKING:
+    from retrieval_spec.verifier.draft_model import HuggingFaceDraftModel
     from retrieval_spec.verifier.generation import Generation, generate
     from retrieval_spec.verifier.loop import TreeVerifier
 
 _LAZY = {
+    "HuggingFaceDraftModel": "retrieval_spec.verifier.draft_model",
     "Generation": "retrieval_spec.verifier.generation",
     "TreeVerifier": "retrieval_spec.verifier.loop",
     "generate": "retrieval_spec.verifier.generation",
 }
 
-__all__ = ["Generation", "NoDrafts", "TreeVerifier", "generate"]
+__all__ = [
+    "Generation",
+    "Draws",
+    "FusedSource",
+    "HuggingFaceDraftModel",
+    "NoDrafts",
+    "TreeVerifier",
+    "generate",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -71,6 +71,17 @@ def keep_path(cache: Any, past_tokens: int, path: list[int], num_nodes: int) -> 
             layer.cumulative_length = end
 
 
+def cut_back(cache: Any, num_tokens: int) -> None:
+    """Cuts the cache to its first `num_tokens` keys."""
+    for layer in cache.layers:
+        if not layer.is_initialized:
+            continue
+        layer.keys = _kept(layer.keys, 0, num_tokens, None)
+        layer.values = _kept(layer.values, 0, num_tokens, None)
+        if layer.is_sliding:
+            layer.cumulative_length = num_tokens
+
+
 def _kept(states: Any, start: int, end: int, rows: Any) -> Any:
     if rows is not None:
         # The pass has just concatenated `states`: nobody else holds it, and only the tail moves.

@@ -81,6 +81,19 @@ class GuardedSession:
                 self.close()  # the same tokens or the same source would fail in every step
             return _EMPTY
 
+    def truncate(self, length: int) -> None:
+        """Cuts the context to its first `length` tokens."""
+        del self._output_ids[max(length - self._prompt_length, 0) :]
+        self._prompt_length = min(length, self._prompt_length)
+        self._last_step = (0, None)
+        if self._session is None or self._session.context_length <= length:
+            return  # what it has not been told it need not forget
+        try:
+            self._session.truncate(length)
+        except RetrievalSpecError as error:
+            self._warn(error)
+            self.close()
+
     def finish(self) -> None:
         """Tells the session of the last tokens, so that it learns the whole output, and closes it."""
         if self._session is None:
