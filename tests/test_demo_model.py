@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_spec.demo_model import demo_model_dir
+from retrieval_spec.demo_model import demo_draft_model_dir, demo_model_dir
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -60,9 +60,21 @@ def continued(model, tokenizer, prompt, **how):
 
 
 def test_the_folder_is_whole_and_small():
-    files = [path for path in demo_model_dir().iterdir() if path.is_file()]
-    assert {path.name for path in files} >= FILES
+    files = [path for path in demo_model_dir().rglob("*") if path.is_file()]
+    assert {path.relative_to(demo_model_dir()).as_posix() for path in files} >= FILES | {
+        f"draft/{name}" for name in FILES
+    }
     assert sum(path.stat().st_size for path in files) <= LARGEST_BYTES
+
+
+def test_the_draft_model_is_small_and_shares_the_tokenizer(tokenizer):
+    draft = transformers.AutoModelForCausalLM.from_pretrained(demo_draft_model_dir())
+    assert (demo_draft_model_dir() / "model.safetensors").stat().st_size <= 1_000_000
+    assert draft.config.vocab_size == len(tokenizer)
+    own, its = (
+        (folder / "tokenizer.json").read_bytes() for folder in (demo_model_dir(), demo_draft_model_dir())
+    )
+    assert own == its
 
 
 def test_model_and_tokenizer_belong_together(model, tokenizer, card):
