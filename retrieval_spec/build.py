@@ -108,7 +108,21 @@ def build_datastore(
     _check_numbers(depth_tokens, threads)
     (check_replaceable if replace else check_free)(target)
     encoder = load_tokenizer(tokenizer)
-    corpus = Corpus(inputs, text_field, exclude)
+    tokens, documents = encode_corpus(Corpus(inputs, text_field, exclude), encoder, target, progress)
+    facts = _facts(label, encoder, depth_tokens)
+    _write(target, tokens, documents, facts, threads, replace, progress)
+    return target
+
+
+def encode_corpus(
+    corpus: Corpus, encoder: Tokenizer, target: Path, progress: Progress
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Returns the corpus as token ids, a separator behind each document, and where documents start.
+
+    Raises:
+        InvalidRequest: the inputs hold no text.
+        LimitExceeded: more tokens than one datastore holds.
+    """
     progress.start("encoding", corpus.num_bytes, "B")
     tokens, documents = _encode(_batches(corpus.documents(progress.advance)), encoder, target)
     if not len(documents):
@@ -117,9 +131,7 @@ def build_datastore(
             got=f"{corpus.num_skipped_files} files that are no UTF-8 text",
             remedy="name other inputs",
         )
-    facts = _facts(label, encoder, depth_tokens)
-    _write(target, tokens, documents, facts, threads, replace, progress)
-    return target
+    return tokens, documents
 
 
 def translate_datastore(

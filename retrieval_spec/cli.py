@@ -78,6 +78,13 @@ def _add_build(commands: Any) -> None:
         "--from-datastore", metavar="DIR", help="translate this datastore's text into ids of --tokenizer"
     )
     parser.add_argument("--from-tokenizer", metavar="PATH", help="the tokenizer that it was built with")
+    parser.add_argument(
+        "--kind",
+        choices=["context_array", "dense"],
+        default="context_array",
+        help="matched by text, or by the target's hidden states (default: %(default)s)",
+    )
+    parser.add_argument("--model", metavar="DIR", help="dense: the target model, which is run on the corpus")
     parser.add_argument("--tokenizer", metavar="PATH", help="a tokenizer.json or a model folder")
     parser.add_argument(
         "--out",
@@ -210,10 +217,15 @@ def _lines(result: dict[str, Any], indent: str) -> list[str]:
 
 
 def _build(arguments: argparse.Namespace) -> None:
-    from retrieval_spec.commands.build import build_command
-    from retrieval_spec.datastore.store import inspect_datastore
+    if arguments.kind == "dense":
+        from retrieval_spec.commands.build_dense import build_dense_command
 
-    _print(inspect_datastore(build_command(arguments)), arguments.json)
+        _print(build_dense_command(arguments), arguments.json)
+    else:
+        from retrieval_spec.commands.build import build_command
+        from retrieval_spec.datastore.store import inspect_datastore
+
+        _print(inspect_datastore(build_command(arguments)), arguments.json)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ def build_command(arguments: argparse.Namespace) -> Path:
 def _from_datastore(arguments: argparse.Namespace, progress: Progress) -> Path:
     if arguments.inputs or arguments.recipe or arguments.text_field:
         raise InvalidRequest("a datastore is translated alone", remedy="leave inputs and recipe out")
-    _require(arguments, "from_datastore", "from_tokenizer", "tokenizer")
+    require(arguments, "from_datastore", "from_tokenizer", "tokenizer")
     return translate_datastore(
         arguments.from_datastore,
         from_tokenizer=arguments.from_tokenizer,
@@ -43,7 +43,7 @@ def _from_recipe(arguments: argparse.Namespace, progress: Progress) -> Path:
 
 
 def _from_text(arguments: argparse.Namespace, progress: Progress) -> Path:
-    _require(arguments, "inputs", "tokenizer", "out")
+    require(arguments, "inputs", "tokenizer", "out")
     return build_datastore(
         arguments.inputs,
         tokenizer=arguments.tokenizer,
@@ -55,7 +55,12 @@ def _from_text(arguments: argparse.Namespace, progress: Progress) -> Path:
     )
 
 
-def _require(arguments: argparse.Namespace, *names: str) -> None:
+def require(arguments: argparse.Namespace, *names: str) -> None:
+    """Accepts arguments only if all of `names` were given.
+
+    Raises:
+        InvalidRequest: one is missing.
+    """
     for name in names:
         if not getattr(arguments, name):
             option = name.upper() if name == "inputs" else f"--{name.replace('_', '-')}"

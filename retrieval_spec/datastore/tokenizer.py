@@ -59,6 +59,12 @@ class Tokenizer:
         texts: list[str] = self._backend.decode_batch(ids, skip_special_tokens=False)
         return texts
 
+    def prefix_ids(self) -> Tokens:
+        """Returns int32[n], the special tokens that the model's own tokenizer puts before a text."""
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        first = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
+        return np.array(encoding.ids[:first], np.int32)
+
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Opens a `tokenizer.json`, or the one in a model folder.
