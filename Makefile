@@ -18,6 +18,7 @@ check: $(STAMPS)-dev
 
 bench: $(STAMPS)-test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tools/bench_structures.py
+	$(BIN)/python tools/bench_sources.py
 
 clean:
 	rm -rf $(VENV) .cache dist

@@ -56,7 +56,7 @@ def truth(model):
 
 def topk_after(model, tokens):
     with torch.inference_mode():
-        return model(torch.tensor([tokens])).logits[0, -1].topk(TOPK).indices.tolist()
+        return model(torch.tensor([tokens])).logits[0, -1].log_softmax(-1).topk(TOPK)
 
 
 def test_every_verified_node_comes_with_what_the_target_says_after_it(model, truth):
@@ -70,7 +70,10 @@ def test_every_verified_node_comes_with_what_the_target_says_after_it(model, tru
         paths = [context]
         for node in range(1, len(feedback.node_token_ids)):
             paths.append([*paths[feedback.node_parents[node]], int(feedback.node_token_ids[node])])
-        assert feedback.topk_ids.tolist() == [topk_after(model, path) for path in paths]
+        expected = [topk_after(model, path) for path in paths]
+        assert feedback.topk_ids.tolist() == [best.indices.tolist() for best in expected]
+        told = [best.values.tolist() for best in expected]
+        np.testing.assert_allclose(feedback.topk_logprobs, told, rtol=1e-5, atol=1e-6)
         num_nodes += len(paths)
     assert num_nodes > 60
 

@@ -24,6 +24,17 @@ def ask_all(cursors: Sequence[Cursor], budget: Budget) -> list[DraftTree]:
     return [cursor.propose(budget) for cursor in cursors]
 
 
+def trust_last(cursors: Sequence[Cursor], budget: Budget) -> list[DraftTree]:
+    """Asks every source, and squares all probabilities but the last one's, which knows the target's words.
+
+    The others' probabilities were fitted on text alone: what the target did not name among its most
+    probable tokens comes less often than they say, the more so the less sure they are.
+    """
+    trees = [cursor.propose(budget) for cursor in cursors]
+    squared = [DraftTree(t.token_ids, t.parents, t.probs * t.probs, t.sources) for t in trees[:-1]]
+    return [*squared, *trees[-1:]]
+
+
 def longer_match(cursors: Sequence[Cursor], budget: Budget, *, corpus_bias_tokens: int) -> list[DraftTree]:
     """Asks the source with the longest match alone: the first one unless a corpus has a clearly longer one.
 

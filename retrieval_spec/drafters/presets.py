@@ -12,6 +12,7 @@ from retrieval_spec.drafters.combination import (
     FillInOrder,
     PruneByModel,
     best_score,
+    trust_last,
 )
 from retrieval_spec.drafters.copying_presets import pld, sam, sam_recycling
 from retrieval_spec.drafters.corpus_rest import Rest
@@ -112,7 +113,7 @@ def token_recycling() -> Preset:
 
 def session_recycling() -> Preset:
     """The own context and what the target found likely before: for a verifier that reports its top-k."""
-    return Preset((Source("session"), Source("recycling")))
+    return Preset((Source("session"), Source("recycling")), trust_last)
 
 
 def aded() -> Preset:

@@ -154,10 +154,12 @@ def update(arena, node_token_ids, node_parents, topk_ids, topk_logprobs, previou
         before = np.int64(previous)
         if node_parents[node] >= 0:
             before = np.int64(node_token_ids[node_parents[node]])
-        _write_row(arena, row_of(token), topk_ids, topk_logprobs, node)
+        own_row = row_of(token)
+        _write_row(arena, own_row, topk_ids, topk_logprobs, node)
         row = _claim(arena, before, token)
         if row != NO_ROW:
-            _write_row(arena, row, topk_ids, topk_logprobs, node)
+            for word in range(ROW_WORDS):
+                arena[row + word] = arena[own_row + word]
 
 
 @inlined_kernel

@@ -1,6 +1,6 @@
 """What a verified step teaches the sources: the target's most probable tokens, and the state it ended in.
 
-The selection and the projection run where the model runs; only ids and a short vector travel. Knows no
+The selection and the projection run where the model runs; only a few numbers travel. Knows no
 session.
 """
 
@@ -69,9 +69,16 @@ class FeedbackCollector:
         if not self._wanted_topk:
             return Feedback(hidden_state=state)
         k = min(self._wanted_topk, logits.shape[-1])
-        topk_ids = logits.topk(k, dim=-1).indices.to("cpu").numpy().astype(TOKEN)
-        parents = np.array(layout.parents, np.int32)
-        return Feedback(np.array(layout.token_ids, TOKEN), parents, topk_ids, hidden_state=state)
+        scores = logits.float()
+        best = scores.topk(k, dim=-1)
+        logprobs = (best.values - scores.logsumexp(-1, keepdim=True)).clamp(max=0.0)
+        return Feedback(
+            np.array(layout.token_ids, TOKEN),
+            np.array(layout.parents, np.int32),
+            best.indices.to("cpu").numpy().astype(TOKEN),
+            logprobs.to("cpu").numpy(),
+            hidden_state=state,
+        )
 
     def close(self) -> None:
         """Stops listening to the model."""
