@@ -19,7 +19,7 @@ from retrieval_spec.verifier import generate
 torch.set_num_threads(1)  # sums in one order, whatever the shape
 NUM_PROMPTS = 8
 NEW_TOKENS = 128
-MAX_NODES = 80
+MAX_NODES = 32
 
 
 def test_recycling_pays_on_real_text_and_changes_no_token():
