@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
@@ -76,12 +77,8 @@ class RestCursor:
         if max_nodes <= 0:
             return DraftTree.empty()
         rule, array = self._rule, self._array
-        words = scratch_words(rule.max_occurrences, max_nodes)
-        if self._scratch.shape[0] < words:
-            self._scratch = np.empty(words, np.int64)
-        token_ids = np.empty(max_nodes, np.int32)
-        parents = np.empty(max_nodes, np.int32)
-        probs = np.empty(max_nodes, np.float32)
+        self._scratch = with_room(self._scratch, scratch_words(rule.max_occurrences, max_nodes))
+        columns = new_columns(max_nodes)
         size = draft(
             array.tokens,
             array.positions,
@@ -92,8 +89,6 @@ class RestCursor:
             rule.max_occurrences,
             min(rule.continuation_tokens, budget.max_depth_nodes),
             self._scratch,
-            token_ids,
-            parents,
-            probs,
+            *columns,
         )
-        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
+        return tree_of(columns, size)

@@ -10,7 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget, own_source
+from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget
+from retrieval_spec.drafters.columns import new_columns, tree_of
 from retrieval_spec.drafters.copying import chain_after_match
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest
@@ -79,9 +80,7 @@ class SamTree:
         max_nodes = min(wanted_nodes, self.max_nodes, budget.max_nodes)
         if max_nodes <= 0:
             return DraftTree.empty()
-        token_ids = np.empty(max_nodes, np.int32)
-        parents = np.empty(max_nodes, np.int32)
-        probs = np.empty(max_nodes, np.float32)
+        columns = new_columns(max_nodes)
         size = draft(
             array.tokens,
             array.positions,
@@ -92,11 +91,9 @@ class SamTree:
             MAX_OCCURRENCES,
             budget.max_depth_nodes,
             scratch,
-            token_ids,
-            parents,
-            probs,
+            *columns,
         )
-        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
+        return tree_of(columns, size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget, own_source
+from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget
+from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.session import MAX_MATCH_TOKENS, WORTH
 from retrieval_spec.drafters.tail import Tail
@@ -116,17 +117,14 @@ class HistoryCursor:
         max_nodes = budget.max_nodes
         if max_nodes <= 0:
             return DraftTree.empty()
-        if self._scratch.shape[0] < scratch_words(max_nodes):
-            self._scratch = np.empty(scratch_words(max_nodes), np.int64)
-        token_ids = np.empty(max_nodes, np.int32)
-        parents = np.empty(max_nodes, np.int32)
-        probs = np.empty(max_nodes, np.float32)
-        nodes = (budget.max_depth_nodes, self._scratch, token_ids, parents, probs)
+        self._scratch = with_room(self._scratch, scratch_words(max_nodes))
+        columns = new_columns(max_nodes)
         with self._history.lock:
             self._find_place()
             state, match_tokens = self._place.tolist()
-            size = draft_from(self._history.texts.automaton.arena, state, match_tokens, WORTH, *nodes)
-        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
+            arena, max_depth_nodes = self._history.texts.automaton.arena, budget.max_depth_nodes
+            size = draft_from(arena, state, match_tokens, WORTH, max_depth_nodes, self._scratch, *columns)
+        return tree_of(columns, size)
 
     def _find_place(self) -> None:
         tokens = self._tail.tokens

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.corpus import open_array
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.tail import Tail
@@ -21,7 +22,7 @@ from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.ngram_draft import draft, draft_chain, scratch_words
 from retrieval_spec.structures.context_array import separator_of
 from retrieval_spec.structures.ngram_table import MAX_CONTEXTS, MAX_CORPUS_CONTEXTS, NGramTable, Shape
-from retrieval_spec.tree import TOKEN, DraftTree, Float32s, Int32s, Tokens
+from retrieval_spec.tree import DraftTree, Float32s, Tokens
 
 _MAX_COUNT_BITS = 7
 
@@ -147,9 +148,8 @@ class NGramCursor:
 
     def _drafted_tree(self, budget: Budget) -> DraftTree:
         max_nodes = budget.max_nodes
-        if self._scratch.shape[0] < scratch_words(max_nodes):
-            self._scratch = np.empty(scratch_words(max_nodes), np.int64)
-        token_ids, parents, probs = _new_columns(max_nodes)
+        self._scratch = with_room(self._scratch, scratch_words(max_nodes))
+        columns = new_columns(max_nodes)
         table, context = self._learned.table, self._tail.tokens
         with self._learned.lock:
             size = draft(
@@ -160,22 +160,13 @@ class NGramCursor:
                 context,
                 budget.max_depth_nodes,
                 self._scratch,
-                token_ids,
-                parents,
-                probs,
+                *columns,
             )
-        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
+        return tree_of(columns, size)
 
     def _drafted_chain(self, max_nodes: int) -> DraftTree:
-        token_ids, parents, probs = _new_columns(max_nodes)
+        columns = new_columns(max_nodes)
         table, context = self._learned.table, self._tail.tokens
         with self._learned.lock:
-            size = draft_chain(
-                table.arena, table.older, table.base, context, self._scratch, token_ids, parents, probs
-            )
-        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
-
-
-def _new_columns(max_nodes: int) -> tuple[Tokens, Int32s, Float32s]:
-    """Returns room for the columns of a tree."""
-    return np.empty(max_nodes, TOKEN), np.empty(max_nodes, np.int32), np.empty(max_nodes, np.float32)
+            size = draft_chain(table.arena, table.older, table.base, context, self._scratch, *columns)
+        return tree_of(columns, size)

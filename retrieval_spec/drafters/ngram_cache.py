@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.columns import new_columns, tree_of
 from retrieval_spec.drafters.corpus import open_array
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.tail import Tail
@@ -20,7 +21,7 @@ from retrieval_spec.kernels.ngram_cache import STATIC_CONTEXT_TOKENS, draft_cach
 from retrieval_spec.kernels.ngram_draft import scratch_words
 from retrieval_spec.structures.context_array import separator_of
 from retrieval_spec.structures.ngram_table import MAX_CORPUS_CONTEXTS, NGramTable, Shape
-from retrieval_spec.tree import TOKEN, DraftTree, Int32s, Tokens
+from retrieval_spec.tree import DraftTree, Int32s, Tokens
 
 _SHAPE = Shape(max_context_tokens=4)
 _STATIC_SHAPE = Shape(STATIC_CONTEXT_TOKENS, STATIC_CONTEXT_TOKENS, max_kept=16)
@@ -115,8 +116,7 @@ class NGramCacheCursor:
         max_nodes = min(budget.max_nodes, budget.max_depth_nodes, self._drafter.max_nodes)
         if max_nodes <= 0:
             return DraftTree.empty()
-        token_ids, parents = np.empty(max_nodes, TOKEN), np.empty(max_nodes, np.int32)
-        probs = np.empty(max_nodes, np.float32)
+        columns = new_columns(max_nodes)
         own, dynamic = self._table, self._outputs.table
         with self._outputs.lock:
             size = draft_cached(
@@ -130,8 +130,6 @@ class NGramCacheCursor:
                 own.base,
                 self._tail.tokens,
                 self._scratch,
-                token_ids,
-                parents,
-                probs,
+                *columns,
             )
-        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
+        return tree_of(columns, size)

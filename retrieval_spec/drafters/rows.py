@@ -12,7 +12,8 @@ from operator import eq, mul
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget, own_source
+from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget
+from retrieval_spec.drafters.columns import new_columns, tree_of
 from retrieval_spec.kernels.rows_draft import NODE_WORDS, draft
 from retrieval_spec.tree import CONTEXT, DraftTree
 
@@ -48,25 +49,20 @@ def tree_of_rows(rows: Sequence[Row], worth: float, survives: Survival, budget: 
     for row in rows:
         flat.append(len(row))
         flat += row
-    columns = np.array(flat, np.int32)
     max_nodes = min(budget.max_nodes, len(flat))
-    token_ids = np.empty(max_nodes, np.int32)
-    parents = np.empty(max_nodes, np.int32)
-    probs = np.empty(max_nodes, np.float32)
+    columns = new_columns(max_nodes)
     nodes = np.empty((len(flat) + 1, NODE_WORDS), np.int64)
     first_mass = worth * (1 - _NEXT_RANK) / (1 - _NEXT_RANK ** max(len(rows), 1))
     size = draft(
-        columns,
+        np.array(flat, np.int32),
         first_mass,
         _NEXT_RANK,
         survives,
         budget.max_depth_nodes,
         nodes,
-        token_ids,
-        parents,
-        probs,
+        *columns,
     )
-    return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
+    return tree_of(columns, size)
 
 
 def is_known(row: Row, kept: Sequence[Row]) -> bool:

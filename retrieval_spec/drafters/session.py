@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, Cursor, own_source
+from retrieval_spec.drafters.base import Budget, Cursor
+from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.automaton_draft import draft, scratch_words
@@ -88,13 +89,8 @@ class SessionCursor:
         max_nodes = budget.max_nodes
         if max_nodes <= 0:
             return DraftTree.empty()
-        if self._scratch.shape[0] < scratch_words(max_nodes):
-            self._scratch = np.empty(scratch_words(max_nodes), np.int64)
-        token_ids = np.empty(max_nodes, np.int32)
-        parents = np.empty(max_nodes, np.int32)
-        probs = np.empty(max_nodes, np.float32)
+        self._scratch = with_room(self._scratch, scratch_words(max_nodes))
+        columns = new_columns(max_nodes)
         arena = self.automaton.arena
-        size = draft(arena, WORTH, budget.max_depth_nodes, self._scratch, token_ids, parents, probs)
-        if size < max_nodes:
-            token_ids, parents, probs = token_ids[:size], parents[:size], probs[:size]
-        return DraftTree(token_ids, parents, probs, own_source(size))
+        size = draft(arena, WORTH, budget.max_depth_nodes, self._scratch, *columns)
+        return tree_of(columns, size)

@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.feedback import Feedback
@@ -199,14 +200,11 @@ class _ContextEnd:
         rule, max_nodes = self._rule, budget.max_nodes
         if max_nodes <= 0:
             return DraftTree.empty()
-        if self._scratch.shape[0] < scratch_words(max_nodes):
-            self._scratch = np.empty(scratch_words(max_nodes), np.int64)
+        self._scratch = with_room(self._scratch, scratch_words(max_nodes))
         self._place[:] = 0
         # As published, a suffix is shorter than the context, and than the longest string that is counted.
         automaton.follow(self._place, self.tail.tokens[1:], rule.max_length_tokens)
-        token_ids = np.empty(max_nodes, np.int32)
-        parents = np.empty(max_nodes, np.int32)
-        probs = np.empty(max_nodes, np.float32)
+        columns = new_columns(max_nodes)
         limits = (rule.factor, rule.offset, rule.min_prob, rule.shape == "path", budget.max_depth_nodes)
         size = draft(
             automaton.arena,
@@ -214,8 +212,6 @@ class _ContextEnd:
             *limits,
             rule.max_length_tokens,
             self._scratch,
-            token_ids,
-            parents,
-            probs,
+            *columns,
         )
-        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
+        return tree_of(columns, size)

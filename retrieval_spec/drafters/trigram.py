@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.columns import new_columns, tree_of
 from retrieval_spec.drafters.corpus import open_array
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.tail import Tail
@@ -19,7 +20,7 @@ from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.trigram_draft import MAX_NODES, MAX_SUCCESSORS, SCRATCH_WORDS, draft
 from retrieval_spec.structures.context_array import separator_of
 from retrieval_spec.structures.ngram_table import MAX_CORPUS_CONTEXTS, NGramTable, Shape
-from retrieval_spec.tree import TOKEN, DraftTree, Tokens
+from retrieval_spec.tree import DraftTree, Tokens
 
 WINDOW_TOKENS = 16
 """Newest tokens whose trigrams are added to, at every token."""
@@ -100,8 +101,7 @@ class TrigramCursor:
         max_nodes = min(budget.max_nodes, MAX_NODES)
         if max_nodes <= 0:
             return DraftTree.empty()
-        token_ids, parents = np.empty(max_nodes, TOKEN), np.empty(max_nodes, np.int32)
-        probs = np.empty(max_nodes, np.float32)
+        columns = new_columns(max_nodes)
         table = self._additions.table
         with self._additions.lock:
             size = draft(
@@ -111,8 +111,6 @@ class TrigramCursor:
                 self._tail.tokens,
                 budget.max_depth_nodes,
                 self._scratch,
-                token_ids,
-                parents,
-                probs,
+                *columns,
             )
-        return DraftTree(token_ids[:size], parents[:size], probs[:size], own_source(size))
+        return tree_of(columns, size)

@@ -30,15 +30,17 @@ from retrieval_spec.kernels.ranking import (
     NODE_WORDS,
     ORDER,
     OWN_PROB,
+    PARENT,
     PATH_PROB,
     depth_of,
+    describe,
     enter,
     free_all,
     order_of,
     token_of,
 )
 
-NODE_PARENT, NODE_STATE = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 2)
+NODE_STATE = FIRST_OWN_WORD
 MAX_EDGES = 4_096
 """Edges looked at in a state: its oldest one and its newest ones."""
 ROUNDING = 1e-6
@@ -67,10 +69,7 @@ def _enter_children(
         prob = path_prob * (count / total)
         if count > 0 and prob >= min_prob:
             node = block[ranking + waiting]
-            floats[node + PATH_PROB] = prob
-            floats[node + OWN_PROB] = count / total
-            block[node + ORDER] = order_of(depth, np.int64(token))
-            block[node + NODE_PARENT] = parent
+            describe(block, floats, node, prob, count / total, order_of(depth, np.int64(token)), parent)
             block[node + NODE_STATE] = target
             waiting = enter(block, floats, ranking, waiting, 1 if is_path else capacity)
         if edge_index == 0:
@@ -109,7 +108,7 @@ def _expand(arena, state, min_prob, is_path, max_nodes, max_depth, block, floats
         best = block[ranking + waiting]
         word = nodes + 3 * size
         block[word] = token_of(block[best + ORDER])
-        block[word + 1] = block[best + NODE_PARENT]
+        block[word + 1] = block[best + PARENT]
         floats[word + 2] = floats[best + OWN_PROB]
         score += floats[best + PATH_PROB]
         state, depth = block[best + NODE_STATE], depth_of(block[best + ORDER])
