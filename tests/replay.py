@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
@@ -35,6 +35,14 @@ def chain_paths(chain: list[int]) -> Paths:
     return {tuple(chain[: size + 1]) for size in range(len(chain))}
 
 
+def num_accepted(paths: Collection[tuple[int, ...]], continuation: list[int]) -> int:
+    """How many of the tokens that follow were drafted."""
+    size = 0
+    while size < len(continuation) and tuple(continuation[: size + 1]) in paths:
+        size += 1
+    return size
+
+
 def replayed(
     session: Session, prompt: list[int], output: list[int], twin: Callable[[list[int]], Paths], max_nodes: int
 ) -> list[int]:
@@ -43,7 +51,7 @@ def replayed(
     while at < len(output):
         paths = drafted_paths(session.draft(max_nodes))
         assert paths == twin(context)
-        size = max((n for n in range(len(output) - at + 1) if tuple(output[at : at + n]) in paths), default=0)
+        size = num_accepted(paths, output[at:])
         news = output[at : at + size + 1]
         session.commit(news)
         context, at = context + news, at + len(news)

@@ -14,14 +14,21 @@ from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.structures.dense_index import DenseIndex
 
 
+def array_of(
+    documents: Sequence[Sequence[int]], dtype: type = np.int32, depth_tokens: int = 32
+) -> ContextArray:
+    """The documents as a context array in memory."""
+    separator = np.iinfo(dtype).max
+    tokens = [token for document in documents for token in (*document, separator)]
+    return ContextArray.build(np.array(tokens, dtype), threads=1, depth_tokens=depth_tokens)
+
+
 def write_corpus(
     path: Path, documents: Sequence[Sequence[int]], vocab_size: int, dtype: type = np.int32
 ) -> Path:
     """Writes the documents as a datastore of kind context_array and returns its path."""
-    separator = np.iinfo(dtype).max
-    tokens = [token for document in documents for token in (*document, separator)]
     ends = np.cumsum([len(document) + 1 for document in documents])
-    array = ContextArray.build(np.array(tokens, dtype), threads=1)
+    array = array_of(documents, dtype)
     facts = Facts(
         name=path.name,
         vocab_size=vocab_size,

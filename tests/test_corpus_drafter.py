@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +14,11 @@ from retrieval_spec.drafters.corpus import CorpusDrafter
 from retrieval_spec.errors import DatastoreCorrupt, InvalidRequest, MissingPath, TokenizerMismatch
 from retrieval_spec.structures.context_array import ContextArray
 from tests.stores import write_corpus
+from tests.strategies import as_int32 as ids
+from tests.threads import in_threads
 
 VOCAB_SIZE = 151_936
 DOCUMENTS = [[5, 6, 7, 8, 5, 6, 9], [70_000, 5, 6, 7, 151_935], [], [1, 2]]
-
-
-def ids(values):
-    return np.array(values, np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +136,8 @@ def test_threads_share_one_drafter():
     drafter = CorpusDrafter(ContextArray.build(text))
     contexts = [text[i : i + 20] for i in range(0, 4_000, 20)]
     expected = [drafter.start(context).propose(Budget(16)) for context in contexts]
-    answers = {}
 
-    def work(thread):
-        answers[thread] = [drafter.start(context).propose(Budget(16)) for context in contexts]
+    def answers(_):
+        return [drafter.start(context).propose(Budget(16)) for context in contexts]
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(answers[i] == expected for i in range(4))
+    assert in_threads(answers, range(4)) == [expected] * 4

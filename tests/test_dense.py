@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -19,15 +18,14 @@ from retrieval_spec.errors import (
 )
 from retrieval_spec.feedback import Feedback
 from tests.reference.dresd import ReferenceDresd
+from tests.reference.fusion import paths_of
+from tests.replay import num_accepted, recorded
 from tests.stores import MODEL, write_corpus, write_dense
+from tests.strategies import as_int32 as ids
 
 VOCAB_SIZE = 151_936
 DIMENSIONS = 16
 NUM_TRACES = 20
-
-
-def ids(values):
-    return np.array(values, np.int32)
 
 
 def told(state):
@@ -36,10 +34,7 @@ def told(state):
 
 def drafted_paths(tree):
     """{path: probability of its last node}."""
-    paths = []
-    for token, parent in zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True):
-        paths.append((*(paths[parent] if parent >= 0 else ()), token))
-    return dict(zip(paths, tree.probs.tolist(), strict=True))
+    return {path: float(prob) for path, (prob, _) in paths_of(tree).items()}
 
 
 def state_after(tokens):
@@ -95,22 +90,21 @@ def test_random_contexts_give_the_drafts_of_the_twin(alphabet, tmp_path):
 @pytest.fixture(scope="module")
 def traces(data_dir):
     """Recorded outputs of three kinds: those that are replayed, and others for the store."""
-    kinds = {}
-    for family in ("code", "mtbench", "code_class"):
-        with (data_dir / "tok_qwen2" / f"{family}.jsonl").open() as lines:
-            kinds[family] = [json.loads(line) for line, _ in zip(lines, range(27), strict=False)]
-    return kinds
+    families = ("code", "mtbench", "code_class")
+    replays = [trace for family in families for trace in recorded(data_dir, family, 7)][:NUM_TRACES]
+    others = [output for family in families for _, output in recorded(data_dir, family, 20, skip=7)]
+    return replays, others
 
 
 def test_real_traces_give_the_drafts_of_the_twin(traces, tmp_path):
-    replayed = [trace for kind in traces.values() for trace in kind[:7]][:NUM_TRACES]
-    documents = [trace["output_ids"][:120] for kind in traces.values() for trace in kind[7:]]
+    replays, others = traces
+    documents = [output[:120] for output in others]
     store = write_dense(tmp_path / "store", documents, VOCAB_SIZE, states_of(documents))
     engine = Engine(VOCAB_SIZE, preset="dresd", datastores=[store])
     twin = ReferenceDresd(documents, as_stored(engine))
-    num_steps = num_drafts = num_accepted = 0
-    for trace in replayed:
-        context, output = list(trace["prompt_ids"][-200:]), trace["output_ids"][:90]
+    num_steps = num_drafts = num_right = 0
+    for prompt, whole in replays:
+        context, output = prompt[-200:], whole[:90]
         session = engine.open_session(context)
         commit, output = output[:1], output[1:]
         while output:
@@ -118,13 +112,12 @@ def test_real_traces_give_the_drafts_of_the_twin(traces, tmp_path):
             session.commit(commit, told(state_after(context[:-1])))
             tree = session.draft(100)
             assert_like_the_twin(tree, twin.draft(state_after(context[:-1]), context[-1]))
-            paths = set(drafted_paths(tree))
-            accepted = max(n for n in range(11) if n == 0 or tuple(output[:n]) in paths)
+            accepted = num_accepted(drafted_paths(tree), output)
             commit, output = output[: accepted + 1], output[accepted + 1 :]
             num_steps, num_drafts = num_steps + 1, num_drafts + (len(tree) > 0)
-            num_accepted += accepted
+            num_right += accepted
     assert num_drafts > 0.25 * num_steps
-    assert num_accepted > 0.2 * num_steps
+    assert num_right > 0.2 * num_steps
 
 
 def test_the_preset_has_the_published_parameters():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -11,6 +9,7 @@ from retrieval_spec.drafters.presets import PRESETS
 from retrieval_spec.engine import Engine
 from tests.reference.aded import ReferenceAded
 from tests.reference.ngram import ReferenceAnpd, ReferenceCache
+from tests.replay import drafted_paths, num_accepted, recorded
 from tests.stores import write_corpus
 
 VOCAB_SIZE = 151_936
@@ -28,14 +27,6 @@ def engine_and_twin(name, documents, folder):
     return Engine(VOCAB_SIZE, preset=name, datastores=[store]), TWINS[name](documents)
 
 
-def paths_of(tree):
-    paths = []
-    for token, parent in zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True):
-        paths.append((*(paths[parent] if parent >= 0 else ()), token))
-    assert len(set(paths)) == len(paths)
-    return set(paths)
-
-
 @pytest.mark.parametrize(("name", "has_corpus"), CASES)
 @pytest.mark.parametrize("seed", range(5))
 def test_random_contexts_give_the_drafts_of_the_twin(name, has_corpus, seed, tmp_path):
@@ -51,7 +42,7 @@ def test_random_contexts_give_the_drafts_of_the_twin(name, has_corpus, seed, tmp
         twin.start(prompt)
         for _ in range(4):
             tree = session.draft(64).check(VOCAB_SIZE)
-            assert paths_of(tree) == twin.draft()
+            assert drafted_paths(tree) == twin.draft()
             num_nodes += len(tree)
             tokens = rng.integers(0, alphabet, rng.integers(1, 8)).tolist()
             session.commit(tokens)
@@ -65,18 +56,10 @@ def traces_of(data_dir):
     """20 recorded outputs of three kinds, cut to what a quick test replays, and others for a corpus."""
     replayed, documents = [], []
     for family, num_items in (("code", 8), ("agent_tools", 6), ("maths", 6)):
-        with (data_dir / "tok_qwen2" / f"{family}.jsonl").open() as lines:
-            for place in range(30):
-                item = json.loads(next(lines))
-                if place < num_items:
-                    replayed.append((item["prompt_ids"][-300:], item["output_ids"][:300]))
-                else:
-                    documents.append(item["output_ids"])
+        traces = recorded(data_dir, family, 30)
+        replayed += [(prompt[-300:], output[:300]) for prompt, output in traces[:num_items]]
+        documents += [output for _, output in traces[num_items:]]
     return replayed, documents
-
-
-def num_accepted(paths, output):
-    return max(size for size in range(len(output) + 1) if not size or tuple(output[:size]) in paths)
 
 
 @pytest.mark.parametrize(("name", "has_corpus"), CASES)
@@ -88,7 +71,7 @@ def test_real_traces_give_the_drafts_of_the_twin(name, has_corpus, data_dir, tmp
         session = engine.open_session(prompt)
         twin.start(prompt)
         while output:
-            paths = paths_of(session.draft(64))
+            paths = drafted_paths(session.draft(64).check(VOCAB_SIZE))
             assert paths == twin.draft()
             accepted = num_accepted(paths, output)
             session.commit(output[: accepted + 1])

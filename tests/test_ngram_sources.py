@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 
@@ -14,6 +12,7 @@ from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
 from tests.stores import write_corpus
 from tests.strategies import as_int32
+from tests.threads import in_threads
 
 VOCAB_SIZE = 151_936
 DOCUMENTS = [[1, 2, 3, 4], [1, 2, 3], [1, 2, 5], [8, 9]]
@@ -122,22 +121,13 @@ def test_an_engine_opens_one_source_for_each_corpus_or_one_without(preset, store
 def test_threads_share_one_namespace(source):
     drafter = source.open(VOCAB_SIZE)
     text = np.random.default_rng(0).integers(0, 30, 8_000).astype(np.int32)
-    failures = []
 
     def write(part):
-        try:
-            for begin in range(0, part.shape[0], 500):
-                cursor = drafter.start(part[begin : begin + 10])
-                for at in range(begin + 10, begin + 500, 5):
-                    cursor.propose(Budget(16)).check(VOCAB_SIZE)
-                    cursor.observe(part[at : at + 5])
-                cursor.close()
-        except Exception as error:
-            failures.append(error)
+        for begin in range(0, part.shape[0], 500):
+            cursor = drafter.start(part[begin : begin + 10])
+            for at in range(begin + 10, begin + 500, 5):
+                cursor.propose(Budget(16)).check(VOCAB_SIZE)
+                cursor.observe(part[at : at + 5])
+            cursor.close()
 
-    threads = [threading.Thread(target=write, args=(part,)) for part in np.split(text, 4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    in_threads(write, np.split(text, 4))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +24,7 @@ from retrieval_spec.tree import DraftTree
 from tests.reference.acceptance import drafted_paths
 from tests.reference.phrases import ReferencePool, merged_rows, prefixes
 from tests.strategies import as_int32, token_streams
+from tests.threads import in_threads
 
 VOCAB_SIZE = 151_936
 ONE_TOKEN = Pooling(key_tokens=1, phrase_tokens=3, min_phrase_tokens=3, max_phrases=3)
@@ -331,21 +330,12 @@ def test_a_damaged_corpus_gives_other_rows_but_no_crash():
 
 def test_threads_share_one_pool():
     drafter = PhrasesDrafter.open(VOCAB_SIZE, Pooling(max_phrases=2))
-    failures = []
 
     def work(seed):
         rng = np.random.default_rng(seed)
         cursor = drafter.start(as_int32([1]))
-        try:
-            for _ in range(300):
-                cursor.observe(as_int32(rng.integers(0, 4, 3).tolist()))
-                cursor.propose(Budget(16)).check(VOCAB_SIZE)
-        except Exception as error:
-            failures.append(error)
+        for _ in range(300):
+            cursor.observe(as_int32(rng.integers(0, 4, 3).tolist()))
+            cursor.propose(Budget(16)).check(VOCAB_SIZE)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    in_threads(work, range(4))

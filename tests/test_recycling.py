@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import threading
-
 import numpy as np
 import pytest
 
@@ -14,21 +11,13 @@ from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from tests.reference.token_recycling import ReferenceRecycling
+from tests.replay import drafted_paths, recorded
+from tests.strategies import as_int32 as ids
+from tests.threads import in_threads
 
 VOCAB_SIZE = 151_936
 NUM_TRACES = 20
 TRACE_TOKENS = 200
-
-
-def ids(values):
-    return np.array(values, np.int32)
-
-
-def paths_of(tree):
-    paths = []
-    for token, parent in zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True):
-        paths.append((*(paths[parent] if parent >= 0 else ()), token))
-    return paths
 
 
 class PseudoModel:
@@ -71,9 +60,7 @@ def replay(session, twin, context, model, num_steps, truth=None):
     num_drafts = num_accepted = 0
     for _ in range(num_steps):
         tree = session.draft(80).check(VOCAB_SIZE)
-        paths = paths_of(tree)
-        assert len(set(paths)) == len(paths)
-        assert set(paths) == twin.draft(context[-1])
+        assert drafted_paths(tree) == twin.draft(context[-1])
         num_drafts += len(tree) > 0
         decided, feedback = verify(tree, context, model, truth)
         session.commit(decided, feedback)
@@ -103,20 +90,17 @@ def test_random_contexts_give_the_drafts_of_the_twin(size, repeats):
 
 
 def test_real_outputs_give_the_drafts_of_the_twin(data_dir):
-    files = sorted((data_dir / "tok_qwen2").glob("*.jsonl"))
-    items = []
-    for path in files:
-        with path.open() as lines:
-            items += [json.loads(line) for line, _ in zip(lines, range(2), strict=False)]
+    families = sorted(path.stem for path in (data_dir / "tok_qwen2").glob("*.jsonl"))
+    traces = [trace for family in families for trace in recorded(data_dir, family, 2)]
     model = PseudoModel(list(range(VOCAB_SIZE)))
     engine, twin = Engine(VOCAB_SIZE, preset="token-recycling"), ReferenceRecycling()
     num_accepted = 0
-    for item in items[:NUM_TRACES]:
-        context, truth = item["prompt_ids"][-50:], item["output_ids"][:TRACE_TOKENS]
+    for prompt, output in traces[:NUM_TRACES]:
+        context, truth = prompt[-50:], output[:TRACE_TOKENS]
         session = engine.open_session(context)
         num_accepted += replay(session, twin, list(context), model, TRACE_TOKENS, truth)[1]
         session.close()
-    assert len(items) >= NUM_TRACES
+    assert len(traces) >= NUM_TRACES
     assert num_accepted > 150
 
 
@@ -277,25 +261,16 @@ def test_equal_histories_give_equal_trees():
 @pytest.mark.parametrize("rule", [None, RankTree()], ids=["ours", "published"])
 def test_threads_share_a_namespace(rule):
     drafter = RecyclingDrafter.open(VOCAB_SIZE, rule)
-    failures = []
 
     def work(seed):
         rng = np.random.default_rng(seed)
-        try:
-            cursor = drafter.start(ids(rng.integers(0, 30, 20)))
-            for _ in range(200):
-                cursor.propose(Budget(80)).check(VOCAB_SIZE)
-                nodes = rng.integers(0, 30, 20)
-                rows = rng.integers(0, 30, (20, 8))
-                parents = [-1, *np.zeros(19, int)]
-                cursor.observe(ids(rng.integers(0, 30, 2)), feedback_of(nodes, rows, parents))
-            cursor.close()
-        except Exception as error:
-            failures.append(error)
+        cursor = drafter.start(ids(rng.integers(0, 30, 20)))
+        for _ in range(200):
+            cursor.propose(Budget(80)).check(VOCAB_SIZE)
+            nodes = rng.integers(0, 30, 20)
+            rows = rng.integers(0, 30, (20, 8))
+            parents = [-1, *np.zeros(19, int)]
+            cursor.observe(ids(rng.integers(0, 30, 2)), feedback_of(nodes, rows, parents))
+        cursor.close()
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    in_threads(work, range(4))

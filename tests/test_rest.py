@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-import threading
-
 import numpy as np
 import pytest
 
@@ -13,28 +10,24 @@ from retrieval_spec.drafters.presets import preset
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.structures.context_array import ContextArray
+from tests.reference.fusion import paths_of
 from tests.reference.rest import ReferenceRest
-from tests.stores import write_corpus
+from tests.replay import num_accepted, recorded
+from tests.stores import array_of, write_corpus
+from tests.strategies import as_int32 as ids
+from tests.threads import in_threads
 
 SEPARATOR = 2**31 - 1
 NUM_TRACES = 20
 
 
-def ids(values):
-    return np.array(values, np.int32)
-
-
 def drafter_over(documents, rule, depth_tokens=32):
-    text = [token for document in documents for token in (*document, SEPARATOR)]
-    return CorpusDrafter(ContextArray.build(ids(text), threads=1, depth_tokens=depth_tokens), rule=rule)
+    return CorpusDrafter(array_of(documents, depth_tokens=depth_tokens), rule=rule)
 
 
 def drafted_paths(tree):
     """{path: probability of its last node}, in the order of the tree."""
-    paths = []
-    for token, parent in zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True):
-        paths.append((*(paths[parent] if parent >= 0 else ()), token))
-    return dict(zip(paths, tree.probs.tolist(), strict=True))
+    return {path: float(prob) for path, (prob, _) in paths_of(tree).items()}
 
 
 def assert_like_the_twin(tree, expected):
@@ -99,37 +92,34 @@ def test_large_groups_are_sorted_like_small_ones():
 @pytest.fixture(scope="module")
 def traces(data_dir):
     """Recorded outputs of three kinds: those that are replayed, and others for the store."""
-    kinds = {}
-    for family in ("code", "mtbench", "code_class"):
-        with (data_dir / "tok_qwen2" / f"{family}.jsonl").open() as lines:
-            kinds[family] = [json.loads(line) for line, _ in zip(lines, range(60), strict=False)]
-    return kinds
+    families = ("code", "mtbench", "code_class")
+    replays = [trace for family in families for trace in recorded(data_dir, family, 7)][:NUM_TRACES]
+    others = [output for family in families for _, output in recorded(data_dir, family, 53, skip=7)]
+    return replays, others
 
 
 def test_real_traces_give_the_drafts_of_the_twin(traces, tmp_path):
     vocab_size = 151_936
-    replayed = [trace for kind in traces.values() for trace in kind[:7]][:NUM_TRACES]
-    documents = [trace["output_ids"] for kind in traces.values() for trace in kind[7:]]
+    replays, documents = traces
     store = write_corpus(tmp_path / "store", documents, vocab_size)
     engine = Engine(vocab_size, preset="rest", datastores=[store])
     twin = ReferenceRest(documents)
-    num_steps = num_drafts = num_accepted = 0
-    for trace in replayed:
-        context, output = list(trace["prompt_ids"][-200:]), trace["output_ids"][:150]
+    num_steps = num_drafts = num_right = 0
+    for prompt, whole in replays:
+        context, output = prompt[-200:], whole[:150]
         session = engine.open_session(context)
         while output:
             tree = session.draft(64)
             assert_like_the_twin(tree, twin.draft(context))
-            paths = set(drafted_paths(tree))
-            accepted = max(n for n in range(11) if n == 0 or tuple(output[:n]) in paths)
+            accepted = num_accepted(drafted_paths(tree), output)
             commit, output = output[: accepted + 1], output[accepted + 1 :]
             session.commit(commit)
             context += commit
             num_steps, num_drafts = num_steps + 1, num_drafts + (len(tree) > 0)
-            num_accepted += accepted
+            num_right += accepted
         session.close()
     assert num_drafts > 0.25 * num_steps
-    assert num_accepted > 0.2 * num_steps
+    assert num_right > 0.2 * num_steps
 
 
 def test_the_preset_has_the_published_parameters():
@@ -214,14 +204,8 @@ def test_threads_share_one_drafter():
     drafter = drafter_over([text], Rest())
     contexts = [ids(text[i : i + 20]) for i in range(0, 2_000, 20)]
     expected = [drafter.start(context).propose(Budget(16)) for context in contexts]
-    answers = {}
 
-    def work(thread):
-        answers[thread] = [drafter.start(context).propose(Budget(16)) for context in contexts]
+    def answers(_):
+        return [drafter.start(context).propose(Budget(16)) for context in contexts]
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(answers[i] == expected for i in range(4))
+    assert in_threads(answers, range(4)) == [expected] * 4

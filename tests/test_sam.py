@@ -24,7 +24,7 @@ from tests.reference.sam import (
 )
 from tests.reference.token_recycling import ReferenceRecycling
 from tests.replay import chain_paths, drafted_paths, recorded, replayed
-from tests.stores import write_corpus
+from tests.stores import array_of, write_corpus
 from tests.strategies import as_int32
 from tests.test_recycling import PseudoModel, verify
 
@@ -32,13 +32,8 @@ VOCAB_SIZE = 151_936
 SEPARATOR = 2**31 - 1
 
 
-def array_of(documents, depth=32):
-    text = [token for document in documents for token in (*document, SEPARATOR)]
-    return ContextArray.build(as_int32(text), threads=1, depth_tokens=depth)
-
-
 def drafter_over(documents, rule, depth=32):
-    return CorpusDrafter(array_of(documents, depth), rule=rule)
+    return CorpusDrafter(array_of(documents, depth_tokens=depth), rule=rule)
 
 
 def random_documents(rng, alphabet):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from retrieval_spec.drafters.presets import Preset, Source, preset
 from retrieval_spec.drafters.suffix import Suffix
 from retrieval_spec.engine import Engine
 from tests.reference.suffix_decoding import SuffixDecoding
+from tests.replay import drafted_paths, num_accepted, recorded
 
 VOCAB_SIZE = 151_936
 
@@ -27,10 +26,6 @@ def preset_of(rule, max_outputs):
 def twin_of(rule, max_outputs):
     path = rule.shape == "path"
     return SuffixDecoding(rule.max_length_tokens, max_outputs, rule.factor, rule.offset, rule.min_prob, path)
-
-
-def paths_of(tree):
-    return {tuple(tree.token_ids[tree.path_to(node)].tolist()) for node in range(len(tree))}
 
 
 class Both:
@@ -50,7 +45,7 @@ class Both:
 
     def check(self, request, max_nodes):
         tree = self.sessions[request].draft(max_nodes)
-        assert paths_of(tree) == self.twin.draft(request, max_nodes)
+        assert drafted_paths(tree) == self.twin.draft(request, max_nodes)
         self.num_nodes += len(tree)
         return tree
 
@@ -90,24 +85,15 @@ def test_random_requests_are_drafted_as_by_the_twin(name):
 @pytest.mark.parametrize("name", ["suffix", "suffix-vllm"])
 def test_real_outputs_are_drafted_as_by_the_twin(name, data_dir):
     both = Both(*RULES[name])
-    with (data_dir / "tok_qwen2" / "maths_rollouts.jsonl").open() as lines:
-        items = [json.loads(line) for line in islice(lines, 20)]
-    for request, item in enumerate(items):
-        both.start(request, item["prompt_ids"][-200:])
-        output, at = item["output_ids"][:80], 0
+    for request, (prompt, whole) in enumerate(recorded(data_dir, "maths_rollouts", 20)):
+        both.start(request, prompt[-200:])
+        output, at = whole[:80], 0
         while at < len(output):
             tree = both.check(request, 16)
-            taken = longest_path(tree, output[at:]) + 1
+            taken = num_accepted(drafted_paths(tree), output[at:]) + 1
             both.commit(request, output[at : at + taken])
             at += taken
     assert both.num_nodes > 1_000
-
-
-def longest_path(tree, continuation):
-    paths = paths_of(tree)
-    return next(
-        size for size in range(len(continuation), -1, -1) if not size or tuple(continuation[:size]) in paths
-    )
 
 
 def test_the_own_end_is_an_occurrence_and_others_have_none():
