@@ -238,6 +238,8 @@ def test_a_datastore_of_another_kind_is_refused(tmp_path):
         {"continuation_tokens": 20},
         {"temperature": 0.0},
         {"temperature": math.nan},
+        {"worth": (0.0, 1.0)},
+        {"worth": (0.0, 1.0, 1.0, 0.0, math.inf)},
     ],
 )
 def test_rules_out_of_range_are_refused(changes):

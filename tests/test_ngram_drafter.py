@@ -102,6 +102,12 @@ def test_orders_out_of_range_are_refused(max_order):
         opened(max_order=max_order)
 
 
+@pytest.mark.parametrize("max_nodes", [0, -3])
+def test_chains_without_tokens_are_refused(max_nodes):
+    with pytest.raises(InvalidRequest, match="out of range"):
+        Chain(max_nodes)
+
+
 def test_a_chain_runs_on_through_its_own_draft():
     cursor = opened(chain=Chain(max_nodes=9)).start(as_int32([4, 5, 6] * 3))
     assert cursor.propose(Budget(16)).token_ids.tolist() == [4, 5, 6] * 3

@@ -191,6 +191,8 @@ def test_a_damaged_corpus_gives_other_drafts_but_no_crash():
         {"shortest_span_tokens": 0},
         {"longest_span_tokens": 3, "shortest_span_tokens": 4},
         {"max_occurrences": 0},
+        {"max_occurrences": 1 << 40},
+        {"continuation_tokens": 0},
     ],
     ids=str,
 )

@@ -9,8 +9,9 @@ import pytest
 
 from retrieval_spec.drafters.combination import best_score
 from retrieval_spec.drafters.presets import Preset, Source, preset
-from retrieval_spec.drafters.suffix import Suffix
+from retrieval_spec.drafters.suffix import OutputsSuffixDrafter, Suffix
 from retrieval_spec.engine import Engine
+from retrieval_spec.errors import InvalidRequest
 from tests.reference.suffix_decoding import SuffixDecoding
 from tests.replay import drafted_paths, num_accepted, recorded
 
@@ -125,3 +126,26 @@ def test_outputs_stay_in_bounded_memory():
     kept = engine.drafters["suffix_outputs"]._outputs.of("default")
     assert kept.texts.allocated_bytes <= 3 << 19
     assert sum(output.num_tokens for output in kept._kept) * 4 <= 1 << 19
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"max_length_tokens": 0},
+        {"max_length_tokens": 1 << 40},
+        {"factor": float("nan")},
+        {"offset": float("-inf")},
+        {"min_prob": 1.5},
+        {"shape": "bush"},
+    ],
+    ids=str,
+)
+def test_rules_that_make_no_sense_are_refused(parameters):
+    with pytest.raises(InvalidRequest, match=r"out of range|unknown shape"):
+        Suffix(**parameters)
+
+
+@pytest.mark.parametrize("parameters", [{"max_outputs": 0}, {"max_bytes": -5}], ids=str)
+def test_room_for_no_output_is_refused(parameters):
+    with pytest.raises(InvalidRequest, match="out of range"):
+        OutputsSuffixDrafter.open(VOCAB_SIZE, **parameters)

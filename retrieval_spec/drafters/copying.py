@@ -6,12 +6,14 @@ A rule of the `session` source (`drafters.session`), in place of its own tree.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import numpy as np
 
 from retrieval_spec.calibration import reliability_by_match_length
 from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget, own_source
+from retrieval_spec.drafters.bounds import expect_range
 from retrieval_spec.drafters.text import Text
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
@@ -56,8 +58,9 @@ class Copy:
     if_short: IfShort = "keep"
 
     def __post_init__(self) -> None:
-        _expect_range("min_match_tokens", self.min_match_tokens, 1, self.max_match_tokens)
-        _expect_range("chain_tokens", self.chain_tokens, 1, MAX_DEPTH_NODES)
+        longest = inf if self.max_match_tokens is None else self.max_match_tokens
+        expect_range("min_match_tokens", self.min_match_tokens, 1, longest)
+        expect_range("chain_tokens", self.chain_tokens, 1, MAX_DEPTH_NODES)
         allowed = {
             "first": ("keep", "wrap", "climb", "require"),
             "last": ("keep", "wrap"),
@@ -79,11 +82,6 @@ class Copy:
     def start(self, context: Tokens) -> CopyCursor:
         """Returns a cursor that has observed `context`, which may be empty."""
         return CopyCursor(self, context)
-
-
-def _expect_range(name: str, value: int, lowest: int, highest: int | None) -> None:
-    if value < lowest or (highest is not None and value > highest):
-        raise InvalidRequest(f"{name} is out of range", got=value, expected=f"{lowest} to {highest}")
 
 
 def _chain_reliability() -> Float32s:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget
+from retrieval_spec.drafters.bounds import expect_range
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest
@@ -14,6 +15,9 @@ from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.frequency_draft import draft, scratch_words
 from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.tree import DraftTree, Tokens
+
+MAX_OCCURRENCES = 1 << 20
+"""A draft works in 16 bytes an occurrence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,8 @@ class Rest:
                 got=f"{self.longest_span_tokens} to {self.shortest_span_tokens} tokens",
                 expected="falling, and 1 or more",
             )
-        if self.max_occurrences < 1:
-            raise InvalidRequest("max_occurrences is out of range", got=self.max_occurrences, expected=">= 1")
+        expect_range("max_occurrences", self.max_occurrences, 1, MAX_OCCURRENCES)
+        expect_range("continuation_tokens", self.continuation_tokens, 1, MAX_DEPTH_NODES)
 
     def start(self, array: ContextArray, context: Tokens) -> RestCursor:
         """Returns a cursor that has observed `context`."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.bounds import expect_range
+from retrieval_spec.drafters.corpus_rest import MAX_OCCURRENCES
 from retrieval_spec.drafters.rows import Row, is_known, survival, tree_of_rows
 from retrieval_spec.drafters.tail import Tail
-from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.tree import DraftTree, Tokens
@@ -40,10 +41,8 @@ class Rows:
 
     def __post_init__(self) -> None:
         for name in ("span_tokens", "row_tokens", "max_rows"):
-            if not 1 <= getattr(self, name) <= 32:
-                raise InvalidRequest(f"{name} is out of range", got=getattr(self, name), expected="1 to 32")
-        if self.max_occurrences < 1:
-            raise InvalidRequest("max_occurrences is out of range", got=self.max_occurrences, expected=">= 1")
+            expect_range(name, getattr(self, name), 1, 32)
+        expect_range("max_occurrences", self.max_occurrences, 1, MAX_OCCURRENCES)
 
     def start(self, array: ContextArray, context: Tokens) -> RowsCursor:
         """Returns a cursor that has observed `context`."""

@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget
+from retrieval_spec.drafters.bounds import expect_range
 from retrieval_spec.drafters.columns import new_columns, tree_of
 from retrieval_spec.drafters.copying import chain_after_match
 from retrieval_spec.drafters.tail import Tail
-from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.frequency_draft import longest_span
 from retrieval_spec.kernels.share_draft import draft, scratch_words
@@ -61,8 +61,8 @@ class SamTree:
     max_nodes: int = 59
 
     def __post_init__(self) -> None:
-        _expect_range("width", self.width, MAX_WIDTH)
-        _expect_range("max_nodes", self.max_nodes, MAX_NODES)
+        expect_range("width", self.width, 1, MAX_WIDTH)
+        expect_range("max_nodes", self.max_nodes, 1, MAX_NODES)
 
     def start(self, array: ContextArray, context: Tokens) -> SamCursor:
         """Returns a cursor that has observed `context`."""
@@ -107,7 +107,7 @@ class SamChain:
     chain_tokens: int = 39
 
     def __post_init__(self) -> None:
-        _expect_range("chain_tokens", self.chain_tokens, MAX_DEPTH_NODES)
+        expect_range("chain_tokens", self.chain_tokens, 1, MAX_DEPTH_NODES)
 
     def start(self, array: ContextArray, context: Tokens) -> SamCursor:
         """Returns a cursor that has observed `context`."""
@@ -129,11 +129,6 @@ class SamChain:
         ends = np.flatnonzero((following < 0) | (following >= array.num_ids))
         chain = following[: ends[0]] if ends.shape[0] else following
         return chain_after_match(chain, match_length)
-
-
-def _expect_range(name: str, value: int, highest: int) -> None:
-    if not 1 <= value <= highest:
-        raise InvalidRequest(f"{name} is out of range", got=value, expected=f"1 to {highest}")
 
 
 class SamCursor:

@@ -76,6 +76,8 @@ class Neighbours:
                 got=f"{self.continuation_tokens} tokens, temperature {self.temperature}",
                 expected=f"1 to {CONTINUATION_TOKENS} tokens, a temperature above 0",
             )
+        if len(self.worth) != len(FITTED) or not np.isfinite(self.worth).all():
+            raise InvalidRequest("worth is no rule", got=self.worth, expected=f"{len(FITTED)} finite numbers")
 
 
 @dataclass(frozen=True, eq=False)

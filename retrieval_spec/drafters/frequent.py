@@ -11,9 +11,9 @@ from collections import OrderedDict
 import numpy as np
 
 from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.bounds import expect_range
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.rows import Row, survival, tree_of_rows
-from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import DraftTree, Tokens
 
@@ -76,12 +76,8 @@ class FrequentDrafter:
         Raises:
             InvalidRequest: a number out of range.
         """
-        for name, value, highest in (
-            ("phrase_tokens", phrase_tokens, MAX_PHRASE_TOKENS),
-            ("max_phrases", max_phrases, MAX_COUNTED),
-        ):
-            if not 1 <= value <= highest:
-                raise InvalidRequest(f"{name} is out of range", got=value, expected=f"1 to {highest}")
+        expect_range("phrase_tokens", phrase_tokens, 1, MAX_PHRASE_TOKENS)
+        expect_range("max_phrases", max_phrases, 1, MAX_COUNTED)
         return cls(phrase_tokens, max_phrases)
 
     def start(self, context: Tokens, namespace: str = "default") -> FrequentCursor:

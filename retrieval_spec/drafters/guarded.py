@@ -21,9 +21,8 @@ class GuardedCursor:
         self._warned = False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(
-            self.cursor, name
-        )  # what rules of combination ask a kind of cursor beyond the contract
+        # What rules of combination ask a kind of cursor beyond the contract.
+        return getattr(self.cursor, name)
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Passes committed tokens on."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.bounds import expect_range
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.corpus import open_array
 from retrieval_spec.drafters.namespaces import Namespaces
@@ -55,6 +56,9 @@ class Chain:
     """
 
     max_nodes: int
+
+    def __post_init__(self) -> None:
+        expect_range("max_nodes", self.max_nodes, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.bounds import expect_range
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.phrase_pool import Key, PhrasePool, VerifiedTree
 from retrieval_spec.drafters.rows import Row, survival, tree_of_rows
-from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import DraftTree, Tokens
 
@@ -84,10 +84,7 @@ class Pooling:
             ("chain_tokens", self.suffixes.chain_tokens if self.suffixes else 0, 0, 32),
         )
         for name, value, lowest, highest in bounds:
-            if not lowest <= value <= highest:
-                raise InvalidRequest(
-                    f"{name} of a phrase pool is out of range", got=value, expected=f"{lowest} to {highest}"
-                )
+            expect_range(name, value, lowest, highest)
         return self
 
 

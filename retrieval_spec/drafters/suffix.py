@@ -14,15 +14,19 @@ from typing import Literal
 import numpy as np
 
 from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.bounds import expect_range
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.tail import Tail
+from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.suffix_draft import draft, scratch_words
 from retrieval_spec.structures.recent_texts import RecentText, RecentTexts
 from retrieval_spec.structures.shared_automaton import SharedAutomaton
 from retrieval_spec.tree import DraftTree, Tokens
 
+MAX_LENGTH_TOKENS = 4_096
+MIN_BYTES = 1 << 20
 _MAX_CONTEXT_BYTES = 1 << 30
 _TOKENS_PER_LOCK = 512
 
@@ -44,6 +48,14 @@ class Suffix:
     offset: float = 0.0
     min_prob: float = 0.1
     shape: Literal["tree", "path"] = "tree"
+
+    def __post_init__(self) -> None:
+        expect_range("max_length_tokens", self.max_length_tokens, 1, MAX_LENGTH_TOKENS)
+        expect_range("factor", self.factor, 0, MAX_LENGTH_TOKENS)
+        expect_range("offset", self.offset, -MAX_LENGTH_TOKENS, MAX_LENGTH_TOKENS)
+        expect_range("min_prob", self.min_prob, 0, 1)
+        if self.shape not in ("tree", "path"):
+            raise InvalidRequest("unknown shape of a draft", got=self.shape, expected="tree or path")
 
 
 class ContextSuffixDrafter:
@@ -106,7 +118,13 @@ class OutputsSuffixDrafter:
         max_outputs: int = 10_000,
         max_bytes: int = 256 << 20,
     ) -> OutputsSuffixDrafter:
-        """Returns a drafter without outputs; any vocabulary will do."""
+        """Returns a drafter without outputs; any vocabulary will do.
+
+        Raises:
+            InvalidRequest: room for no output.
+        """
+        expect_range("max_outputs", max_outputs, 1)
+        expect_range("max_bytes", max_bytes, MIN_BYTES)
         return cls(rule or Suffix(), max_outputs, max_bytes)
 
     def start(self, context: Tokens, namespace: str = "default") -> OutputsSuffixCursor:
