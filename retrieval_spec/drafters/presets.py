@@ -11,7 +11,6 @@ from collections.abc import Callable
 from retrieval_spec.drafters.combination import (
     FillInOrder,
     PruneByModel,
-    best_score,
     trust_last,
 )
 from retrieval_spec.drafters.copying_presets import pld, sam, sam_recycling
@@ -19,12 +18,12 @@ from retrieval_spec.drafters.corpus_rest import Rest
 from retrieval_spec.drafters.corpus_rows import Rows
 from retrieval_spec.drafters.dense import SHARE, Neighbours
 from retrieval_spec.drafters.ngram import Chain
+from retrieval_spec.drafters.output_presets import sglang_ngram, suffix, suffix_vllm
 from retrieval_spec.drafters.phrases import Pooling, Suffixes
 from retrieval_spec.drafters.preset import MAX_NODES as MAX_NODES
 from retrieval_spec.drafters.preset import Preset as Preset
 from retrieval_spec.drafters.preset import Source as Source
 from retrieval_spec.drafters.recycling import RankTree
-from retrieval_spec.drafters.suffix import Suffix
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.fusion import Pruning
 from retrieval_spec.model_tree import DraftModel
@@ -263,39 +262,6 @@ def rasd(model: DraftModel | None = None, pruning: Pruning | None = None) -> Pre
     return Preset(sources, PruneByModel(pruning or Pruning()))
 
 
-def suffix() -> Preset:
-    """SuffixDecoding (Oliaro et al., 2024, arXiv 2411.04975; snowflakedb/ArcticInference): its tree mode.
-
-    Reproduced: one tree of the request's own prompt and output, one of all outputs as they are written,
-    both of suffixes of 64 tokens; every match shorter than the context is tried and may draft a token for
-    each token of it; path probabilities are products of count shares and at least 0.1; the best sum of
-    them wins, the longer match and the own context among equals. 100,000 outputs are kept, first in first
-    out; in the own context the current occurrence itself is counted.
-
-    Different on purpose: outputs are kept for each namespace, not for all users together, and in bounded
-    memory; equally frequent continuations rank by token id. Counts come from a suffix automaton, not from a
-    tree of suffixes, and are the same.
-    """
-    return _suffix(Suffix(), max_outputs=100_000)
-
-
-def suffix_vllm() -> Preset:
-    """SuffixDecoding as vLLM's method `suffix` configures it: paths, depth 24, 10,000 outputs.
-
-    Otherwise like `suffix`.
-    """
-    return _suffix(Suffix(max_length_tokens=24, shape="path"), max_outputs=10_000)
-
-
-def _suffix(rule: Suffix, max_outputs: int) -> Preset:
-    outputs = {"rule": rule, "max_outputs": max_outputs}
-    return Preset(
-        (Source("suffix_context", {"rule": rule}), Source("suffix_outputs", outputs)),
-        combine=best_score,
-        max_nodes=rule.max_length_tokens,
-    )
-
-
 PRESETS: dict[str, Callable[[], Preset]] = {
     "default": default,
     "session": session,
@@ -317,6 +283,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "rasd": rasd,
     "suffix": suffix,
     "suffix-vllm": suffix_vllm,
+    "sglang-ngram": sglang_ngram,
 }
 
 

@@ -61,7 +61,7 @@ def write_one_session(drafter):
 
 
 # What a source needs to have something to say: those that learn from outputs need one.
-PREPARED = dict.fromkeys(("frequent", "history", "suffix_outputs"), write_one_session)
+PREPARED = dict.fromkeys(("frequent", "history", "ngram_trie", "suffix_outputs"), write_one_session)
 
 # Sources that learn an output while it is written: what is output changes their drafts, prompts do not.
 LIVE = {"suffix_outputs", "ngram_trie"}
