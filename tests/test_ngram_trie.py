@@ -26,18 +26,17 @@ class Both:
         source = Source("ngram_trie", {"rule": rule, "max_trie_nodes": capacity})
         self.rule, self.engine = rule, Engine(VOCAB_SIZE, preset=chosen or Preset((source,)))
         self.twin = Trie(rule.max_length_tokens, capacity)
-        self.contexts, self.outputs, self.sessions, self.num_nodes = {}, {}, {}, 0
+        self.contexts, self.sessions, self.num_nodes = {}, {}, 0
 
     def start(self, request, prompt):
-        self.contexts[request], self.outputs[request] = list(prompt), []
+        self.contexts[request] = list(prompt)
         self.sessions[request] = self.engine.open_session(prompt)
 
     def commit(self, request, tokens):
         self.sessions[request].commit(tokens)
         for token in tokens:
             self.contexts[request].append(token)
-            self.outputs[request].append(token)
-            self.twin.insert(self.outputs[request][-self.rule.max_length_tokens :])
+            self.twin.insert(self.contexts[request][-self.rule.max_length_tokens :])
 
     def check(self, request, max_nodes):
         tree = self.sessions[request].draft(max_nodes)

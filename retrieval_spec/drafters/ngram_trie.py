@@ -1,6 +1,7 @@
 """Drafts from a trie of every n-gram that the namespace's sessions write, as SGLang's NGRAM does.
 
-All suffixes of the context add to one tree, the longest first. Prompts are matched but not learned.
+All suffixes of the context add to one tree, the longest first. What is learned are the n-grams that end in
+an output; the first ones reach back into its prompt, of which no more is learned.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class NGramTrieDrafter:
         return cls(rule or SuffixTrie(), max_trie_nodes)
 
     def start(self, context: Tokens, namespace: str = "default") -> NGramTrieCursor:
-        """Returns a cursor that has observed `context`, which is matched but not learned."""
+        """Returns a cursor that has observed `context`; of that, only what output follows soon is learned."""
         return NGramTrieCursor(self._rule, self._tries.of(namespace), context)
 
 
@@ -83,23 +84,21 @@ class _SharedTrie:
 class NGramTrieCursor:
     """One session's last tokens; owned by that session, not thread-safe."""
 
-    __slots__ = ("_output", "_rule", "_scratch", "_shared", "_tail")
+    __slots__ = ("_rule", "_scratch", "_shared", "_tail")
 
     def __init__(self, rule: SuffixTrie, shared: _SharedTrie, context: Tokens) -> None:
         self._rule = rule
         self._shared = shared
         self._scratch = np.empty(0, np.int64)
-        self._output = Tail(rule.max_length_tokens)
         self._tail = Tail(rule.max_length_tokens)
         self._tail.append(context)
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Adds output that other sessions draft from at once; `feedback` is not used."""
-        self._tail.append(tokens)
         for at in range(tokens.shape[0]):
-            self._output.append(tokens[at : at + 1])
+            self._tail.append(tokens[at : at + 1])
             with self._shared.lock:
-                self._shared.trie.add_suffixes(self._output.tokens)
+                self._shared.trie.add_suffixes(self._tail.tokens)
 
     def close(self) -> None:
         """Does nothing: the output is learned already."""
