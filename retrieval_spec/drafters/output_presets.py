@@ -45,10 +45,11 @@ def sglang_ngram() -> Preset:
     """SGLang's NGRAM speculation (github.com/sgl-project/sglang, `--speculative-algorithm NGRAM`).
 
     Reproduced: a trie of every n-gram of up to 18 tokens that ends in an output, also if it begins in the
-    prompt, at most 10,000,000 nodes, of which the leaf used longest ago makes room; all suffixes of the context that it knows are expanded into
-    one tree, the longest first and shorter ones as far as 12 drafted tokens allow; level by level, the
-    newest children first, from 10 of them below the shortest suffix to 1 below the longest and one less
-    every other level. `SuffixTrie(order="frequency")` is its mode PROB.
+    prompt, at most 10,000,000 nodes, of which the leaf used longest ago makes room; all suffixes of the
+    context that it knows are expanded into one tree, the longest first and shorter ones as far as 12
+    drafted tokens allow; level by level, the newest children first, from 10 of them below the shortest
+    suffix to 1 below the longest and one less every other level. `SuffixTrie(order="frequency")` is its
+    mode PROB.
 
     Different on purpose: one trie a namespace, not one for all users. An n-gram is counted once when its
     last token is decided, where the published worker inserts a request's last tokens again at every step.
