@@ -28,7 +28,7 @@ from retrieval_spec.drafters.base import (
 from retrieval_spec.drafters.combination import ask_all
 from retrieval_spec.drafters.guarded import GuardedCursor
 from retrieval_spec.drafters.opening import open_sources
-from retrieval_spec.drafters.presets import Preset
+from retrieval_spec.drafters.preset import Preset
 from retrieval_spec.drafters.presets import preset as preset_of
 from retrieval_spec.errors import (
     ContextMismatch,

@@ -10,8 +10,8 @@ import pytest
 
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.corpus import CorpusDrafter
-from retrieval_spec.drafters.presets import opt_tree as opt_tree_preset
-from retrieval_spec.drafters.presets import rasd as rasd_preset
+from retrieval_spec.drafters.published.models import opt_tree as opt_tree_preset
+from retrieval_spec.drafters.published.models import rasd as rasd_preset
 from retrieval_spec.drafters.session import SessionDrafter
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidDistribution, InvalidRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval_spec.drafters.presets import PRESETS
+from retrieval_spec.drafters.presets import preset
 from retrieval_spec.engine import Engine
 from tests.reference.aded import ReferenceAded
 from tests.reference.ngram import ReferenceAnpd, ReferenceCache
@@ -87,7 +87,7 @@ def test_real_traces_give_the_drafts_of_the_twin(name, has_corpus, data_dir, tmp
 
 @pytest.mark.parametrize("name", TWINS)
 def test_a_preset_drafts_no_more_than_was_published(name):
-    assert PRESETS[name]().max_nodes == MAX_NODES[name]
+    assert preset(name).max_nodes == MAX_NODES[name]
 
 
 @pytest.mark.parametrize("name", TWINS)

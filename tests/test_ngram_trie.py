@@ -7,7 +7,8 @@ import random
 import pytest
 
 from retrieval_spec.drafters.ngram_trie import MIN_TRIE_NODES, NGramTrieDrafter, SuffixTrie
-from retrieval_spec.drafters.presets import Preset, Source, preset
+from retrieval_spec.drafters.preset import Preset, Source
+from retrieval_spec.drafters.presets import preset
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest
 from tests.reference.acceptance import drafted_paths

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from retrieval_spec.drafters.combination import best_score
-from retrieval_spec.drafters.presets import Preset, Source, preset
+from retrieval_spec.drafters.preset import Preset, Source
+from retrieval_spec.drafters.presets import preset
 from retrieval_spec.drafters.suffix import OutputsSuffixDrafter, Suffix
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest

@@ -32,7 +32,8 @@ from retrieval_spec.datastore.store import open_datastore
 from retrieval_spec.datastore.tokenizer import load_tokenizer
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.corpus_rest import Rest, RestCursor
-from retrieval_spec.drafters.presets import Source, preset
+from retrieval_spec.drafters.preset import Source
+from retrieval_spec.drafters.presets import preset
 from retrieval_spec.engine import Engine
 from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.tree import DraftTree, Tokens

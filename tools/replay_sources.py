@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.drafters.presets import PRESETS, Preset, Source
+from retrieval_spec.drafters.preset import Preset, Source
+from retrieval_spec.drafters.presets import PRESETS, preset
 from retrieval_spec.engine import Engine
 from retrieval_spec.tree import DraftTree
 
@@ -32,7 +33,7 @@ Ids = NDArray[np.int32]
 def preset_of(name: str) -> Preset:
     """Returns a preset by its name, or one that fuses the sources in `session+history`."""
     if name in PRESETS:
-        return PRESETS[name]()
+        return preset(name)
     return Preset(tuple(Source(kind) for kind in name.split("+")))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from retrieval_spec.datastore.store import open_datastore
 from retrieval_spec.drafters.base import Drafter
-from retrieval_spec.drafters.presets import Preset, Source
+from retrieval_spec.drafters.preset import Preset, Source
 from retrieval_spec.drafters.registry import drafter_class
 from retrieval_spec.errors import InvalidRequest
 

@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 from retrieval_spec.client import LocalClient
 from retrieval_spec.commands.demo import DECODING, prompt_texts
 from retrieval_spec.demo_model import demo_draft_model_dir, demo_model_dir
-from retrieval_spec.drafters.presets import opt_tree, rasd
+from retrieval_spec.drafters.published.models import opt_tree, rasd
 from retrieval_spec.engine import Engine
 from retrieval_spec.verifier import Draws, FusedSource, HuggingFaceDraftModel, NoDrafts, generate
 
