@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.namespaces import TOKENS_PER_LOCK
+from retrieval_spec.drafters.ngram import NGramDrafter
 from retrieval_spec.drafters.ngram_cache import NGramCacheDrafter
 from retrieval_spec.drafters.trigram import TrigramDrafter
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
+from retrieval_spec.structures.ngram_table import NGramTable
 from tests.stores import write_corpus
 from tests.strategies import as_int32
 from tests.threads import in_threads
@@ -131,3 +134,26 @@ def test_threads_share_one_namespace(source):
             cursor.close()
 
     in_threads(write, np.split(text, 4))
+
+
+@pytest.mark.parametrize("source", [NGramDrafter, NGramCacheDrafter])
+def test_a_long_text_holds_no_other_session_up(source, monkeypatch):
+    """The lock is held for one call at a time."""
+    drafter, learned = source.open(VOCAB_SIZE), []
+    extend = NGramTable.extend
+
+    def noted(table, text, start=0):
+        learned.append(text.shape[0] - start)
+        extend(table, text, start)
+
+    cursor = drafter.start(as_int32([1, 2, 3]))
+    monkeypatch.setattr(NGramTable, "extend", noted)
+    text = np.random.default_rng(0).integers(0, 30, 5_000).astype(np.int32)
+    if source is NGramCacheDrafter:
+        cursor.observe(text)
+        learned.clear()
+        cursor.close()
+    else:
+        cursor.observe(text)
+    assert sum(learned) == text.size
+    assert max(learned) <= TOKENS_PER_LOCK

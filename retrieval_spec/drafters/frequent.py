@@ -12,7 +12,7 @@ import numpy as np
 
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.bounds import expect_range
-from retrieval_spec.drafters.namespaces import Namespaces
+from retrieval_spec.drafters.namespaces import Namespaces, pieces
 from retrieval_spec.drafters.rows import Row, survival, tree_of_rows
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import DraftTree, Tokens
@@ -40,9 +40,10 @@ class PhraseCounts:
 
     def learn(self, output: list[int], phrase_tokens: int) -> None:
         """Counts every phrase of a text, the last one too."""
-        with self._lock:
-            for start in range(1, len(output) - phrase_tokens + 1):
-                self._count(output[start - 1], tuple(output[start : start + phrase_tokens]))
+        for begin, end in pieces(1, len(output) - phrase_tokens + 1):
+            with self._lock:
+                for start in range(begin, end):
+                    self._count(output[start - 1], tuple(output[start : start + phrase_tokens]))
 
     def commonest(self, token: int, max_phrases: int) -> list[Row]:
         """Returns what followed a token most often, equally common phrases by token ids."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
-from retrieval_spec.drafters.namespaces import Namespaces
+from retrieval_spec.drafters.namespaces import Namespaces, pieces
 from retrieval_spec.drafters.session import MAX_MATCH_TOKENS, WORTH
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest
@@ -26,8 +26,6 @@ from retrieval_spec.tree import TOKEN, DraftTree, Tokens
 
 When = Literal["close", "live"]
 MIN_BYTES = 1 << 20
-_TOKENS_PER_LOCK = 512
-"""An output is learned in pieces of this size, so that no other session waits for a long one."""
 
 
 class HistoryDrafter:
@@ -138,6 +136,6 @@ class HistoryCursor:
     def _learn_output(self) -> None:
         output = np.frombuffer(self._output, TOKEN)
         self._output = array("i")
-        for begin in range(0, output.shape[0], _TOKENS_PER_LOCK):
+        for begin, end in pieces(0, output.shape[0]):
             with self._history.lock:
-                self._history.texts.extend(self._text, output[begin : begin + _TOKENS_PER_LOCK])
+                self._history.texts.extend(self._text, output[begin:end])

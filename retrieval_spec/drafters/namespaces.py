@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Learned = TypeVar("Learned")
 
 MAX_NAMESPACES = 64
 """Namespaces that a source remembers; the one unused longest is forgotten first."""
+
+TOKENS_PER_LOCK = 512
+"""A text is learned in pieces of so many tokens, so that no other session waits for a long one."""
+
+
+def pieces(begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yields where the pieces of `begin .. end` begin and end, each to be learned under a lock of its own."""
+    for at in range(begin, end, TOKENS_PER_LOCK):
+        yield at, min(at + TOKENS_PER_LOCK, end)
 
 
 class Namespaces(Generic[Learned]):

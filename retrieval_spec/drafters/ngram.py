@@ -17,7 +17,7 @@ from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.bounds import expect_range
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.corpus import open_array
-from retrieval_spec.drafters.namespaces import Namespaces
+from retrieval_spec.drafters.namespaces import Namespaces, pieces
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.ngram_draft import draft, draft_chain, scratch_words
@@ -135,8 +135,9 @@ class NGramCursor:
         """Learns committed tokens after the contexts that they had; `feedback` is not used."""
         before = self._tail.tokens
         text = np.concatenate((before, tokens))
-        with self._learned.lock:
-            self._learned.table.extend(text, before.shape[0])
+        for begin, end in pieces(before.shape[0], text.shape[0]):
+            with self._learned.lock:
+                self._learned.table.extend(text[:end], begin)
         self._tail.append(tokens)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.columns import new_columns, tree_of
 from retrieval_spec.drafters.corpus import open_array
-from retrieval_spec.drafters.namespaces import Namespaces
+from retrieval_spec.drafters.namespaces import Namespaces, pieces
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.ngram_cache import STATIC_CONTEXT_TOKENS, draft_cached
@@ -108,8 +108,9 @@ class NGramCacheCursor:
     def close(self) -> None:
         """Counts the session's output, after the contexts that it had, for the sessions that follow."""
         text = np.concatenate(self._unlearned)
-        with self._outputs.lock:
-            self._outputs.table.extend(text, self._unlearned[0].shape[0])
+        for begin, end in pieces(self._unlearned[0].shape[0], text.shape[0]):
+            with self._outputs.lock:
+                self._outputs.table.extend(text[:end], begin)
 
     def propose(self, budget: Budget) -> DraftTree:
         """Returns the chain of those tokens that were frequent enough after their contexts."""

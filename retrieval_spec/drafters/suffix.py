@@ -16,7 +16,7 @@ import numpy as np
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.bounds import expect_range
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
-from retrieval_spec.drafters.namespaces import Namespaces
+from retrieval_spec.drafters.namespaces import Namespaces, pieces
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
@@ -28,7 +28,6 @@ from retrieval_spec.tree import DraftTree, Tokens
 MAX_LENGTH_TOKENS = 4_096
 MIN_BYTES = 1 << 20
 _MAX_CONTEXT_BYTES = 1 << 30
-_TOKENS_PER_LOCK = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +189,9 @@ class OutputsSuffixCursor:
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Adds output that other sessions draft from at once; `feedback` is not used."""
         self._end.tail.append(tokens)
-        for begin in range(0, tokens.shape[0], _TOKENS_PER_LOCK):
+        for begin, end in pieces(0, tokens.shape[0]):
             with self._outputs.lock:
-                self._outputs.extend(self._output, tokens[begin : begin + _TOKENS_PER_LOCK])
+                self._outputs.extend(self._output, tokens[begin:end])
 
     def close(self) -> None:
         """Does nothing: the output is learned already, and stays until it is the oldest."""

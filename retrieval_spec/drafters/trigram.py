@@ -14,7 +14,7 @@ import numpy as np
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.columns import new_columns, tree_of
 from retrieval_spec.drafters.corpus import open_array
-from retrieval_spec.drafters.namespaces import Namespaces
+from retrieval_spec.drafters.namespaces import Namespaces, pieces
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.trigram_draft import MAX_NODES, MAX_SUCCESSORS, SCRATCH_WORDS, draft
@@ -88,10 +88,11 @@ class TrigramCursor:
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Adds for the newest tokens, once for every committed one; `feedback` is not used."""
-        with self._additions.lock:
-            for at in range(tokens.shape[0]):
-                self._tail.append(tokens[at : at + 1])
-                self._additions.table.extend(self._tail.tokens, _CONTEXT_TOKENS)
+        for begin, end in pieces(0, tokens.shape[0]):
+            with self._additions.lock:
+                for at in range(begin, end):
+                    self._tail.append(tokens[at : at + 1])
+                    self._additions.table.extend(self._tail.tokens, _CONTEXT_TOKENS)
 
     def close(self) -> None:
         """Does nothing: all was added when it was committed."""
