@@ -69,6 +69,20 @@ class _Learned:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+def count_corpus(vocab_size: int, path: str | Path, shape: Shape) -> tuple[NGramTable, str]:
+    """Returns the counts of a datastore's corpus, and its tokenizer's fingerprint.
+
+    Raises:
+        DatastoreError, MissingPath: a datastore that cannot be used.
+        TokenizerMismatch: it holds token ids that the target model does not have.
+        InvalidRequest: a shape out of range, or a datastore of another kind.
+    """
+    array, tokenizer_fingerprint = open_array(vocab_size, path)
+    table = NGramTable(shape, MAX_CORPUS_CONTEXTS)
+    table.extend_documents(array.tokens, separator_of(array.tokens.dtype))
+    return table, tokenizer_fingerprint
+
+
 class NGramDrafter:
     """N-gram counts of every namespace, shared by its sessions; safe to share between threads."""
 
@@ -106,9 +120,7 @@ class NGramDrafter:
         """
         if path is None:
             return cls(max_order, max_contexts, None, chain)
-        array, tokenizer_fingerprint = open_array(vocab_size, path)
-        base = NGramTable(Shape(max_order - 1), MAX_CORPUS_CONTEXTS)
-        base.extend_documents(array.tokens, separator_of(array.tokens.dtype))
+        base, tokenizer_fingerprint = count_corpus(vocab_size, path, Shape(max_order - 1))
         drafter = cls(max_order, max_contexts, base, chain)
         drafter.tokenizer_fingerprint = tokenizer_fingerprint
         return drafter

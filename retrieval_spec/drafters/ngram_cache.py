@@ -13,14 +13,13 @@ import numpy as np
 
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.columns import new_columns, tree_of
-from retrieval_spec.drafters.corpus import open_array
 from retrieval_spec.drafters.namespaces import Namespaces, pieces
+from retrieval_spec.drafters.ngram import count_corpus
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.ngram_cache import STATIC_CONTEXT_TOKENS, draft_cached
 from retrieval_spec.kernels.ngram_draft import scratch_words
-from retrieval_spec.structures.context_array import separator_of
-from retrieval_spec.structures.ngram_table import MAX_CORPUS_CONTEXTS, NGramTable, Shape
+from retrieval_spec.structures.ngram_table import NGramTable, Shape
 from retrieval_spec.tree import DraftTree, Int32s, Tokens
 
 _SHAPE = Shape(max_context_tokens=4)
@@ -70,11 +69,9 @@ class NGramCacheDrafter:
             TokenizerMismatch: it holds token ids that the target model does not have.
             InvalidRequest: a datastore of another kind.
         """
-        static = NGramTable(_STATIC_SHAPE, MAX_CORPUS_CONTEXTS)
         if path is None:
-            return cls(max_nodes, static)
-        array, tokenizer_fingerprint = open_array(vocab_size, path)
-        static.extend_documents(array.tokens, separator_of(array.tokens.dtype))
+            return cls(max_nodes, NGramTable(_STATIC_SHAPE))
+        static, tokenizer_fingerprint = count_corpus(vocab_size, path, _STATIC_SHAPE)
         drafter = cls(max_nodes, static)
         drafter.tokenizer_fingerprint = tokenizer_fingerprint
         return drafter

@@ -13,13 +13,12 @@ import numpy as np
 
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.columns import new_columns, tree_of
-from retrieval_spec.drafters.corpus import open_array
 from retrieval_spec.drafters.namespaces import Namespaces, pieces
+from retrieval_spec.drafters.ngram import count_corpus
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.trigram_draft import MAX_NODES, MAX_SUCCESSORS, SCRATCH_WORDS, draft
-from retrieval_spec.structures.context_array import separator_of
-from retrieval_spec.structures.ngram_table import MAX_CORPUS_CONTEXTS, NGramTable, Shape
+from retrieval_spec.structures.ngram_table import NGramTable, Shape
 from retrieval_spec.tree import DraftTree, Tokens
 
 WINDOW_TOKENS = 16
@@ -59,11 +58,9 @@ class TrigramDrafter:
             TokenizerMismatch: it holds token ids that the target model does not have.
             InvalidRequest: a datastore of another kind.
         """
-        static = NGramTable(_SHAPE, MAX_CORPUS_CONTEXTS)
         if path is None:
-            return cls(static)
-        array, tokenizer_fingerprint = open_array(vocab_size, path)
-        static.extend_documents(array.tokens, separator_of(array.tokens.dtype))
+            return cls(NGramTable(_SHAPE))
+        static, tokenizer_fingerprint = count_corpus(vocab_size, path, _SHAPE)
         drafter = cls(static)
         drafter.tokenizer_fingerprint = tokenizer_fingerprint
         return drafter

@@ -16,7 +16,6 @@ from retrieval_spec.kernels.automaton import (
     EDGE_WORDS,
     EDGES_AT,
     FIRST_END,
-    HEADER_WORDS,
     LAST,
     LAST_END,
     LENGTH,
@@ -24,17 +23,12 @@ from retrieval_spec.kernels.automaton import (
     NONE,
     NUM_TOKENS,
     OVERFLOW,
-    STATE_WORDS,
     TARGET,
     TOKEN,
+    record_of,
     walk,
 )
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
-
-
-@inlined_kernel
-def _record_of(state):
-    return HEADER_WORDS + np.int64(state) * STATE_WORDS
 
 
 @allocation_free_kernel
@@ -46,10 +40,10 @@ def match(arena, tail):
         tail: int32[n]  the last tokens of the text.
     """
     words = arena.view(np.uint32)
-    state = np.int64(words[_record_of(words[LAST]) + LINK])
+    state = np.int64(words[record_of(words[LAST]) + LINK])
     if state == NONE:
         return np.int64(0), np.int64(0)
-    length = np.int64(words[_record_of(state) + LENGTH])
+    length = np.int64(words[record_of(state) + LENGTH])
     if length <= tail.shape[0]:
         return state, length
     # A run of one token has as many shorter matches as tokens: walking there costs the tail alone.
@@ -64,10 +58,10 @@ def first_end(arena, state, num_tokens, min_length):
     shorter than `min_length`, which is at least 1.
     """
     words = arena.view(np.uint32)
-    record = _record_of(state)
+    record = record_of(state)
     latest = np.int64(words[NUM_TOKENS]) - 1 - num_tokens
     while np.int64(words[record + FIRST_END]) > latest:
-        link = _record_of(words[record + LINK])
+        link = record_of(words[record + LINK])
         if np.int64(words[link + LENGTH]) < min_length:
             break
         record = link
@@ -77,15 +71,15 @@ def first_end(arena, state, num_tokens, min_length):
 @inlined_kernel
 def _best_edge(words, state, word):
     """Returns the token and target whose `word` is largest, ties by token; target 0 if there are no edges."""
-    record = _record_of(state)
+    record = record_of(state)
     token, target, index = words[record + TOKEN], words[record + TARGET], words[record + OVERFLOW]
     if target == NONE:
         return token, np.int64(0)
-    best_token, best, most = token, np.int64(target), words[_record_of(target) + word]
+    best_token, best, most = token, np.int64(target), words[record_of(target) + word]
     while index != 0:
         edge = np.int64(words[EDGES_AT]) + np.int64(index) * EDGE_WORDS
         token, target, index = words[edge + EDGE_TOKEN], words[edge + EDGE_TARGET], words[edge + EDGE_NEXT]
-        here = words[_record_of(target) + word]
+        here = words[record_of(target) + word]
         if here > most or (here == most and token < best_token):
             best_token, best, most = token, np.int64(target), here
     return best_token, best
@@ -99,7 +93,7 @@ def latest_end(arena, state):
     """
     words = arena.view(np.uint32)
     _, target = _best_edge(words, state, LAST_END)
-    return np.int64(words[_record_of(target) + LAST_END]) - 1
+    return np.int64(words[record_of(target) + LAST_END]) - 1
 
 
 @allocation_free_kernel

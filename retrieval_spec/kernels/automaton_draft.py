@@ -39,6 +39,7 @@ from retrieval_spec.kernels.ranking import (
     least_useful,
     order_of,
 )
+from retrieval_spec.kernels.worth import MORE_CONTINUATIONS, ONE_CONTINUATION, SHORTER_MATCH, worth_of
 
 MAX_MATCHES = 2
 """Matches that are blended at a node: the longest and the next shorter; more gained nothing."""
@@ -48,9 +49,6 @@ MAX_EDGES_IF_MINOR = 8
 for the shorter match."""
 RARE_PATH_PROB = 0.05
 MAX_CHILDREN = 8
-
-ONE_CONTINUATION, MORE_CONTINUATIONS, SHORTER_MATCH = range(3)
-"""First index of `worth`."""
 
 # Words of a continuation that was found, of one that becomes a child, and further ones of a node.
 FOUND_TOKEN, FOUND_STATE, FOUND_COUNT, FOUND_WORDS = range(4)
@@ -108,16 +106,6 @@ def _gather(arena, state, max_edges, block, num_children):
 
 
 @inlined_kernel
-def _worth_of(worth, kind, match_length, total):
-    """Returns P(the next token is among these continuations), from the table."""
-    bits = 0
-    while total > 1 and bits < worth.shape[2] - 1:
-        total >>= 1
-        bits += 1
-    return np.float64(worth[kind, min(match_length, worth.shape[1] - 1), bits])
-
-
-@inlined_kernel
 def _keep_child(block, floats, num_children, found, match_length, prob):
     """Makes a continuation a child, in place of the least probable one if there are enough."""
     place = CHILDREN + num_children * CHILD_WORDS
@@ -148,7 +136,7 @@ def _find_children(arena, worth, state, match_length, path_prob, floor, block, f
                 kind = ONE_CONTINUATION if num_found == 1 else MORE_CONTINUATIONS
                 if num_children > 0:
                     kind = SHORTER_MATCH
-                share = _worth_of(worth, kind, match_length, total)
+                share = worth_of(worth, kind, match_length, total)
                 for found in range(FOUND, FOUND + num_found * FOUND_WORDS, FOUND_WORDS):
                     prob = left * share * block[found + FOUND_COUNT] / total
                     num_children = _keep_child(block, floats, num_children, found, match_length + 1, prob)

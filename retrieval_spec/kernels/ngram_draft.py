@@ -32,11 +32,9 @@ from retrieval_spec.kernels.ranking import (
     least_useful,
     order_of,
 )
+from retrieval_spec.kernels.worth import MORE_CONTINUATIONS, ONE_CONTINUATION, SHORTER_MATCH, worth_of
 
 MAX_CHILDREN = 8
-
-ONE_SUCCESSOR, MORE_SUCCESSORS, SHORTER_CONTEXT = range(3)
-"""First index of `worth`."""
 
 NEWEST, OLDER, BASE = range(3)
 KNOWN_IN, KNOWN_ROW, KNOWN_WORDS = range(3)
@@ -104,16 +102,6 @@ def _is_child(block, num_children, token):
     return False
 
 
-@inlined_kernel
-def _worth_of(worth, kind, length, total):
-    """Returns P(the next token is among these successors), from the table."""
-    bits = 0
-    while total > 1 and bits < worth.shape[2] - 1:
-        total >>= 1
-        bits += 1
-    return np.float64(worth[kind, min(length, worth.shape[1] - 1), bits])
-
-
 @allocation_free_kernel
 def _add_children(source, record, length, worth, left, block, num_children):
     """Adds the successors of one context that are no children yet; returns their number and what is left."""
@@ -127,10 +115,10 @@ def _add_children(source, record, length, worth, left, block, num_children):
             num_new -= 1
     if total <= 0:
         return num_children, left
-    kind = ONE_SUCCESSOR if num_new == 1 else MORE_SUCCESSORS
+    kind = ONE_CONTINUATION if num_new == 1 else MORE_CONTINUATIONS
     if num_children > 0:
-        kind = SHORTER_CONTEXT
-    share = _worth_of(worth, kind, length, total)
+        kind = SHORTER_MATCH
+    share = worth_of(worth, kind, length, total)
     before = num_children
     for place in range(kept):
         successor = record + SUCCESSORS + place * SUCCESSOR_WORDS
