@@ -24,6 +24,7 @@ from retrieval_spec.kernels.fusion import best_first
 from retrieval_spec.kernels.neighbour_draft import plant
 from retrieval_spec.projection import Projection
 from retrieval_spec.structures.dense_index import DenseIndex
+from retrieval_spec.tree import TOKEN as TOKEN_TYPE
 from retrieval_spec.tree import DraftTree, Float32s, Tokens
 
 KIND = "dense"
@@ -137,7 +138,9 @@ class DenseDrafter:
         positions = columns["positions"]
         index = DenseIndex.from_bytes(columns["index"], projection.dimensions, positions.shape[0])
         states = States(columns["tokens"], manifest.vocab_size, positions, index)
-        return cls(states, projection, manifest.tokenizer.fingerprint, rule)
+        drafter = cls(states, projection, manifest.tokenizer.fingerprint, rule)
+        drafter.start(np.zeros(0, TOKEN_TYPE)).warm_up()
+        return drafter
 
     def start(self, context: Tokens, namespace: str = "default") -> DenseCursor:
         """Returns a cursor; it drafts once it was told a state."""
@@ -196,6 +199,10 @@ class DenseCursor:
         best_first(self._trie, best)
         probs = best[PROB].view(np.float32)
         return DraftTree(best[TOKEN], best[PARENT], probs, own_source(best.shape[1]))
+
+    def warm_up(self) -> None:
+        """Compiles what the first draft needs: a server is asked for one without a state before it serves."""
+        self._plant(np.zeros(1, np.int64), np.zeros(1), 1)
 
     def _starts(self, state: Float32s) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Returns where the neighbours whose next token is the root go on, nearest first."""

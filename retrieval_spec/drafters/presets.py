@@ -15,7 +15,7 @@ from retrieval_spec.errors import InvalidRequest
 
 def default() -> Preset:
     """All that needs no model and no training: own context, earlier outputs and the datastores, fused."""
-    return Preset((Source("session"), Source("history"), Source("corpus")))
+    return Preset((Source("session"), Source("history"), Source("corpus"), Source("dense")))
 
 
 def session() -> Preset:
