@@ -14,9 +14,10 @@ from retrieval_spec.kernels import jit
 CALL = """
 import logging; logging.basicConfig()
 import numpy as np
+from retrieval_spec.fusion import TRIE_ROWS
 from retrieval_spec.kernels.fusion import insert
 columns = np.array([4], np.int32), np.array([-1], np.int32), np.ones(1, np.float32), np.ones(1, np.uint16)
-trie = np.zeros((6, 2), np.int32)
+trie = np.zeros((TRIE_ROWS, 2), np.int32)
 print(insert(trie, 1, *columns, 0), trie[0].tolist())
 """
 
