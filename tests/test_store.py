@@ -214,7 +214,7 @@ def test_opening_runs_no_code_and_imports_nothing():
 # Verifying
 
 
-@pytest.mark.parametrize("name", STORES)
+@pytest.mark.parametrize("name", [*STORES, "rows"])
 def test_golden_stores_verify_and_tell_their_progress(name):
     told = []
 

@@ -31,6 +31,16 @@ STORES = {
     "empty": (np.dtype("<u2"), 10, []),
 }
 
+# Key tokens, then ids with rank and level; one row is known to be empty, one has no room left.
+ROWS = [
+    ((3,), [(1, 0, 1), (4, 2, 0)]),
+    ((4,), [(10 + rank, rank, 15 - rank % 2) for rank in range(8)]),
+    ((49_999,), [(7, 7, 9)]),
+    ((3, 1), [(4, 0, 0)]),
+    ((1, 4), []),
+    ((4, 1), [(5, 0, 2), (9, 1, 0)]),
+]
+
 
 def corpus(documents: list[list[int]], dtype: np.dtype) -> tuple[NDArray, NDArray[np.int64]]:
     """Returns the columns `tokens` and `documents`."""
@@ -59,34 +69,54 @@ def index(tokens: list[int], separator: int) -> tuple[NDArray[np.uint32], NDArra
     return np.array(positions, "<u4"), buckets.astype("<u4")
 
 
+def facts_of(name: str, vocab_size: int, **others: object) -> Facts:
+    """Returns the facts of a golden store."""
+    return Facts(
+        name=f"golden-{name}",
+        vocab_size=vocab_size,
+        tokenizer=TokenizerFacts(
+            fingerprint=f"sha256:{hashlib.sha256(name.encode()).hexdigest()}",
+            model="BPE",
+            vocab_size=vocab_size,
+            num_added_tokens=3,
+            num_merges=vocab_size // 2,
+            normalizer="NFC",
+            pre_tokenizer="Sequence(Split, ByteLevel)",
+        ),
+        created_by=CREATED_BY,
+        **others,
+    )
+
+
+def write_rows(path: Path) -> None:
+    """Writes the golden store of adjacency rows."""
+    tokens, starts = corpus([[*key, *(id_ for id_, _, _ in ids)] for key, ids in ROWS], np.dtype("<u2"))
+    placed = [(0,) * len(key) + tuple(16 * rank + level for _, rank, level in ids) for key, ids in ROWS]
+    columns = {
+        "tokens": tokens,
+        "documents": starts,
+        "orders": np.array([len(key) for key, _ in ROWS], "<u2"),
+        "places": np.array([place for row in placed for place in (*row, 0)], "<u2"),
+        "offered": np.arange(100, 31, -1, dtype="<i8"),
+        "right": np.arange(100, 31, -1, dtype="<i8") // 2,
+    }
+    write_datastore(path, facts_of("rows", 50_000, depth_tokens=2, kind="adjacency_rows"), columns)
+
+
 def write_golden(folder: Path) -> None:
     """Writes all golden stores into `folder`."""
+    write_rows(folder / "rows")
     for name, (dtype, vocab_size, documents) in STORES.items():
         tokens, starts = corpus(documents, dtype)
         positions, buckets = index(tokens.tolist(), int(np.iinfo(dtype).max))
-        facts = Facts(
-            name=f"golden-{name}",
-            vocab_size=vocab_size,
-            depth_tokens=DEPTH_TOKENS,
-            tokenizer=TokenizerFacts(
-                fingerprint=f"sha256:{hashlib.sha256(name.encode()).hexdigest()}",
-                model="BPE",
-                vocab_size=vocab_size,
-                num_added_tokens=3,
-                num_merges=vocab_size // 2,
-                normalizer="NFC",
-                pre_tokenizer="Sequence(Split, ByteLevel)",
-            ),
-            created_by=CREATED_BY,
-        )
         columns = {"tokens": tokens, "positions": positions, "buckets": buckets, "documents": starts}
-        write_datastore(folder / name, facts, columns)
+        write_datastore(folder / name, facts_of(name, vocab_size, depth_tokens=DEPTH_TOKENS), columns)
 
 
 def main() -> None:
     """Replaces the golden stores of the folder named on the command line."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else GOLDEN
-    for name in STORES:
+    for name in (*STORES, "rows"):
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_golden(folder)

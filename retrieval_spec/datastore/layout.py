@@ -5,7 +5,7 @@ Works on arrays in chunks, so that memory stays small whatever the size; knows n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,23 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
         "scale": ("<f4",),
         "components": ("<f4",),
     },
+    "adjacency_rows": {
+        "tokens": ("<u2", "<i4"),
+        "documents": ("<i8",),
+        "orders": ("<u2",),
+        "places": ("<u2",),
+        "offered": ("<i8",),
+        "right": ("<i8",),
+    },
 }
 """Kind -> column -> the types it may have; every column is a vector. Other columns are left alone."""
+
+ROW_IDS = 8
+"""Ids that a document of adjacency rows has behind its key tokens at most."""
+ROW_LEVELS = 16
+ROW_CLASSES = 3 * (ROW_IDS + ROW_LEVELS - 1)
+"""By two tokens, by one, by one behind those by two: ids without a level by their rank, others by it."""
+_MAX_OFFERED = 1 << 48
 
 _CHUNK = 1 << 20
 
@@ -75,12 +90,29 @@ def check_manifest(manifest: Manifest) -> None:
 def _lengths(manifest: Manifest, found: Mapping[str, int]) -> dict[str, int]:
     """Returns the length of every column whose length follows from the manifest or another column."""
     corpus = {"tokens": manifest.num_tokens, "documents": manifest.num_documents}
-    if manifest.kind == "context_array":
-        # A separator is no context.
-        return {**corpus, "positions": manifest.num_tokens - manifest.num_documents}
+    return {**corpus, **_LENGTHS[manifest.kind](manifest, found)}
+
+
+def _context_array_lengths(manifest: Manifest, found: Mapping[str, int]) -> dict[str, int]:
+    return {"positions": manifest.num_tokens - manifest.num_documents}  # a separator is no context
+
+
+def _dense_lengths(manifest: Manifest, found: Mapping[str, int]) -> dict[str, int]:
     hidden_size = max(found["mean"], 1)
     dimensions = max(found["components"] // hidden_size, 1)
-    return {**corpus, "mean": hidden_size, "scale": hidden_size, "components": hidden_size * dimensions}
+    return {"mean": hidden_size, "scale": hidden_size, "components": hidden_size * dimensions}
+
+
+def _row_lengths(manifest: Manifest, found: Mapping[str, int]) -> dict[str, int]:
+    counts = {"offered": ROW_CLASSES, "right": ROW_CLASSES}
+    return {"orders": manifest.num_documents, "places": manifest.num_tokens, **counts}
+
+
+_LENGTHS: dict[str, Callable[[Manifest, Mapping[str, int]], dict[str, int]]] = {
+    "context_array": _context_array_lengths,
+    "dense": _dense_lengths,
+    "adjacency_rows": _row_lengths,
+}
 
 
 def check_columns(manifest: Manifest, columns: Mapping[str, Column], progress: Progress) -> None:
@@ -93,12 +125,66 @@ def check_columns(manifest: Manifest, columns: Mapping[str, Column], progress: P
     progress.start("structure", sum(len(columns[name]) for name in checked), "values")
     _check_documents(manifest, columns["documents"], progress)
     _check_tokens(manifest, columns["tokens"], columns["documents"], progress)
+    _CHECKS[manifest.kind](manifest, columns, progress)
+
+
+def _check_context_array(manifest: Manifest, columns: Mapping[str, Column], progress: Progress) -> None:
     _check_positions(manifest, columns["positions"], progress)
-    if manifest.kind == "context_array":
-        _check_buckets(columns["buckets"], len(columns["positions"]), progress)
-    else:
-        for name in ("mean", "scale", "components"):
-            _check_finite(name, columns[name], progress)
+    _check_buckets(columns["buckets"], len(columns["positions"]), progress)
+
+
+def _check_dense(manifest: Manifest, columns: Mapping[str, Column], progress: Progress) -> None:
+    _check_positions(manifest, columns["positions"], progress)
+    for name in ("mean", "scale", "components"):
+        _check_finite(name, columns[name], progress)
+
+
+def _check_adjacency_rows(manifest: Manifest, columns: Mapping[str, Column], progress: Progress) -> None:
+    rows_a_chunk = max(_CHUNK // 16, 1)
+    for start in range(0, manifest.num_documents, rows_a_chunk):
+        orders = columns["orders"][start : start + rows_a_chunk].astype(np.int64)
+        ends = columns["documents"][start + 1 : start + 1 + len(orders)]
+        bounds = np.concatenate([columns["documents"][start : start + 1], ends, [manifest.num_tokens]])
+        bounds = bounds[: len(orders) + 1]
+        _refuse_first("orders", "is neither 1 nor 2", start, orders, (orders < 1) | (orders > 2))
+        num_ids = np.diff(bounds) - orders - 1
+        how = f"begins a row of no key or of more than {ROW_IDS} ids"
+        _refuse_first("documents", how, start, bounds[:-1], (num_ids < 0) | (num_ids > ROW_IDS))
+        inside = slice(int(bounds[0]), int(bounds[-1]))
+        _check_rows(columns["tokens"][inside], columns["places"][inside], orders, num_ids, inside.start)
+        progress.advance(len(orders) + inside.stop - inside.start)
+    _check_counts(columns["offered"], columns["right"], progress)
+
+
+def _check_rows(tokens: Column, places: Column, orders: Column, num_ids: Column, start: int) -> None:
+    """Checks rows of proven lengths: ranks rise, no id stands twice, key and separator have no place."""
+    lengths = orders + num_ids + 1
+    row = np.repeat(np.arange(len(orders)), lengths)
+    at = np.arange(len(tokens)) - (np.cumsum(lengths) - lengths)[row] - orders[row]
+    is_id = (at >= 0) & (at < num_ids[row])
+    outside = np.where(is_id, places >= ROW_IDS * ROW_LEVELS, places != 0)
+    _refuse_first("places", "holds no place", start, places, outside)
+    same_row = row[1:] == row[:-1]
+    falls = same_row & is_id[1:] & is_id[:-1] & (places[1:] // ROW_LEVELS <= places[:-1] // ROW_LEVELS)
+    _refuse_first("places", "does not rise within a row", start + 1, places[1:], falls)
+    ids, owners = tokens[is_id], row[is_id]
+    order = np.lexsort((ids, owners))
+    twice = (np.diff(owners[order]) == 0) & (np.diff(ids[order].astype(np.int64)) == 0)
+    if twice.any():
+        raise _corrupt("a row holds an id twice", int(ids[order][int(np.argmax(twice))]), None)
+
+
+def _check_counts(offered: Column, right: Column, progress: Progress) -> None:
+    _refuse_first("offered", "is out of range", 0, offered, (offered < 0) | (offered > _MAX_OFFERED))
+    _refuse_first("right", "is out of range", 0, right, (right < 0) | (right > offered))
+    progress.advance(len(offered) + len(right))
+
+
+_CHECKS: dict[str, Callable[[Manifest, Mapping[str, Column], Progress], None]] = {
+    "context_array": _check_context_array,
+    "dense": _check_dense,
+    "adjacency_rows": _check_adjacency_rows,
+}
 
 
 def _check_documents(manifest: Manifest, documents: Column, progress: Progress) -> None:

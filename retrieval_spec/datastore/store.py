@@ -70,6 +70,17 @@ class Datastore:
             if entry.column == column:
                 check_sha256(name, entry, self.columns[column])
 
+    def check(self, progress: Progress | None = None) -> None:
+        """Reads every byte: compares all checksums, then the structure of the columns.
+
+        Raises:
+            DatastoreCorrupt: a byte was altered, or the columns contradict each other.
+        """
+        progress = progress or NoProgress()
+        progress.start("checksums", self.num_bytes, "B")
+        check_all_sha256(self.manifest, self.columns, progress.advance)
+        check_columns(self.manifest, self.columns, progress)
+
     def prefault(self) -> None:
         """Reads one byte a page, so that the first drafts do not wait for the system to map them."""
         for column in self.columns.values():
@@ -106,11 +117,8 @@ def verify_datastore(path: str | Path, progress: Progress | None = None) -> Mani
         DatastoreCorrupt: a byte was altered, or the columns contradict each other.
         DatastoreVersion: a format or a kind that this version does not read.
     """
-    progress = progress or NoProgress()
     store = open_datastore(path)
-    progress.start("checksums", store.num_bytes, "B")
-    check_all_sha256(store.manifest, store.columns, progress.advance)
-    check_columns(store.manifest, store.columns, progress)
+    store.check(progress)
     return store.manifest
 
 

@@ -15,11 +15,12 @@ STORE_KINDS = {
     "corpus": "context_array",
     "dense": "dense",
     "ngram_cache": "context_array",
+    "recycling": "adjacency_rows",
     "trigram": "context_array",
 }
 """Source -> kind of the datastores that it drafts from; other sources need none."""
 
-STORE_IS_OPTIONAL = {"ngram_cache", "trigram"}
+STORE_IS_OPTIONAL = {"ngram_cache", "recycling", "trigram"}
 """Sources that draft without a datastore too, from what they learn."""
 
 Paths = Sequence[str | Path]

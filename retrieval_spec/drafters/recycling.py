@@ -10,26 +10,34 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from retrieval_spec import __version__
+from retrieval_spec.datastore.manifest import Facts, TokenizerFacts
+from retrieval_spec.datastore.store import open_datastore, write_datastore
 from retrieval_spec.drafters.base import Budget, own_source
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.tail import Tail
-from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels import adjacency as kernels
 from retrieval_spec.structures.adjacency_rows import (
-    NO_TOKEN,
     WIDTH,
     AdjacencyRows,
     Float64s,
+    Int64s,
     Template,
     new_counts,
     no_counts,
 )
+from retrieval_spec.structures.saved_rows import NO_TOKEN, SavedRows
 from retrieval_spec.tree import DraftTree, Int32s, Tokens
 
+KIND = "adjacency_rows"
+UNKNOWN_TOKENIZER = "sha256:" + "0" * 64
 NUM_PAIRS = 1 << 16
 """Pairs of tokens that a namespace remembers at most."""
 _NO_COUNTS = no_counts()
@@ -81,15 +89,26 @@ class RankTree:
         return Template(columns, np.array([self.share ** (rank + 1) for _, rank, _ in nodes], np.float32))
 
 
+class _Start(NamedTuple):
+    """What every namespace starts with: read by all, written by none."""
+
+    rows: SavedRows
+    counts: Int64s
+    tokenizer: TokenizerFacts
+
+
 class _Learned:
     """What one namespace learned, and the lock around it."""
 
     __slots__ = ("counts", "lock", "rows")
 
-    def __init__(self, vocab_size: int, num_pairs: int) -> None:
+    def __init__(self, vocab_size: int, num_pairs: int, start: _Start | None) -> None:
         self.lock = threading.Lock()
         self.rows = AdjacencyRows(vocab_size, num_pairs)
         self.counts = new_counts()
+        if start is not None:
+            self.rows.restore(start.rows)
+            self.counts += start.counts
 
 
 class RecyclingDrafter:
@@ -100,24 +119,66 @@ class RecyclingDrafter:
     """
 
     wanted_topk = WIDTH
+    tokenizer_fingerprint: str  # of those that start with a datastore
 
-    def __init__(self, vocab_size: int, rule: RankTree | None = None) -> None:
+    def __init__(self, vocab_size: int, rule: RankTree | None = None, start: _Start | None = None) -> None:
+        self._vocab_size = vocab_size
         self._template = None if rule is None else rule.template()
+        self._tokenizer = TokenizerFacts(UNKNOWN_TOKENIZER)
+        if start is not None:
+            self._tokenizer = start.tokenizer
+            self.tokenizer_fingerprint = start.tokenizer.fingerprint
         num_pairs = NUM_PAIRS if rule is None else 0
-        self._learned = Namespaces(lambda: _Learned(vocab_size, num_pairs))
+        self._learned = Namespaces(lambda: _Learned(vocab_size, num_pairs, start))
 
     @classmethod
-    def open(cls, vocab_size: int, rule: RankTree | None = None) -> RecyclingDrafter:
+    def open(
+        cls, vocab_size: int, rule: RankTree | None = None, path: str | Path | None = None
+    ) -> RecyclingDrafter:
         """Returns the drafter.
 
         Args:
             vocab_size: token ids lie in `0 .. vocab_size - 1`.
             rule: drafts by this rule, from what feedback told of single tokens; None for ours.
+            path: a datastore of saved rows, of which every namespace starts with a copy; None: it starts
+                empty. Every byte is read and checked.
 
         Raises:
             InvalidRequest: a tree that is none, or a vocabulary too large for a row a token.
+            DatastoreError: the datastore is damaged, of another format, or of another kind.
+            TokenizerMismatch: its rows are of another vocabulary.
         """
-        return cls(vocab_size, rule)
+        return cls(vocab_size, rule, None if path is None else _read(vocab_size, path))
+
+    def save(
+        self, path: str | Path, namespace: str = "default", tokenizer: TokenizerFacts | None = None
+    ) -> None:
+        """Writes what a namespace learned as a datastore; other sessions go on meanwhile.
+
+        What open sessions counted is not in it before they close; their rows are.
+
+        Args:
+            path: where the datastore's folder shall be; the place is free, its parent exists.
+            namespace: whose rows.
+            tokenizer: where the ids come from; None: as in the datastore that was opened, else unknown.
+
+        Raises:
+            DatastoreExists, MissingPath: the place is taken, or in no folder.
+            InvalidRequest: the folder's name cannot be the datastore's.
+            DatastoreError: the file system refused.
+        """
+        learned = self._learned.of(namespace)
+        with learned.lock:
+            rows, counts = learned.rows.saved(), learned.counts.copy()
+        facts = Facts(
+            name=Path(path).name,
+            vocab_size=self._vocab_size,
+            depth_tokens=2,
+            tokenizer=tokenizer or self._tokenizer,
+            created_by=f"retrieval-spec {__version__}",
+            kind=KIND,
+        )
+        write_datastore(path, facts, {**rows.to_columns(), "offered": counts[0], "right": counts[1]})
 
     def start(self, context: Tokens, namespace: str = "default") -> RecyclingCursor | RankTreeCursor:
         """Returns a cursor; the prompt is text to learn from, except for a published tree."""
@@ -205,6 +266,23 @@ class RecyclingCursor:
                 _PRIOR, self._counts, previous, int(context[-1]), budget.max_nodes, budget.max_depth_nodes
             )
         return DraftTree(token_ids, parents, probs, own_source(token_ids.shape[0]))
+
+
+def _read(vocab_size: int, path: str | Path) -> _Start:
+    store = open_datastore(path)
+    manifest, columns = store.manifest, store.columns
+    if manifest.kind != KIND:
+        raise InvalidRequest(f"datastore {path} is of another kind", got=manifest.kind, expected=KIND)
+    if manifest.vocab_size != vocab_size:
+        raise TokenizerMismatch(
+            f"the rows of datastore {path} are of another vocabulary",
+            got=f"{manifest.vocab_size} token ids",
+            expected=vocab_size,
+            remedy="save rows that were learned with the target model",
+        )
+    store.check()
+    counts = np.stack([columns["offered"], columns["right"]])
+    return _Start(SavedRows.from_columns(columns), counts, manifest.tokenizer)
 
 
 def _take_over(learned: _Learned, feedback: Feedback | None, previous: int) -> bool:

@@ -244,3 +244,38 @@ def learn(arena, text, begin, counts):
         row = _claim(arena, before, token)
         if row != NO_ROW:
             _move_to_front(arena, row, next_token)
+
+
+@allocation_free_kernel
+def find_homes(arena, keys, homes):
+    """Writes the number of the first record that each pair of tokens may stand in.
+
+    Args:
+        arena: int32[words]  see the module.
+        keys: int32[n, 2]  pairs of tokens.
+        homes: int64[n]  written.
+    """
+    first_record = HEADER_WORDS + np.int64(arena[NUM_IDS]) * ROW_WORDS
+    for pair in range(keys.shape[0]):
+        record = _record_at(arena, np.int64(keys[pair, 0]), np.int64(keys[pair, 1]), 0)
+        homes[pair] = (record - first_record) // RECORD_WORDS
+
+
+@allocation_free_kernel
+def restore_pairs(arena, keys, rows, order):
+    """Writes rows of pairs into an arena without any; what does not fit forgets the oldest.
+
+    Args:
+        arena: int32[words]  see the module.
+        keys: int32[n, 2]  pairs of tokens, the one written longest ago first.
+        rows: int32[n, ROW_WORDS]  their rows.
+        order: int64[n]  the order in which they take their places.
+    """
+    arena[CLOCK] = keys.shape[0]
+    for at in range(order.shape[0]):
+        pair = order[at]
+        row = _claim(arena, np.int64(keys[pair, 0]), np.int64(keys[pair, 1]))
+        arena[row - ROW + WRITTEN] = pair
+        for word in range(ROW_WORDS):
+            arena[row + word] = rows[pair, word]
+    arena[CLOCK] = keys.shape[0]

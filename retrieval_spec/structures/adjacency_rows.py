@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.kernels import adjacency as kernels
 from retrieval_spec.kernels import adjacency_draft
+from retrieval_spec.structures.saved_rows import NO_TOKEN, SavedRows
 from retrieval_spec.tree import Float32s, Int32s, Tokens
 
 WIDTH = kernels.WIDTH
 MAX_IDS = 1 << 22
 """Rows are reserved for the whole vocabulary, though memory is used only by those that are written."""
-NO_TOKEN = -1
 
 TreeColumns = tuple[Tokens, Int32s, Float32s]
 Int64s = NDArray[np.int64]
@@ -132,6 +132,40 @@ class AdjacencyRows:
             self.arena, prior, counts, previous, root, max_depth_nodes, self._scratch, tree
         )
         return tree[0, :size], tree[1, :size], tree[2, :size].view(np.float32)
+
+    def saved(self) -> SavedRows:
+        """Returns copies of all rows that are known."""
+        rows, records = self._parts()
+        tokens = np.flatnonzero(rows[:, :WIDTH].any(axis=1))
+        used = records[records[:, kernels.TOKEN] != 0]
+        ages = (
+            int(self.arena[kernels.CLOCK]) - used[:, kernels.WRITTEN].astype(np.int64)
+        ) & kernels.MAX_CLOCK
+        used = used[np.argsort(-ages, kind="stable")]
+        keys = np.concatenate([np.stack([np.full_like(tokens, NO_TOKEN), tokens], axis=1), used[:, :2] - 1])
+        return SavedRows(keys.astype(np.int32), np.concatenate([rows[tokens], used[:, kernels.ROW :]]))
+
+    def restore(self, saved: SavedRows) -> None:
+        """Takes over saved rows, as the first that these learn; of too many pairs, the newest."""
+        rows, records = self._parts()
+        is_pair = saved.keys[:, 0] != NO_TOKEN
+        rows[saved.keys[~is_pair, 1]] = saved.rows[~is_pair]
+        num_records = records.shape[0]
+        if not num_records:
+            return
+        keys, pair_rows = saved.keys[is_pair][-num_records:], saved.rows[is_pair][-num_records:]
+        homes = np.empty(keys.shape[0], np.int64)
+        kernels.find_homes(self.arena, keys, homes)
+        # By rising home, from a place that no probing crosses: then whatever fitted once fits again.
+        crowding = np.cumsum(np.bincount(homes, minlength=num_records) - 1)
+        order = np.argsort((homes - np.argmin(crowding) - 1) % num_records, kind="stable")
+        kernels.restore_pairs(self.arena, keys, pair_rows, order)
+
+    def _parts(self) -> tuple[Int32s, Int32s]:
+        """Returns int32[ids, ROW_WORDS] and int32[records, RECORD_WORDS], views of the arena."""
+        begin = kernels.HEADER_WORDS + int(self.arena[kernels.NUM_IDS]) * kernels.ROW_WORDS
+        rows = self.arena[kernels.HEADER_WORDS : begin].reshape(-1, kernels.ROW_WORDS)
+        return rows, self.arena[begin:].reshape(-1, kernels.RECORD_WORDS)
 
     def row(self, token: int) -> list[int]:
         """Returns the ids known to follow a token, the most probable first."""
