@@ -155,6 +155,10 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument(
         "--datastore", action="append", default=[], metavar="DIR", help="in process: a datastore"
     )
+    parser.add_argument("--preset", default="default", help="in process: which sources draft")
+    parser.add_argument(
+        "--draft-model", metavar="DIR", help="a small model of the same tokenizer, fused with the drafts"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument(
         "--max-nodes", type=int, default=16, metavar="N", help="nodes of a draft tree at most"

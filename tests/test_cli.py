@@ -131,6 +131,14 @@ BAD_INPUT = {
     "bad preset": (("serve", "--vocab-size", "10", "--preset", "fast"), "preset"),
     "another tokenizer": (("serve", "--datastore", "{foreign}", "--model", "{model}"), "another tokenizer"),
     "missing model": (("generate", "--model", "{nowhere}", "--prompt", "a"), "nowhere"),
+    "missing draft model": (
+        ("generate", "--model", "{model}", "--prompt", "a", "--draft-model", "{nowhere}"),
+        "--draft-model",
+    ),
+    "a preset for the server": (
+        ("generate", "--model", "{model}", "--prompt", "a", "--server", "unix:x", "--preset", "pld"),
+        "retrieval-spec serve",
+    ),
     "missing prompt file": (("generate", "--model", "{model}", "--prompt", "@{nowhere}"), "nowhere"),
     "no server": (
         ("generate", "--model", "{model}", "--prompt", "a", "--server", "unix:{nowhere}"),
@@ -221,11 +229,19 @@ def test_generate_gives_the_same_text_wherever_the_drafts_come_from(server, stor
         24,
         "--json",
     )
-    ways = [("--server", server), ("--datastore", store), ("--max-nodes", 0)]
+    draft_model = ("--draft-model", demo_model_dir() / "draft")
+    ways = [
+        ("--server", server),
+        ("--datastore", store),
+        ("--max-nodes", 0),
+        ("--datastore", store, *draft_model),
+        ("--preset", "session+recycling"),
+    ]
     results = [json.loads(run(*options, *way).stdout) for way in ways]
     assert len({result["text"] for result in results}) == 1
     # A busy machine may make the client give up on a draft or two, but not on all.
-    assert max(results[0]["steps"], results[1]["steps"]) < results[2]["steps"]
+    steps = [result["steps"] for result in results]
+    assert max(*steps[:2], *steps[3:]) < steps[2]
 
 
 def test_a_server_with_datastores_of_another_tokenizer_is_refused(tmp_path):

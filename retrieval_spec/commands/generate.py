@@ -18,9 +18,13 @@ def generate_command(arguments: argparse.Namespace) -> dict[str, Any]:
     check_generation_options(arguments)
     prompt = read_prompt(arguments.prompt)
     check_model_folder(arguments.model)
+    if arguments.draft_model:
+        check_draft_model(arguments.draft_model, arguments.model)
     remote = open_server(arguments.server, arguments.model) if arguments.server else None
     model, tokenizer = load_model(arguments.model)
-    source = remote or open_engine(arguments.datastore, arguments.model, int(model.config.vocab_size))
+    source: DraftSource = remote or open_engine(arguments, int(model.config.vocab_size))
+    if arguments.draft_model:
+        source = with_draft_model(source, arguments.draft_model)
     try:
         return run_generation(arguments, model, tokenizer, source, prompt)
     finally:
@@ -64,6 +68,8 @@ def check_generation_options(arguments: argparse.Namespace) -> None:
         raise InvalidRequest(
             "datastores belong to the server", remedy="give --server or --datastore, not both"
         )
+    if arguments.server and arguments.preset != "default":
+        raise InvalidRequest("the preset is the server's", remedy="give --preset to `retrieval-spec serve`")
     for name, low in (("max_new_tokens", 1), ("max_nodes", 0), ("temperature", 0)):
         value = getattr(arguments, name)
         if value < low:
@@ -78,7 +84,7 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"do_sample": True, "temperature": arguments.temperature, **options}
 
 
-def check_model_folder(folder: str | Path) -> None:
+def check_model_folder(folder: str | Path, option: str = "--model") -> None:
     """Refuses a folder that holds no model.
 
     Raises:
@@ -86,7 +92,7 @@ def check_model_folder(folder: str | Path) -> None:
     """
     if not (Path(folder) / "config.json").is_file():
         raise MissingPath(
-            "no model folder", got=folder, expected="a folder with config.json", remedy="check --model"
+            "no model folder", got=folder, expected="a folder with config.json", remedy=f"check {option}"
         )
 
 
@@ -125,7 +131,7 @@ def open_server(address: str, model: str | Path) -> DraftClient:
     return client
 
 
-def open_engine(datastores: list[str], model: str | Path, vocab_size: int) -> LocalClient:
+def open_engine(arguments: argparse.Namespace, vocab_size: int) -> LocalClient:
     """Returns an engine in this process, its datastores checked against the model's tokenizer.
 
     Raises:
@@ -135,8 +141,37 @@ def open_engine(datastores: list[str], model: str | Path, vocab_size: int) -> Lo
     from retrieval_spec.datastore.store import open_datastore
     from retrieval_spec.engine import Engine
 
-    check_tokenizers(model, {path: open_datastore(path).manifest for path in datastores})
-    return LocalClient(Engine(vocab_size, datastores=datastores))
+    manifests = {path: open_datastore(path).manifest for path in arguments.datastore}
+    check_tokenizers(arguments.model, manifests)
+    return LocalClient(Engine(vocab_size, preset=arguments.preset, datastores=arguments.datastore))
+
+
+def check_draft_model(folder: str | Path, model: str | Path) -> None:
+    """Refuses a draft model whose ids mean other text than the target's.
+
+    Raises:
+        MissingPath: the folder holds no model.
+        TokenizerMismatch: the tokenizers differ.
+    """
+    from retrieval_spec.datastore.tokenizer import load_tokenizer
+
+    check_model_folder(folder, "--draft-model")
+    fingerprints = [load_tokenizer(path).fingerprint for path in (folder, model)]
+    if fingerprints[0] != fingerprints[1]:
+        raise TokenizerMismatch(
+            "the draft model has another tokenizer than the model",
+            got=fingerprints[0],
+            expected=fingerprints[1],
+            remedy="use a draft model of the same family",
+        )
+
+
+def with_draft_model(source: DraftSource, folder: str | Path) -> DraftSource:
+    """Returns a source that fuses the trees of `source` with a draft model's (RASD)."""
+    from retrieval_spec.verifier.draft_model import HuggingFaceDraftModel
+    from retrieval_spec.verifier.fused_source import FusedSource
+
+    return FusedSource([source], HuggingFaceDraftModel(load_model(folder)[0]))
 
 
 def check_server(client: DraftClient, model: str | Path) -> None:
