@@ -131,7 +131,7 @@ class DatastoreExists(DatastoreError):
 
 
 class TokenizerMismatch(DatastoreError):
-    """The datastore was built with another tokenizer, so its ids mean other text."""
+    """A datastore or a draft model has another tokenizer, so its ids mean other text."""
 
 
 class ModelMismatch(DatastoreError):

@@ -13,11 +13,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.errors import InvalidDistribution
+from retrieval_spec.errors import InvalidDistribution, TokenizerMismatch
 from retrieval_spec.tree import CONTEXT, DraftTree, Float32s, Tokens
 
 Path = tuple[int, ...]
 """Drafted tokens from the child of the context down to one node; () is the context itself."""
+
+THROUGH_TEXT = 'draft through text: the source "text_model" (drafters.text_model.TextModelDrafter)'
+"""What helps where a draft model's ids are not the target's."""
 
 _SUM_TOLERANCE = 1e-3
 
@@ -35,6 +38,15 @@ class Predictions(Protocol):
 
         Since the last `observe`, the longest proper prefix of a path was asked for in an earlier call.
         """
+        ...
+
+
+@runtime_checkable
+class RewindablePredictions(Predictions, Protocol):
+    """Predictions that can forget the newest tokens."""
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first `length` observed tokens."""
         ...
 
 
@@ -110,6 +122,24 @@ class ModelTree:
     tree: DraftTree
     first_probs: Float32s
     proposals: Proposals = field(default_factory=dict)
+
+
+def check_same_ids(model: DraftModel, target_fingerprint: str) -> None:
+    """Refuses a draft model whose ids mean other text than the target's, where both tokenizers are known.
+
+    A draft model says its tokenizer by an attribute `tokenizer_fingerprint`; empty means unknown.
+
+    Raises:
+        TokenizerMismatch: the fingerprints differ.
+    """
+    fingerprint = getattr(model, "tokenizer_fingerprint", "")
+    if fingerprint and target_fingerprint and fingerprint != target_fingerprint:
+        raise TokenizerMismatch(
+            "the draft model has another tokenizer than the target model",
+            got=fingerprint,
+            expected=target_fingerprint,
+            remedy=THROUGH_TEXT,
+        )
 
 
 def check_probs(probs: Any, num_rows: int, vocab_size: int) -> Float32s:

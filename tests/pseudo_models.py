@@ -38,6 +38,10 @@ class PseudoPredictions:
         self.context.extend(tokens.tolist())
         self.known = set()
 
+    def truncate(self, length: int) -> None:
+        del self.context[length:]
+        self.known = set()
+
     def next_probs(self, paths: Sequence[Path]) -> Float32s:
         assert all(path == () or path[:-1] in self.known for path in paths), "asked for out of turn"
         self.known.update(paths)
@@ -69,5 +73,16 @@ def repeating_law(vocab_size: int, smoothing: float = 0.01) -> NextProbs:
             counts[following] += token == context[-1]
         counts[0] += counts.sum() == 0
         return counts / counts.sum()
+
+    return law
+
+
+def counting_law(vocab_size: int) -> NextProbs:
+    """The next number follows with probability 0.9."""
+
+    def law(context: list[int]) -> np.ndarray:
+        probs = np.full(vocab_size, 0.1 / (vocab_size - 1))
+        probs[(context[-1] + 1) % vocab_size] = 0.9
+        return probs
 
     return law

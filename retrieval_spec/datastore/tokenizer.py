@@ -59,6 +59,11 @@ class Tokenizer:
         texts: list[str] = self._backend.decode_batch(ids, skip_special_tokens=False)
         return texts
 
+    def plain_text(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids, control tokens left out; a part of a character becomes U+FFFD."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        return text
+
     def prefix_ids(self) -> Tokens:
         """Returns int32[n], the special tokens that the model's own tokenizer puts before a text."""
         encoding = self._backend.encode("a", add_special_tokens=True)

@@ -11,7 +11,7 @@ import numpy as np
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
-from retrieval_spec.model_tree import DraftModel, Growth, Predictions, grow
+from retrieval_spec.model_tree import THROUGH_TEXT, DraftModel, Growth, Predictions, check_same_ids, grow
 from retrieval_spec.tree import TOKEN, DraftTree, Float32s, Tokens
 
 _NO_PROBS: Float32s = np.zeros(0, np.float32)
@@ -26,7 +26,11 @@ class ModelDrafter:
 
     @classmethod
     def open(
-        cls, vocab_size: int, model: DraftModel | None = None, growth: Growth | None = None
+        cls,
+        vocab_size: int,
+        model: DraftModel | None = None,
+        growth: Growth | None = None,
+        tokenizer_fingerprint: str = "",
     ) -> ModelDrafter:
         """Returns the drafter.
 
@@ -34,20 +38,23 @@ class ModelDrafter:
             vocab_size: the target model's.
             model: draws up the distributions; its ids mean the target's tokens.
             growth: when a tree is deep enough.
+            tokenizer_fingerprint: the target model's, if known.
 
         Raises:
-            InvalidRequest: no model, or one with another vocabulary.
+            InvalidRequest: no model, or one with a larger vocabulary.
+            TokenizerMismatch: its ids are known to mean other text.
         """
         if model is None:
             raise InvalidRequest(
                 "the source needs a draft model", remedy="pass a preset made with one: preset=opt_tree(model)"
             )
+        check_same_ids(model, tokenizer_fingerprint)
         if model.vocab_size > vocab_size:
             raise InvalidRequest(
                 "the draft model has a larger vocabulary than the target model",
                 got=model.vocab_size,
                 expected=f"<= {vocab_size}",
-                remedy="draft through text where the vocabularies differ",
+                remedy=THROUGH_TEXT,
             )
         return cls(model, growth or Growth())
 

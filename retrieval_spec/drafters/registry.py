@@ -18,6 +18,7 @@ DRAFTERS = {
     "dense": "retrieval_spec.drafters.dense:DenseDrafter",
     "frequent": "retrieval_spec.drafters.frequent:FrequentDrafter",
     "model": "retrieval_spec.drafters.model:ModelDrafter",
+    "text_model": "retrieval_spec.drafters.text_model:TextModelDrafter",
     "phrases": "retrieval_spec.drafters.phrases:PhrasesDrafter",
     "ngram": "retrieval_spec.drafters.ngram:NGramDrafter",
     "recycling": "retrieval_spec.drafters.recycling:RecyclingDrafter",

@@ -22,23 +22,27 @@ from retrieval_spec.verifier.support import check_model
 
 
 class HuggingFaceDraftModel:
-    """A small causal model that shares the target's tokenizer; shared by sessions of one thread.
+    """A small causal model; shared by sessions of one thread.
+
+    Its ids are the target's, unless it drafts through text (`drafters.text_model`).
 
     Args:
         model: the model, in evaluation mode, with sdpa or eager attention.
         temperature: divides the logits; where children are drawn at random, the target's is a good choice.
+        tokenizer_fingerprint: of the model's tokenizer, if known: then it is compared with the target's.
 
     Raises:
         UnsupportedModel: no causal model, or one whose cache cannot go back.
         InvalidRequest: a temperature that is not positive.
     """
 
-    def __init__(self, model: Any, temperature: float = 1.0) -> None:
+    def __init__(self, model: Any, temperature: float = 1.0, tokenizer_fingerprint: str = "") -> None:
         check_model(model)
         if not temperature > 0:
             raise InvalidRequest("a draft model needs a positive temperature", got=temperature)
         self.model = model
         self.temperature = temperature
+        self.tokenizer_fingerprint = tokenizer_fingerprint
         self.config = model.config.get_text_config(decoder=True)
 
     @property
@@ -63,14 +67,23 @@ class HuggingFacePredictions:
         self._limit_tokens = min(limit for limit in limits if limit is not None)
         accepted = inspect.signature(self._model.forward).parameters
         self._only_last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self._unread: list[int] = []
+        self._tokens: list[int] = []
         self._read_tokens = 0
         self._places: dict[Path, int] = {}  # path -> its node's place behind the context's keys
         self._first_probs: Float32s = np.zeros((0, 0), np.float32)
 
     def observe(self, tokens: Tokens) -> None:
         """Notes committed tokens; the next draft reads them."""
-        self._unread.extend(tokens.tolist())
+        self._tokens.extend(tokens.tolist())
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first `length` observed tokens."""
+        del self._tokens[length:]
+        if self._read_tokens >= length:
+            # The last token is read again: what follows it is no longer known.
+            self._read_tokens = max(length - 1, 0)
+            cut_back(self._cache, self._read_tokens)
+            self._places = {}
 
     def next_probs(self, paths: Sequence[Path]) -> Float32s:
         """Returns float32[n, vocab_size], the next-token distribution after the context and each path.
@@ -89,13 +102,12 @@ class HuggingFacePredictions:
         if self._places:
             cut_back(self._cache, self._read_tokens)
             self._places = {}
-        if not self._unread:
+        positions = range(self._read_tokens, len(self._tokens))
+        if not positions:
             return
-        positions = range(self._read_tokens, self._read_tokens + len(self._unread))
         self._check_room(positions.stop)
-        logits = self._forward(self._unread, positions, None, **self._only_last)
-        self._read_tokens += len(self._unread)
-        self._unread = []
+        logits = self._forward(self._tokens[positions.start :], positions, None, **self._only_last)
+        self._read_tokens = positions.stop
         self._first_probs = self._softmax(logits[-1:])
 
     def _read_layer(self, paths: Sequence[Path]) -> Float32s:

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from retrieval_spec.errors import InvalidInput, InvalidRequest, RetrievalSpecError, ServiceUnavailable
 from retrieval_spec.fusion import Pruning, fuse, prune
-from retrieval_spec.model_tree import DraftModel, Growth, ModelTree, Predictions, Proposals, draw, grow
+from retrieval_spec.model_tree import (
+    DraftModel,
+    Growth,
+    ModelTree,
+    Predictions,
+    Proposals,
+    check_same_ids,
+    draw,
+    grow,
+)
 from retrieval_spec.tree import TOKEN, DraftTree
 from retrieval_spec.verifier.drafts import GuardedSession
 
@@ -61,9 +70,11 @@ class FusedSource:
         growth: when the model's tree is deep enough.
         draws: draws the model's children at random instead of taking the most probable ones. Only a
             sampled generation gains: its verifier accepts them by the ratio of target to draft.
+        tokenizer_fingerprint: the target model's, if known.
 
     Raises:
         InvalidRequest: neither a source nor a model, or draws without a model.
+        TokenizerMismatch: the model's ids are known to mean other text.
     """
 
     def __init__(
@@ -74,9 +85,12 @@ class FusedSource:
         pruning: Pruning | None = None,
         growth: Growth | None = None,
         draws: Draws | None = None,
+        tokenizer_fingerprint: str = "",
     ) -> None:
         if model is None and (draws is not None or not sources):
             raise InvalidRequest("nothing to draft with", expected="a source, or a draft model")
+        if model is not None:
+            check_same_ids(model, tokenizer_fingerprint)
         self.sources = tuple(sources)
         self.model = model
         self.pruning = pruning or Pruning()

@@ -13,7 +13,8 @@ from retrieval_spec.drafters.base import Budget, Cursor, Drafter
 from retrieval_spec.drafters.registry import DRAFTERS, drafter_class
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
-from tests.pseudo_models import PseudoModel, repeating_law
+from tests.pseudo_models import PseudoModel, counting_law, repeating_law
+from tests.pseudo_tokenizers import Letters
 from tests.stores import write_corpus, write_dense
 
 VOCAB_SIZE = 151_936
@@ -23,11 +24,17 @@ BUDGETS = [Budget(0), Budget(1), Budget(3), Budget(16), Budget(64), Budget(16, m
 
 STATES = np.random.default_rng(0).normal(size=(sum(map(len, DOCUMENTS)) - len(DOCUMENTS), 8))
 
+LETTER = 0x4E00
 # What a source needs to be opened beyond the vocabulary: a datastore, a draft model.
 PARAMS = {
     "corpus": lambda folder: {"path": write_corpus(folder / "store", DOCUMENTS, VOCAB_SIZE)},
     "dense": lambda folder: {"path": write_dense(folder / "store", DOCUMENTS, VOCAB_SIZE, STATES)},
     "model": lambda folder: {"model": PseudoModel(VOCAB_SIZE, repeating_law(VOCAB_SIZE))},
+    "text_model": lambda folder: {
+        "model": PseudoModel(VOCAB_SIZE + 3, counting_law(VOCAB_SIZE + 3)),
+        "draft_tokenizer": Letters(VOCAB_SIZE + 3, first=LETTER - 3),
+        "target_tokenizer": Letters(VOCAB_SIZE, first=LETTER),
+    },
 }
 
 

@@ -8,7 +8,7 @@ from retrieval_spec.fusion import Pruning
 from retrieval_spec.model_tree import DraftModel
 
 
-def opt_tree(model: DraftModel | None = None) -> Preset:
+def opt_tree(model: DraftModel | None = None, tokenizer_fingerprint: str = "") -> Preset:
     """OPT-Tree (Wang et al., 2024, arXiv 2406.17276; github.com/Jikai0Wang/OPT-Tree): a model's best tree.
 
     Reproduced: the tree of 60 nodes with the largest sum of path probabilities, grown layer by layer until
@@ -20,11 +20,14 @@ def opt_tree(model: DraftModel | None = None) -> Preset:
 
     Args:
         model: the draft model. By its name alone the preset opens no engine: pass `opt_tree(model)`.
+        tokenizer_fingerprint: the target model's, if known: a model with another tokenizer is refused.
     """
-    return Preset((Source("model", {"model": model}),), max_nodes=60)
+    return Preset((_by_ids(model, tokenizer_fingerprint),), max_nodes=60)
 
 
-def rasd(model: DraftModel | None = None, pruning: Pruning | None = None) -> Preset:
+def rasd(
+    model: DraftModel | None = None, pruning: Pruning | None = None, tokenizer_fingerprint: str = ""
+) -> Preset:
     """RASD (ACL Findings 2025, arXiv 2503.03434): retrieval pruned by a draft model and fused with its tree.
 
     Reproduced: what the own context and the datastores hold is drafted, paths whose first token is not
@@ -38,6 +41,11 @@ def rasd(model: DraftModel | None = None, pruning: Pruning | None = None) -> Pre
     Args:
         model: the draft model. By its name alone the preset opens no engine: pass `rasd(model)`.
         pruning: which retrieved paths pass.
+        tokenizer_fingerprint: the target model's, if known: a model with another tokenizer is refused.
     """
-    sources = (Source("session"), Source("corpus"), Source("model", {"model": model}))
+    sources = (Source("session"), Source("corpus"), _by_ids(model, tokenizer_fingerprint))
     return Preset(sources, PruneByModel(pruning or Pruning()))
+
+
+def _by_ids(model: DraftModel | None, tokenizer_fingerprint: str) -> Source:
+    return Source("model", {"model": model, "tokenizer_fingerprint": tokenizer_fingerprint})
