@@ -118,6 +118,8 @@ def _fused(
     trie = np.zeros((TRIE_ROWS, num_nodes + 1), np.int32)
     size = 1
     for tree, bit in zip(trees, bits, strict=True):
+        if not tree.token_ids.shape[0]:
+            continue  # a source without a match is common, and a call for nothing costs as much as any
         size = steps.insert(trie, size, tree.token_ids, tree.parents, tree.probs, tree.sources, bit)
     best = np.empty((TREE_ROWS, min(max_nodes, size - 1)), np.int32)
     steps.best_first(trie, best)

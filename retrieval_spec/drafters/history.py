@@ -113,7 +113,7 @@ class HistoryCursor:
     def propose(self, budget: Budget) -> DraftTree:
         """Returns the most probable continuations among those that earlier outputs hold."""
         max_nodes = budget.max_nodes
-        if max_nodes <= 0:
+        if max_nodes <= 0 or not self._history.texts.version:
             return DraftTree.empty()
         self._scratch = with_room(self._scratch, scratch_words(max_nodes))
         columns = new_columns(max_nodes)
