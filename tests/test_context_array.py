@@ -314,3 +314,15 @@ def test_plain_python_gives_the_same_and_stays_in_bounds():
         )
         outputs.append(done.stdout)
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("num_ids", [65_534, 65_535, 65_536, 70_000])
+def test_ids_in_use_are_sorted_alike_in_two_bytes_and_in_four(num_ids):
+    rng = np.random.default_rng(num_ids)
+    ids = np.sort(rng.choice(500_000, num_ids, replace=False)).astype(np.int32)
+    end = np.array([np.iinfo(np.int32).max], np.int32)
+    text = np.concatenate([rng.permutation(ids), rng.choice(ids, 9_999), end])
+    array = ContextArray.build(text, depth_tokens=2)
+    positions = np.arange(1, text.size)
+    before, earlier = text[:-1], np.concatenate([end, text[:-2]])  # where the text begins sorts last
+    assert array.positions.tolist() == positions[np.lexsort((positions, earlier, before))].tolist()

@@ -30,6 +30,7 @@ MAX_TOKEN_ID = 2**21 - 2
 MAX_POSITIONS = 2**32 - 2
 _DTYPES = {"tokens": (np.uint16, np.int32), "positions": (np.uint32,), "buckets": (np.uint32,)}
 _TASKS_PER_THREAD = 32
+_CHUNK_TOKENS = 1 << 20
 _MIN_TASK_POSITIONS = 1 << 16
 
 Columns = Mapping[str, NDArray[Any]]
@@ -80,7 +81,8 @@ class ContextArray:
     ) -> ContextArray:
         """Sorts a corpus; the result does not depend on the number of threads.
 
-        Besides the result it takes 16 bytes a position of the largest buckets, one for each thread.
+        Besides the result it takes 2 bytes a token, and 16 a position of the largest buckets, one for each
+        thread.
 
         Args:
             token_ids: uint16[n] or int32[n]  documents, each ended by the dtype's largest value; kept,
@@ -98,7 +100,8 @@ class ContextArray:
         threads = max(1, threads or _num_cores())
         with ThreadPoolExecutor(threads) as pool:
             positions, buckets = _bucketed(tokens, _num_ids(tokens), threads, pool)
-            _sort(tokens, positions, buckets, depth_tokens, threads, pool, progress)
+            ranks, used = _ranked(tokens, buckets)
+            _sort(ranks, positions, used, depth_tokens, threads, pool, progress)
         return cls(tokens, positions, buckets, depth_tokens)
 
     @classmethod
@@ -300,6 +303,25 @@ def _bucketed(
     place = partial(sort.bucket_positions, positions, tokens)
     list(pool.map(place, starts, stops, heads))
     return positions, buckets
+
+
+def _ranked(tokens: NDArray[Any], buckets: NDArray[np.uint32]) -> tuple[NDArray[Any], NDArray[np.uint32]]:
+    """Returns tokens and buckets that sort alike, with ids in half the bytes where so few are in use.
+
+    Sorting reads the corpus at random: half the bytes are twice the tokens in the processor's caches.
+    """
+    used = np.flatnonzero(np.diff(buckets))
+    separator = separator_of(np.dtype(np.uint16))
+    if tokens.dtype == np.uint16 or used.shape[0] > separator:
+        return tokens, buckets
+    rank_of = np.zeros(buckets.shape[0], np.uint16)  # an id before no position is in no context
+    rank_of[used] = np.arange(used.shape[0])
+    rank_of[-1] = separator
+    ranks = np.empty(tokens.shape[0], np.uint16)
+    for start in range(0, tokens.shape[0], _CHUNK_TOKENS):
+        part = slice(start, start + _CHUNK_TOKENS)
+        np.take(rank_of, np.minimum(tokens[part], buckets.shape[0] - 1), out=ranks[part])
+    return _read_only(ranks), np.append(buckets[used], buckets[-1])
 
 
 def _sort(
