@@ -33,6 +33,7 @@ from retrieval_spec.datastore.store import open_datastore, write_datastore  # no
 from retrieval_spec.datastore.tokenizer import load_tokenizer  # noqa: E402
 from retrieval_spec.drafters.base import Budget  # noqa: E402
 from retrieval_spec.drafters.phrases import PhrasesDrafter  # noqa: E402
+from retrieval_spec.drafters.preset import Preset, Source  # noqa: E402
 from retrieval_spec.drafters.session import SessionDrafter  # noqa: E402
 from retrieval_spec.engine import Engine  # noqa: E402
 from retrieval_spec.feedback import Feedback  # noqa: E402
@@ -181,13 +182,13 @@ def bench_drafts(array: ContextArray, held_out: list[Any], store: Path) -> list[
     rows.append(Row("64-node draft, kernel, p99", p99, "us"))
     rows.append(Row("64-node draft, kernel, p99 / p50", p99 / p50, "x", 3))
     rows.append(Row("64-node draft, with the call from Python, p50", p50 + call, "us"))
-    for label, preset in (
-        ("session + history + corpus", "default"),
-        ("session alone", "session"),
-        ("corpus alone", "corpus"),
+    for label, preset, bar in (
+        ("session + corpus", Preset((Source("session"), Source("corpus"))), 40),
+        ("session + history + corpus", "default", 60),
+        ("session alone", "session", None),
+        ("corpus alone", "corpus", None),
     ):
         samples = engine_draft_times_us(store, held_out, preset)
-        bar = 40 if preset == "default" else None
         rows.append(
             Row(f"16-node draft through the engine, {label}, p50", percentiles(samples)[0], "us", bar)
         )
@@ -205,7 +206,7 @@ def draft_times_us(array: ContextArray, contexts: list[Any]) -> list[float]:
     return samples
 
 
-def engine_draft_times_us(store: Path, held_out: list[Any], preset: str) -> list[float]:
+def engine_draft_times_us(store: Path, held_out: list[Any], preset: str | Preset) -> list[float]:
     """Times drafts while sessions walk over held-out documents, two tokens a step."""
     engine = Engine(VOCAB_SIZE, preset=preset, datastores=[store])
     samples = []
