@@ -162,7 +162,7 @@ def check_draft_model(folder: str | Path, model: str | Path) -> None:
             "the draft model has another tokenizer than the model",
             got=fingerprints[0],
             expected=fingerprints[1],
-            remedy="use a draft model of the same family",
+            remedy="use one of the same family, or in Python the source `text_model`",
         )
 
 
