@@ -9,14 +9,16 @@ import signal
 from collections.abc import Callable
 
 import grpc
+import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from retrieval_spec import wire
 from retrieval_spec.engine import Engine
+from retrieval_spec.feedback import Feedback
 from retrieval_spec.service.listen import TcpListener, UnixListener, listener
 from retrieval_spec.service.servicer import Servicer
-from retrieval_spec.tree import as_tokens
+from retrieval_spec.tree import Tokens, as_tokens
 from retrieval_spec.v1 import draft_pb2 as pb
 from retrieval_spec.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 
@@ -125,19 +127,28 @@ async def _serve(engine: Engine, listen: str, on_ready: Callable[[str], None]) -
 
 
 def warm_up(servicer: Servicer) -> None:
-    """Drafts once through all layers, with the array types of real calls: every kernel gets compiled."""
+    """Drafts through all layers, with the array types of real calls: every kernel gets compiled."""
     servicer.engine.warm_up()
     vocab_size = servicer.info.vocab_size
     prompt = as_tokens([token % vocab_size for token in (0, 1, 2, 0, 1)], vocab_size)
     # Long, and without much repetition, so that growing structures grow.
     commit = as_tokens([token * token % 997 % vocab_size for token in range(1_000)], vocab_size)
-    ids = [_open(servicer, wire.token_bytes(prompt)) for _ in range(2)]
-    step, result = pb.DraftStep(), pb.DraftStepResult()
-    rows = [wire.SessionStep(session_id, prompt.size, commit, max_nodes=8) for session_id in ids]
-    wire.write_step(step, rows, total_nodes=8)
-    servicer.answer(step, result)
-    for session_id in ids:
-        servicer.close(session_id)
+    feedback = _feedback(servicer.engine, prompt[-1:])
+    for _ in range(2):  # the second time, sources draft from what they learned when the first sessions closed
+        ids = [_open(servicer, wire.token_bytes(prompt)) for _ in range(2)]
+        step, result = pb.DraftStep(), pb.DraftStepResult()
+        rows = [wire.SessionStep(session_id, prompt.size, commit, 8, feedback) for session_id in ids]
+        wire.write_step(step, rows, total_nodes=8)
+        servicer.answer(step, result)
+        for session_id in ids:
+            servicer.close(session_id)
+
+
+def _feedback(engine: Engine, root: Tokens) -> Feedback:
+    """Returns what a verifier tells of a step without drafts, as far as a source wants it."""
+    topk = np.arange(min(engine.wanted_topk, engine.vocab_size), dtype=np.int32)[None]
+    state = np.zeros(engine.state_dimensions, np.float32)
+    return Feedback(root, np.array([-1], np.int32), topk, np.full(topk.shape, -1, np.float32), state)
 
 
 def _open(servicer: Servicer, prompt: bytes) -> int:
