@@ -6,6 +6,7 @@ from the most probable tokens, or drawn at random where the verifier shall test 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -170,7 +171,7 @@ def grow(predictions: Predictions, vocab_size: int, max_nodes: int, growth: Grow
 
     A path's probability is the expected gain of its last node, so the sum over the tree is the expected
     number of accepted tokens. A node that is not among the best so far can have no descendant among
-    them: only the best ones of a layer are asked for the next.
+    them: only the best ones of a layer are asked for the next. A path too improbable for a float32 is none.
 
     Raises:
         InvalidDistribution: see `check_probs`.
@@ -182,11 +183,12 @@ def grow(predictions: Predictions, vocab_size: int, max_nodes: int, growth: Grow
     for depth in range(1, growth.max_depth_nodes + 1):
         pool.add_best(frontier, probs, depth, max_nodes)
         best = pool.best(max_nodes)
-        gain = float(pool.weights[best].sum(dtype=np.float64)) - expected_tokens
+        # Rounded once, so that neither the order of the nodes nor the layers before decide whether one gains.
+        before, expected_tokens = expected_tokens, math.fsum(pool.weights[best].tolist())
         frontier = best[pool.depths[best] == depth]
-        if gain <= growth.min_gain_tokens or frontier.size == 0 or depth == growth.max_depth_nodes:
+        gains = expected_tokens - before > growth.min_gain_tokens
+        if not gains or frontier.size == 0 or depth == growth.max_depth_nodes:
             break
-        expected_tokens += gain
         paths = [pool.path_to(node) for node in frontier.tolist()]
         probs = check_probs(predictions.next_probs(paths), len(paths), vocab_size)
     return ModelTree(pool.tree(best), first[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -18,8 +19,9 @@ def opt_tree(
 ) -> dict[Path, np.float32]:
     """The drafted paths, best first -> probability of the last token.
 
-    Every node of a layer is continued by every token of the vocabulary; of all paths so far the
-    `max_nodes` most probable ones are kept. A layer that raises their sum by `threshold` or less is the last.
+    Every node of a layer is continued by every token; a path whose probability is 0 in float32 is none. Of
+    all paths so far the `max_nodes` most probable ones are kept. A layer that raises their sum by
+    `threshold` or less is the last.
     """
     probs: dict[Path, np.float32] = {}
     weights: dict[Path, np.float32] = {(): np.float32(1)}
@@ -29,11 +31,11 @@ def opt_tree(
     for depth in range(1, max_depth + 1):
         for path in layer:
             after = law([*context, *path]).astype(np.float32)
-            for token in np.flatnonzero(after).tolist():
+            for token in np.flatnonzero(weights[path] * after).tolist():
                 probs[(*path, token)] = after[token]
                 weights[(*path, token)] = weights[path] * after[token]
         best = sorted(probs, key=lambda path: (-weights[path], len(path), path[-1]))[:max_nodes]
-        new_total = float(np.sum([np.float64(weights[path]) for path in best]))
+        new_total = math.fsum(weights[path] for path in best)
         layer = [path for path in best if len(path) == depth]
         if new_total - total <= threshold or not layer:
             break
