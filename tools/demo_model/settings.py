@@ -37,12 +37,12 @@ class Settings:
     @property
     def decay_start(self) -> int:
         """First step of the linear decay; up to here the rates do not depend on when it comes."""
-        return self.steps - round(self.steps * self.decay_fraction)
+        return self.steps - max(1, round(self.steps * self.decay_fraction))
 
     def rate_factor(self, step: int) -> float:
         """Warm up, hold, then fall linearly towards zero at `steps`."""
         warm = min(1.0, (step + 1) / self.warmup_steps)
-        left = min(1.0, (self.steps - step) / max(1, self.steps - self.decay_start))
+        left = min(1.0, (self.steps - step) / (self.steps - self.decay_start))
         return warm * left
 
     def problem(self) -> str | None:
