@@ -59,7 +59,7 @@ class Cursor(Protocol):
     def close(self) -> None:
         """Ends the session: what the source learns from whole outputs, it learns now.
 
-        Not called for a cursor that `truncate` replaced.
+        Closing twice is as closing once. Not called for a cursor that `truncate` replaced.
         """
         ...
 

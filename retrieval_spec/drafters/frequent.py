@@ -108,6 +108,7 @@ class FrequentCursor:
         if self._outputs:
             output = np.concatenate(self._outputs)[-MAX_LEARNED_TOKENS:]
             self._counts.learn(output.tolist(), self._phrase_tokens)
+            self._outputs = []
 
     def propose(self, budget: Budget) -> DraftTree:
         """Returns the commonest phrases after the last token, the most common ones as the most probable."""

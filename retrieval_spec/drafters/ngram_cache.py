@@ -108,6 +108,7 @@ class NGramCacheCursor:
         for begin, end in pieces(self._unlearned[0].shape[0], text.shape[0]):
             with self._outputs.lock:
                 self._outputs.table.extend(text[:end], begin)
+        self._unlearned = [self._tail.tokens.copy()]
 
     def propose(self, budget: Budget) -> DraftTree:
         """Returns the chain of those tokens that were frequent enough after their contexts."""

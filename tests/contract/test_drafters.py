@@ -163,6 +163,19 @@ def test_sessions_do_not_disturb_each_other(opened):
     assert first.propose(Budget(16)) == alone.propose(Budget(16))
 
 
+def test_closing_twice_is_as_closing_once(opened):
+    trees = []
+    for num_closes in (1, 2):
+        drafter = opened()
+        for token, times in ((9, num_closes), (7, 1)):
+            cursor = drafter.start(tokens([]))
+            cursor.observe(tokens([3, 4, 5, 6, *[token] * 4]))
+            for _ in range(times):
+                cursor.close()
+        trees.append(drafter.start(tokens([3, 4, 5, 6])).propose(Budget(16)))
+    assert trees[0] == trees[1]
+
+
 def test_feedback_is_welcome(drafter):
     cursor = drafter.start(tokens([5, 6]))
     feedback = Feedback(tokens([6, 7]), tokens([-1, 0]), np.array([[7, 8], [8, 5]], np.int32))
