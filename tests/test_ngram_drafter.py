@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.ngram import Chain, NGramDrafter
 from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
+from retrieval_spec.structures.ngram_table import MAX_CORPUS_CONTEXTS
 from tests.stores import write_corpus
 from tests.strategies import as_int32, token_streams
 from tests.threads import in_threads
@@ -100,6 +101,12 @@ def test_a_corpus_of_another_vocabulary_is_refused(tmp_path):
 def test_orders_out_of_range_are_refused(max_order):
     with pytest.raises(InvalidRequest, match="out of range"):
         opened(max_order=max_order)
+
+
+@pytest.mark.parametrize("max_contexts", [-1, 0, MAX_CORPUS_CONTEXTS + 1, 2**62])
+def test_numbers_of_contexts_out_of_range_are_refused(max_contexts):
+    with pytest.raises(InvalidRequest, match="number of contexts out of range"):
+        opened(max_contexts=max_contexts)
 
 
 @pytest.mark.parametrize("max_nodes", [0, -3])

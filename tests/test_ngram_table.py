@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.kernels import ngram as kernels
-from retrieval_spec.structures.ngram_table import NGramTable, Shape
+from retrieval_spec.structures.ngram_table import MAX_CORPUS_CONTEXTS, NGramTable, Shape
 from tests.reference.ngram_table import ReferenceTable
 from tests.strategies import as_int32, token_streams
 
@@ -145,3 +145,9 @@ def test_of_a_corpus_that_is_too_large_the_beginning_is_counted():
 def test_shapes_out_of_range_are_refused(shape):
     with pytest.raises(InvalidRequest, match="out of range"):
         NGramTable(shape)
+
+
+@pytest.mark.parametrize("max_contexts", [0, MAX_CORPUS_CONTEXTS + 1])
+def test_numbers_of_contexts_out_of_range_are_refused(max_contexts):
+    with pytest.raises(InvalidRequest, match="number of contexts out of range"):
+        NGramTable(Shape(2), max_contexts)

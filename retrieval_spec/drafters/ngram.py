@@ -22,7 +22,13 @@ from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.ngram_draft import draft, draft_chain, scratch_words
 from retrieval_spec.structures.context_array import separator_of
-from retrieval_spec.structures.ngram_table import MAX_CONTEXTS, MAX_CORPUS_CONTEXTS, NGramTable, Shape
+from retrieval_spec.structures.ngram_table import (
+    MAX_CONTEXTS,
+    MAX_CORPUS_CONTEXTS,
+    NGramTable,
+    Shape,
+    check_max_contexts,
+)
 from retrieval_spec.tree import DraftTree, Float32s, Tokens
 
 _MAX_COUNT_BITS = 7
@@ -116,8 +122,9 @@ class NGramDrafter:
         Raises:
             DatastoreError, MissingPath: a datastore that cannot be used.
             TokenizerMismatch: it holds token ids that the target model does not have.
-            InvalidRequest: an order out of range, or a datastore of another kind.
+            InvalidRequest: an order or a number of contexts out of range, or a datastore of another kind.
         """
+        check_max_contexts(max_contexts)  # before a corpus is counted or a session is opened
         if path is None:
             return cls(max_order, max_contexts, None, chain)
         base, tokenizer_fingerprint = count_corpus(vocab_size, path, Shape(max_order - 1))

@@ -24,7 +24,7 @@ _CHUNK_TOKENS = 1 << 20
 MAX_CONTEXTS = 1 << 16
 """Contexts of one generation of a table that learns: about 5 MiB, the text of some 25,000 tokens."""
 MAX_CORPUS_CONTEXTS = 1 << 21
-"""Contexts of a table that counts a corpus: about 170 MiB."""
+"""Contexts of a table that counts a corpus: about 170 MiB. No generation can have more."""
 
 
 class Shape(NamedTuple):
@@ -58,6 +58,19 @@ class Shape(NamedTuple):
         return self
 
 
+def check_max_contexts(max_contexts: int) -> int:
+    """Returns the number itself if one generation of a table can have so many contexts.
+
+    Raises:
+        InvalidRequest: it is out of range.
+    """
+    if not 1 <= max_contexts <= MAX_CORPUS_CONTEXTS:
+        raise InvalidRequest(
+            "number of contexts out of range", got=max_contexts, expected=f"1 to {MAX_CORPUS_CONTEXTS}"
+        )
+    return max_contexts
+
+
 class Successors(NamedTuple):
     """What followed one context."""
 
@@ -78,8 +91,11 @@ class NGramTable:
 
     Args:
         shape: what is counted.
-        max_contexts: contexts of one generation.
+        max_contexts: contexts of one generation, 1 to `MAX_CORPUS_CONTEXTS`; room for 256 there is always.
         base: a table that never changes: contexts that are not learned start with half its counts.
+
+    Raises:
+        InvalidRequest: a shape or a number of contexts out of range.
 
     Attributes:
         arena: int32[words]  the newest counts (`kernels.ngram`).
@@ -92,7 +108,7 @@ class NGramTable:
     def __init__(
         self, shape: Shape, max_contexts: int = MAX_CONTEXTS, base: NGramTable | None = None
     ) -> None:
-        self._shape, self._max_contexts = shape.check(), max(max_contexts, _FIRST_ROWS)
+        self._shape, self._max_contexts = shape.check(), max(check_max_contexts(max_contexts), _FIRST_ROWS)
         empty = _new_arena(shape, 1, 1)
         self.arena = _new_arena(shape, _FIRST_ROWS, _FIRST_SPILLED)
         self.older: Int32s = empty
