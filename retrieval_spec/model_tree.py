@@ -125,21 +125,23 @@ class ModelTree:
     proposals: Proposals = field(default_factory=dict)
 
 
-def check_same_ids(model: DraftModel, target_fingerprint: str) -> None:
+def fingerprint_of(model: DraftModel) -> str:
+    """Returns what a draft model says of its tokenizer by an attribute `tokenizer_fingerprint`, else ""."""
+    return str(getattr(model, "tokenizer_fingerprint", ""))
+
+
+def check_same_ids(fingerprint: str, target_fingerprint: str) -> None:
     """Refuses a draft model whose ids mean other text than the target's, where both tokenizers are known.
 
-    A draft model says its tokenizer by an attribute `tokenizer_fingerprint`; empty means unknown.
-
     Raises:
-        TokenizerMismatch: the fingerprints differ.
+        TokenizerMismatch: the fingerprints differ; an empty one is unknown.
     """
-    fingerprint = getattr(model, "tokenizer_fingerprint", "")
     if fingerprint and target_fingerprint and fingerprint != target_fingerprint:
         raise TokenizerMismatch(
             "the draft model has another tokenizer than the target model",
             got=fingerprint,
             expected=target_fingerprint,
-            remedy=THROUGH_TEXT,
+            remedy=f"use one of the same family, or {THROUGH_TEXT}",
         )
 
 

@@ -135,6 +135,10 @@ BAD_INPUT = {
         ("generate", "--model", "{model}", "--prompt", "a", "--draft-model", "{nowhere}"),
         "--draft-model",
     ),
+    "draft model of another tokenizer": (
+        ("generate", "--model", "{model}", "--prompt", "a", "--draft-model", "{foreign_model}"),
+        "the draft model has another tokenizer",
+    ),
     "a preset for the server": (
         ("generate", "--model", "{model}", "--prompt", "a", "--server", "unix:x", "--preset", "pld"),
         "retrieval-spec serve",
@@ -154,6 +158,16 @@ BAD_INPUT = {
 }
 
 
+def with_fewer_merges(folder: Path) -> Path:
+    """A model folder as far as is read before the model is loaded, with a tokenizer of its own."""
+    folder.mkdir()
+    fields = json.loads((demo_model_dir() / "tokenizer.json").read_text())
+    fields["model"]["merges"] = fields["model"]["merges"][:50]
+    (folder / "tokenizer.json").write_text(json.dumps(fields))
+    shutil.copy(demo_model_dir() / "config.json", folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def places(store, tmp_path_factory) -> dict[str, Path]:
     from tests.stores import write_corpus
@@ -170,6 +184,7 @@ def places(store, tmp_path_factory) -> dict[str, Path]:
         "truncated": damaged(store, folder / "truncated", "tokens.bin", lambda data: data[:-1]),
         "altered": damaged(store, folder / "altered", "positions.bin", flip_last_bit),
         "newer": damaged(store, folder / "newer", "manifest.json", newer),
+        "foreign_model": with_fewer_merges(folder / "foreign_model"),
         "foreign": write_corpus(folder / "foreign", [[1, 2, 3]], vocab_size=100),
     }
 
@@ -186,18 +201,16 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(arguments, says, places):
 
 
 def test_a_datastore_is_translated_and_used_again(store, tmp_path):
-    fields = json.loads((demo_model_dir() / "tokenizer.json").read_text())
-    fields["model"]["merges"] = fields["model"]["merges"][:50]
-    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    other = with_fewer_merges(tmp_path / "other")
     shutil.copytree(store, tmp_path / "store")
-    options = (*TRANSLATE, tmp_path / "store", "--from-tokenizer", demo_model_dir(), "--tokenizer", tmp_path)
+    options = (*TRANSLATE, tmp_path / "store", "--from-tokenizer", demo_model_dir(), "--tokenizer", other)
     first, again = (run(*options, "--json") for _ in range(2))
     assert first.returncode == 0, first.stderr
     facts = json.loads(first.stdout)
     assert json.loads(again.stdout) == facts
     assert facts["num_documents"] == 2
     assert facts["num_tokens"] > json.loads(run("inspect", store, "--json").stdout)["num_tokens"]
-    refused = run("serve", "--datastore", store, "--model", tmp_path)
+    refused = run("serve", "--datastore", store, "--model", other)
     assert "--from-datastore" in refused.stderr
     named = run(*options, "--out", facts["path"])
     assert named.returncode == 2

@@ -154,16 +154,10 @@ def check_draft_model(folder: str | Path, model: str | Path) -> None:
         TokenizerMismatch: the tokenizers differ.
     """
     from retrieval_spec.datastore.tokenizer import load_tokenizer
+    from retrieval_spec.model_tree import check_same_ids
 
     check_model_folder(folder, "--draft-model")
-    fingerprints = [load_tokenizer(path).fingerprint for path in (folder, model)]
-    if fingerprints[0] != fingerprints[1]:
-        raise TokenizerMismatch(
-            "the draft model has another tokenizer than the model",
-            got=fingerprints[0],
-            expected=fingerprints[1],
-            remedy="use one of the same family, or in Python the source `text_model`",
-        )
+    check_same_ids(load_tokenizer(folder).fingerprint, load_tokenizer(model).fingerprint)
 
 
 def with_draft_model(source: DraftSource, folder: str | Path) -> DraftSource:

@@ -11,7 +11,15 @@ import numpy as np
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
-from retrieval_spec.model_tree import THROUGH_TEXT, DraftModel, Growth, Predictions, check_same_ids, grow
+from retrieval_spec.model_tree import (
+    THROUGH_TEXT,
+    DraftModel,
+    Growth,
+    Predictions,
+    check_same_ids,
+    fingerprint_of,
+    grow,
+)
 from retrieval_spec.tree import TOKEN, DraftTree, Float32s, Tokens
 
 _NO_PROBS: Float32s = np.zeros(0, np.float32)
@@ -48,7 +56,7 @@ class ModelDrafter:
             raise InvalidRequest(
                 "the source needs a draft model", remedy="pass a preset made with one: preset=opt_tree(model)"
             )
-        check_same_ids(model, tokenizer_fingerprint)
+        check_same_ids(fingerprint_of(model), tokenizer_fingerprint)
         if model.vocab_size > vocab_size:
             raise InvalidRequest(
                 "the draft model has a larger vocabulary than the target model",

@@ -23,6 +23,7 @@ from retrieval_spec.model_tree import (
     Proposals,
     check_same_ids,
     draw,
+    fingerprint_of,
     grow,
 )
 from retrieval_spec.tree import TOKEN, DraftTree
@@ -90,7 +91,7 @@ class FusedSource:
         if model is None and (draws is not None or not sources):
             raise InvalidRequest("nothing to draft with", expected="a source, or a draft model")
         if model is not None:
-            check_same_ids(model, tokenizer_fingerprint)
+            check_same_ids(fingerprint_of(model), tokenizer_fingerprint)
         self.sources = tuple(sources)
         self.model = model
         self.pruning = pruning or Pruning()
