@@ -30,7 +30,8 @@ def aded() -> Preset:
     the published code estimates them by 150 rounds of Monte Carlo tree search. What is added is kept for
     each namespace, beside the store, which never changes. It is added when tokens are committed, once for
     each of them as if each had been searched for, so that drafts change nothing and all depends on the text
-    alone; of a prompt, the last 16 tokens count once. Values are kept in ten-thousandths, and a share is a
+    alone; of a prompt, the last 16 tokens count once. Where a host truncates a session, what was added stays,
+    and the text that is kept is added for once more. Values are kept in ten-thousandths, and a share is a
     value over the sum of the 12 best after the same two tokens. Without a datastore the store begins empty;
     several datastores are asked one by one and fused.
     """
@@ -45,12 +46,13 @@ def llamacpp_cache() -> Preset:
     largest count, times 100 of its count in the corpus where it has one, is drafted if the context
     occurred 2, 2, 1, 1 times and the successor makes up 66, 50, 50, 50 % of that; else the next shorter one
     is asked. Then the earlier outputs, with 4, 3, 2, 2 times and 75, 66, 66, 66 %, then the corpus alone,
-    with 2 times and 50 %. The chain ends where nothing passes, or after 16 tokens.
+    with 2 times and 50 %. The chain ends where nothing passes.
 
-    Different on purpose: earlier outputs are those of the namespace, not of all users, and without their
-    prompts, and bounded. Equally good successors rank by token id, not by a hash map's order. Of very many
-    successors only the 6 most frequent and those among the corpus's 16 most frequent are compared. Without
-    a datastore the corpus is empty; several datastores are asked one by one and fused.
+    Different on purpose: a chain has 16 tokens at most, which is our choice. Earlier outputs are those of
+    the namespace, not of all users, and without their prompts, and bounded. Equally good successors rank by
+    token id, not by a hash map's order. Of very many successors only the 6 most frequent and those among
+    the corpus's 16 most frequent are compared. Without a datastore the corpus is empty; several datastores
+    are asked one by one and fused.
 
     Not reproduced: the server keeps a slot's counts for the next request, whose acceptance suffers; here
     they end with the session.
