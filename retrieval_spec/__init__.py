@@ -14,18 +14,22 @@ from retrieval_spec.tree import DraftTree, as_tokens
 __version__ = "0.1.0"
 
 _LAZY = {
+    "CostCurve": "retrieval_spec.budget",
     "DraftClient": "retrieval_spec.client",
     "Engine": "retrieval_spec.engine",
     "LocalClient": "retrieval_spec.client",
+    "StepCostMeter": "retrieval_spec.step_costs",
     "fuse": "retrieval_spec.fusion",
 }
 
 __all__ = [
+    "CostCurve",
     "DraftClient",
     "DraftTree",
     "Engine",
     "LocalClient",
     "RetrievalSpecError",
+    "StepCostMeter",
     "as_tokens",
     "fuse",
 ]

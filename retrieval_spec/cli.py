@@ -163,6 +163,13 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument(
         "--max-nodes", type=int, default=16, metavar="N", help="nodes of a draft tree at most"
     )
+    parser.add_argument(
+        "--node-budget",
+        choices=["fixed", "measured"],
+        default="fixed",
+        help="draft all of --max-nodes, or measure what a step costs and draft only what pays "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy decoding (the default)")
     parser.add_argument("--top-k", type=int, metavar="K")
     parser.add_argument("--top-p", type=float, metavar="P")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.budget import share_nodes
+from retrieval_spec.budget import CostCurve, cut, share_nodes
 from retrieval_spec.drafters.base import (
     Budget,
     Cursor,
@@ -146,17 +146,22 @@ class Engine:
         return Session(self, prompt, namespace)
 
     def draft_batch(
-        self, sessions: Sequence[Session], total_nodes: int, max_nodes: Sequence[int] | None = None
+        self,
+        sessions: Sequence[Session],
+        total_nodes: int,
+        max_nodes: Sequence[int] | None = None,
+        cost_curve: CostCurve | None = None,
     ) -> list[DraftTree]:
         """Returns one tree a session, together the `total_nodes` most probable paths of them all.
 
         `max_nodes` bounds each session's own tree. No session gets more than `MAX_SHARE` times the
-        average: drafting nodes that the selection then drops would cost more than it can gain.
+        average: drafting nodes that the selection then drops would cost more than it can gain. With the
+        curve of the pass that verifies them all, only nodes that pay are among them.
         """
         most = min(total_nodes, MAX_SHARE * -(-total_nodes // max(len(sessions), 1)))
         caps = [most] * len(sessions) if max_nodes is None else [min(most, cap) for cap in max_nodes]
         trees = [session.draft(cap) for session, cap in zip(sessions, caps, strict=True)]
-        return share_nodes(trees, max(total_nodes, 0))
+        return share_nodes(trees, max(total_nodes, 0), cost_curve)
 
     def warm_up(self) -> None:
         """Compiles what only a draft from several sources needs; the sources compile with any draft."""
@@ -213,8 +218,10 @@ class Session:
         context: Tokens = self._buffer[: self.context_length]
         return context
 
-    def draft(self, max_nodes: int = 16) -> DraftTree:
+    def draft(self, max_nodes: int = 16, cost_curve: CostCurve | None = None) -> DraftTree:
         """Returns at most `max_nodes` nodes that continue the context; equal states give equal trees.
+
+        With what a pass of the target costs, only nodes that pay are drafted (`budget.num_paying`).
 
         Raises:
             UnknownSession: the session is closed.
@@ -224,7 +231,8 @@ class Session:
         if max_nodes <= 0:
             return DraftTree.empty(self._engine.source_names)
         trees = self._combined(Budget(max_nodes))
-        return fuse_sources(trees, max_nodes, self._engine.source_names, COMPILED)
+        tree = fuse_sources(trees, max_nodes, self._engine.source_names, COMPILED)
+        return tree if cost_curve is None else cut(tree, cost_curve)
 
     def _combined(self, budget: Budget) -> list[DraftTree]:
         try:

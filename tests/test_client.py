@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from retrieval_spec import wire
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.client import DraftClient, LocalClient, breaker
 from retrieval_spec.client import session as session_module
 from retrieval_spec.client.breaker import Breaker
@@ -105,6 +106,45 @@ def test_a_step_is_one_round_trip(scripted):
         session.close()
     assert len(servicer.steps) == 6
     assert len(servicer.opened) == 2
+
+
+CHEAP, DEAR = CostCurve.linear(0.03), CostCurve.linear(0.3)
+
+
+def test_a_cost_curve_travels_only_when_the_server_may_not_know_it(scripted):
+    servicer, address = scripted
+
+    def told():
+        steps = [step.HasField("cost_curve") for step in servicer.steps]
+        servicer.steps.clear()
+        return steps
+
+    with DraftClient(address, timeout_s=PATIENCE_S) as client:
+        session, other = client.open_session([1]), client.open_session([2])
+        sizes = [len(session.draft(8, curve)) for curve in (None, CHEAP, CHEAP, DEAR, DEAR, None, None)]
+        assert sizes == [8, 8, 8, 4, 4, 8, 8]
+        assert told() == [False, True, False, True, False, True, False]
+        for _ in range(2):
+            assert [len(tree) for tree in client.draft_batch([session, other], 16, DEAR)] == [2, 2]
+        assert len(other.draft(8, DEAR)) == 4
+        session.truncate(1)
+        assert len(session.draft(8, DEAR)) == 4
+        assert told() == [True, False, False, False]
+        session.lose()  # a session opened again knows nothing
+        assert len(session.draft(8, DEAR)) == 4
+        assert told() == [True]
+
+
+def test_a_curve_of_a_step_without_answer_is_told_again(scripted):
+    servicer, address = scripted
+    with DraftClient(address, timeout_s=PATIENCE_S) as client:
+        session = client.open_session([1])
+        servicer.spoil = lambda step, result: result.ClearField("statuses")
+        assert len(session.draft(8, DEAR)) == 0
+        servicer.spoil = lambda step, result: None
+        client._breaker.succeeded()
+        assert len(session.draft(8, DEAR)) == 4
+        assert [step.HasField("cost_curve") for step in servicer.steps] == [True, True]
 
 
 def test_closing_tells_the_last_tokens(scripted):

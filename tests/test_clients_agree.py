@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.client import DraftClient, DraftSession, DraftSource, LocalClient
 from retrieval_spec.errors import (
     ContextMismatch,
@@ -109,6 +110,28 @@ def test_a_batch_gets_equal_trees(local, remote):
         batches = [local.draft_batch(groups[0], total), remote.draft_batch(groups[1], total)]
         assert batches[0] == batches[1]
         assert sum(map(len, batches[1])) <= total
+    for session in [*groups[0], *groups[1]]:
+        session.close()
+
+
+CURVES = (None, CostCurve.linear(0.03), CostCurve.linear(0.3), CostCurve((0, 7, 8), (3.1, 3.2, 4.7)))
+
+
+def test_cost_curves_cut_equally_whenever_they_change(local, remote):
+    rng = random.Random(5)
+    phrase = [rng.randrange(VOCAB_SIZE) for _ in range(30)]
+    groups = [[source.open_session(phrase[: 5 + index]) for index in range(3)] for source in (local, remote)]
+    sizes = {curve: 0 for curve in CURVES}
+    for step, curve in enumerate(curve for _ in range(20) for curve in [rng.choice(CURVES)] * 3):
+        tokens = [some_tokens(rng, [phrase]) for _ in groups[0]]
+        trees = []
+        for source, sessions in zip((local, remote), groups, strict=True):
+            for session, committed in zip(sessions, tokens, strict=True):
+                session.commit(committed)
+            trees.append([*source.draft_batch(sessions[:2], 40, curve), sessions[step % 3].draft(16, curve)])
+        assert trees[0] == trees[1]
+        sizes[curve] += sum(map(len, trees[1]))
+    assert 0 < sizes[CURVES[2]] < sizes[CURVES[1]]
     for session in [*groups[0], *groups[1]]:
         session.close()
 

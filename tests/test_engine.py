@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.engine import Engine, Limits
 from retrieval_spec.errors import (
     ContextMismatch,
@@ -105,6 +106,26 @@ def test_a_batch_respects_the_bound_of_each_session():
     sessions = [mixed.open_session([1]) for _ in range(3)]
     trees = mixed.draft_batch(sessions, total_nodes=60, max_nodes=[0, 5, 100])
     assert [len(tree) for tree in trees] == [0, 5, 55]
+
+
+def test_only_nodes_that_pay_are_drafted():
+    halves = Engine(VOCAB_SIZE, {"half": CountingDrafter(VOCAB_SIZE, 0.5)})
+    session = halves.open_session([1])
+    assert len(session.draft(16, CostCurve.linear(0.0))) == 16
+    assert len(session.draft(16, CostCurve.linear(0.03))) == 4
+    assert len(session.draft(3, CostCurve.linear(0.03))) == 3
+    assert len(session.draft(16, CostCurve.linear(0.6))) == 0
+    assert len(session.draft(16)) == 16
+
+
+def test_a_batch_drafts_what_pays_in_the_common_pass():
+    halves = Engine(VOCAB_SIZE, {"half": CountingDrafter(VOCAB_SIZE, 0.5)})
+    sessions = [halves.open_session([token]) for token in range(10)]
+    sizes = [
+        [len(tree) for tree in halves.draft_batch(sessions[:count], 160, cost_curve=CostCurve.linear(0.03))]
+        for count in (1, 2, 10)
+    ]
+    assert sizes == [[4], [3, 3], [1] * 10]
 
 
 @pytest.mark.parametrize("bad", [[VOCAB_SIZE], [-1], [2**31], [0.5]])

@@ -115,6 +115,35 @@ def test_a_step_commits_and_drafts(stub, opened):
     assert tokens(ask(stub, row(session_id, 2, [3], max_nodes=1))) == [4]
 
 
+def test_the_server_remembers_the_cost_curve_of_each_session(stub, opened):
+    told, other = opened([1]), opened([1])
+    dear, no_more = pb.CostCurve(node_counts=column([0, 1]), costs=column([1.0, 1.3], "<f8")), pb.CostCurve()
+
+    def sizes(*ids, **fields):
+        result = ask(stub, *[row(session_id, 1, max_nodes=8) for session_id in ids], **fields)
+        return np.frombuffer(result.node_counts, "<i4").tolist()
+
+    assert sizes(told) == [8]
+    assert sizes(told, cost_curve=dear) == [4]
+    assert sizes(told) == [4]
+    assert sizes(other) == [8]
+    assert sizes(other, told) == [2, 2]  # one pass, one curve
+    assert sizes(told, cost_curve=no_more) == [8]
+    assert sizes(told) == [8]
+
+
+def test_a_malformed_cost_curve_fails_the_step_and_leaves_what_was_told(stub, opened):
+    session_id = opened([1])
+    dear = pb.CostCurve(node_counts=column([0, 1]), costs=column([1.0, 1.3], "<f8"))
+    ask(stub, row(session_id, 1), cost_curve=dear)
+    for bad in (column([1.0], "<f8"), column([1.0, float("nan")], "<f8"), b"123"):
+        step = step_of(
+            row(session_id, 1, [5]), cost_curve=pb.CostCurve(node_counts=column([0, 1]), costs=bad)
+        )
+        assert refusal(stub.Draft, pb.DraftRequest(step=step))[:2] == ("INVALID_ARGUMENT", "InvalidRequest")
+    assert len(tokens(ask(stub, row(session_id, 1, max_nodes=8)))) == 4
+
+
 def test_an_empty_context_is_a_context(stub, opened):
     session_id = opened([])
     result = ask(stub, row(session_id, 0))

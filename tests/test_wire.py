@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_spec import wire
+from retrieval_spec.budget import MAX_CURVE_POINTS, CostCurve
 from retrieval_spec.errors import (
     InvalidRequest,
     InvalidTokens,
@@ -81,6 +82,51 @@ def plain_feedback(feedback):
 def test_a_step_comes_back_as_it_was(rows):
     again = wire.read_step(step_of(rows), max_sessions=5)
     assert list(map(plain, again)) == list(map(plain, rows))
+
+
+CURVES = st.lists(st.floats(1e-12, 1e12), min_size=1, max_size=9).map(
+    lambda costs: CostCurve(tuple(7 * point for point in range(len(costs))), tuple(costs))
+)
+
+
+@given(st.none() | CURVES)
+def test_a_cost_curve_comes_back_as_it_was(cost_curve):
+    step = DraftStep()
+    wire.write_cost_curve(step, cost_curve)
+    again = DraftStep.FromString(step.SerializeToString())
+    assert again.HasField("cost_curve")
+    assert wire.read_cost_curve(again) == cost_curve
+    assert not step_of([]).HasField("cost_curve")
+
+
+@pytest.mark.parametrize(
+    ("counts", "costs"),
+    [
+        ([0, 1], [1.0]),
+        ([0], [1.0, 2.0]),
+        ([1, 2], [1.0, 2.0]),
+        ([0, 0], [1.0, 2.0]),
+        ([0, -1], [1.0, 2.0]),
+        ([0, 1], [1.0, float("nan")]),
+        ([0, 1], [0.0, 1.0]),
+        (range(MAX_CURVE_POINTS + 1), [1.0] * (MAX_CURVE_POINTS + 1)),
+    ],
+)
+def test_a_malformed_cost_curve_is_refused(counts, costs):
+    step = DraftStep()
+    step.cost_curve.node_counts = np.array(counts, "<i4").tobytes()
+    step.cost_curve.costs = np.array(costs, "<f8").tobytes()
+    with pytest.raises(InvalidRequest):
+        wire.read_cost_curve(step)
+
+
+@pytest.mark.parametrize("data", [b"1", b"12345678" * 2 + b"1"])
+def test_half_a_number_of_a_cost_curve_is_refused(data):
+    step = DraftStep()
+    step.cost_curve.node_counts = bytes(4)
+    step.cost_curve.costs = data
+    with pytest.raises(InvalidRequest):
+        wire.read_cost_curve(step)
 
 
 def outcome_key(outcome):

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.projection import Projection
 from retrieval_spec.tree import DraftTree
@@ -23,8 +24,11 @@ class DraftSession(Protocol):
         """Tokens decided so far, prompt included."""
         ...
 
-    def draft(self, max_nodes: int = 16) -> DraftTree:
-        """Returns at most `max_nodes` nodes that continue the context; none is a legal answer."""
+    def draft(self, max_nodes: int = 16, cost_curve: CostCurve | None = None) -> DraftTree:
+        """Returns at most `max_nodes` nodes that continue the context; none is a legal answer.
+
+        With a cost curve only nodes that pay: those that make the step yield the most tokens per cost.
+        """
         ...
 
     def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
@@ -68,8 +72,13 @@ class DraftSource(Protocol):
         """Returns a session whose context is the prompt, which may be empty."""
         ...
 
-    def draft_batch(self, sessions: Sequence[Any], total_nodes: int) -> list[DraftTree]:
-        """Returns one tree a session of this source, together at most `total_nodes` nodes."""
+    def draft_batch(
+        self, sessions: Sequence[Any], total_nodes: int, cost_curve: CostCurve | None = None
+    ) -> list[DraftTree]:
+        """Returns one tree a session of this source, together at most `total_nodes` nodes.
+
+        With the cost curve of the pass that verifies them all, only nodes that pay.
+        """
         ...
 
     def close(self) -> None:

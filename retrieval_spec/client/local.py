@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.client.interface import TokenIds
 from retrieval_spec.projection import Projection
 from retrieval_spec.tree import DraftTree
@@ -43,9 +44,11 @@ class LocalClient:
         """Returns a session whose context is the prompt."""
         return self._engine.open_session(prompt_ids, namespace)
 
-    def draft_batch(self, sessions: Sequence[Session], total_nodes: int) -> list[DraftTree]:
-        """Returns one tree a session, together at most `total_nodes` nodes."""
-        return self._engine.draft_batch(sessions, total_nodes)
+    def draft_batch(
+        self, sessions: Sequence[Session], total_nodes: int, cost_curve: CostCurve | None = None
+    ) -> list[DraftTree]:
+        """Returns one tree a session, together at most `total_nodes` nodes, and only such as pay."""
+        return self._engine.draft_batch(sessions, total_nodes, cost_curve=cost_curve)
 
     def close(self) -> None:
         """Does nothing: the engine belongs to whoever made it."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from retrieval_spec import wire
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.client.breaker import Breaker
 from retrieval_spec.client.interface import TokenIds
 from retrieval_spec.client.reopening import Reopener
@@ -126,13 +127,17 @@ class DraftClient:
         self._learn(response.info)
         return RemoteSession(self, prompt, namespace, response.session_id)
 
-    def draft_batch(self, sessions: Sequence[RemoteSession], total_nodes: int) -> list[DraftTree]:
+    def draft_batch(
+        self, sessions: Sequence[RemoteSession], total_nodes: int, cost_curve: CostCurve | None = None
+    ) -> list[DraftTree]:
         """Returns one tree a session, together at most `total_nodes` nodes, in one message.
+
+        With the cost curve of the pass that verifies them all, only nodes that pay are among them.
 
         Raises:
             UnknownSession: one of them is closed.
         """
-        return self.draft_step(sessions, [total_nodes] * len(sessions), total_nodes)
+        return self.draft_step(sessions, [total_nodes] * len(sessions), total_nodes, cost_curve)
 
     def ping(self) -> float:
         """Returns the seconds that a step without sessions takes, on the way that drafts take.
@@ -142,7 +147,7 @@ class DraftClient:
         """
         start = time.perf_counter()
         with self._lock:
-            self._exchange([], [], 0)
+            self._exchange([], [], 0, None)
         return time.perf_counter() - start
 
     def close(self) -> None:
@@ -158,7 +163,11 @@ class DraftClient:
         self.close()
 
     def draft_step(
-        self, sessions: Sequence[RemoteSession], max_nodes: Sequence[int], total_nodes: int
+        self,
+        sessions: Sequence[RemoteSession],
+        max_nodes: Sequence[int],
+        total_nodes: int,
+        cost_curve: CostCurve | None,
     ) -> list[DraftTree]:
         """Returns one tree a session: commits and drafts of a whole engine step in one round trip."""
         for session in sessions:
@@ -170,7 +179,7 @@ class DraftClient:
             if not self._breaker.allows:
                 return trees
             try:
-                if self._fill(trees, sessions, max_nodes, total_nodes):
+                if self._fill(trees, sessions, max_nodes, total_nodes, cost_curve):
                     self._breaker.succeeded()
             except RetrievalSpecError as error:
                 self._breaker.failed(error)
@@ -182,6 +191,7 @@ class DraftClient:
         sessions: Sequence[RemoteSession],
         max_nodes: Sequence[int],
         total_nodes: int,
+        cost_curve: CostCurve | None,
     ) -> bool:
         """Asks, opens again what the server lost, asks once more for those; whether it got an answer."""
         answered = False
@@ -195,7 +205,7 @@ class DraftClient:
             if not asked or total_nodes <= 0:
                 break
             caps = [min(max_nodes[index], total_nodes) for index in asked]
-            outcomes = self._exchange([sessions[index] for index in asked], caps, total_nodes)
+            outcomes = self._exchange([sessions[index] for index in asked], caps, total_nodes, cost_curve)
             answered = True
             again = []
             for index, outcome in zip(asked, outcomes, strict=True):
@@ -221,7 +231,11 @@ class DraftClient:
         return answered
 
     def _exchange(
-        self, sessions: Sequence[RemoteSession], caps: list[int], total_nodes: int
+        self,
+        sessions: Sequence[RemoteSession],
+        caps: list[int],
+        total_nodes: int,
+        cost_curve: CostCurve | None,
     ) -> list[wire.Outcome]:
         request = self._transport.new_request()
         self._step_number += 1
@@ -231,6 +245,10 @@ class DraftClient:
         step.incarnation = info.incarnation
         rows = [session.row(cap) for session, cap in zip(sessions, caps, strict=True)]
         wire.write_step(step, rows, total_nodes)
+        if any([session.must_tell(cost_curve) for session in sessions]):
+            wire.write_cost_curve(step, cost_curve)
+            for session in sessions:
+                session.tell(cost_curve)
         result = self._transport.exchange(request, self._timeout_s)
         return wire.read_result(result, caps, total_nodes, info.vocab_size, self._names)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.client.interface import TokenIds
 from retrieval_spec.errors import ContextMismatch, UnknownSession
 from retrieval_spec.feedback import Feedback
@@ -33,6 +34,8 @@ class RemoteSession:
 
     Attributes:
         is_lost: whether it must be opened again before the server can draft for it.
+        told_curve: the cost curve that the server remembers for it; None if it has none.
+        is_curve_known: whether that is certain.
     """
 
     def __init__(self, client: DraftClient, prompt: Tokens, namespace: str, session_id: int) -> None:
@@ -43,6 +46,8 @@ class RemoteSession:
         self._feedback: Feedback | None = None
         self._feedback_begin = 0
         self.namespace = namespace
+        self.told_curve: CostCurve | None = None
+        self.is_curve_known = True
         self.confirm(session_id, prompt.size)
         self.opening: Any = None
         self.opening_length = 0
@@ -63,13 +68,16 @@ class RemoteSession:
         """The tokens that the server does not hold yet, as a view."""
         return self._buffer[self.server_length : self._length]
 
-    def draft(self, max_nodes: int = 16) -> DraftTree:
+    def draft(self, max_nodes: int = 16, cost_curve: CostCurve | None = None) -> DraftTree:
         """Returns at most `max_nodes` nodes that continue the context; none if the server is in trouble.
+
+        With what a pass of the target costs, only nodes that pay are drafted (`budget.num_paying`). The
+        curve travels only when it is another than in the last draft.
 
         Raises:
             UnknownSession: the session is closed.
         """
-        return self._client.draft_step([self], [max_nodes], max_nodes)[0]
+        return self._client.draft_step([self], [max_nodes], max_nodes, cost_curve)[0]
 
     def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
         """Appends decided tokens to the context; they travel with the next draft, and so does feedback.
@@ -147,15 +155,26 @@ class RemoteSession:
         self.replaced_id = _NO_SESSION
         self.is_lost = False
 
+    def must_tell(self, cost_curve: CostCurve | None) -> bool:
+        """Whether the server may remember another cost curve than this one."""
+        return not self.is_curve_known or cost_curve != self.told_curve
+
+    def tell(self, cost_curve: CostCurve | None) -> None:
+        """Notes that a curve is on its way: unless an answer comes, it may have arrived or not."""
+        self.told_curve = cost_curve
+        self.is_curve_known = False
+
     def confirm_all(self) -> None:
-        """Notes that the server holds the whole context."""
+        """Notes that the server holds the whole context, and knows the curve if one was sent."""
         self.server_length = self._length
+        self.is_curve_known = True
         self._feedback = None
 
     def lose(self) -> None:
         """Notes that nobody knows what the server holds; the next draft opens the session again."""
         if not self.is_lost:
             self.replaced_id = self.server_id
+        self.told_curve, self.is_curve_known = None, True  # a session opened again begins with none
         self.server_id = _NO_SESSION
         self.is_lost = True
 

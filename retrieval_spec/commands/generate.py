@@ -35,6 +35,7 @@ def run_generation(
     arguments: argparse.Namespace, model: Any, tokenizer: Any, source: DraftSource, prompt: str
 ) -> dict[str, Any]:
     """Generates and measures."""
+    from retrieval_spec.step_costs import StepCostMeter
     from retrieval_spec.verifier import generate
 
     inputs = tokenizer(prompt, return_tensors="pt").input_ids
@@ -44,6 +45,7 @@ def run_generation(
         inputs,
         source,
         max_nodes=arguments.max_nodes,
+        step_costs=StepCostMeter() if arguments.node_budget == "measured" else None,
         max_new_tokens=arguments.max_new_tokens,
         seed=arguments.seed,
         **sampling_options(arguments),
@@ -53,6 +55,7 @@ def run_generation(
         "text": tokenizer.decode(result.output_ids, skip_special_tokens=True),
         "tokens": len(result.output_ids),
         "steps": result.steps,
+        "drafted_nodes": result.drafted_nodes,
         "mean_acceptance_length": round(result.mean_acceptance_length, 3),
         "tokens_per_s": round(len(result.output_ids) / seconds, 1),
     }

@@ -17,6 +17,7 @@ import grpc
 
 import retrieval_spec
 from retrieval_spec import wire
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.engine import Engine, Session
 from retrieval_spec.errors import RetrievalSpecError, ServiceUnavailable, UnknownSession
 from retrieval_spec.service.sessions import SessionTable, random_id
@@ -174,7 +175,7 @@ class Servicer(DraftServiceServicer):
         """Answers one engine step.
 
         Raises:
-            InvalidRequest: the step's columns do not fit each other.
+            InvalidRequest: the step's columns do not fit each other, or its cost curve is none.
             LimitExceeded: more sessions than may be open.
         """
         rows = wire.read_step(step, self.engine.limits.max_sessions)
@@ -186,9 +187,20 @@ class Servicer(DraftServiceServicer):
             gone = UnknownSession("the session belonged to an earlier server process", remedy="open it again")
             wire.write_result(result, [gone] * len(rows))
         else:
-            wire.write_result(result, self._outcomes(rows, max(0, step.total_nodes)))
+            cost_curve = self._cost_curve(step, [row.session_id for row in rows])
+            wire.write_result(result, self._outcomes(rows, max(0, step.total_nodes), cost_curve))
 
-    def _outcomes(self, rows: list[wire.SessionStep], total_nodes: int) -> list[wire.Outcome]:
+    def _cost_curve(self, step: pb.DraftStep, session_ids: list[int]) -> CostCurve | None:
+        """Returns the curve that a step follows: its own, or what its sessions were told before."""
+        if not step.HasField("cost_curve"):
+            return self._sessions.followed(session_ids)
+        cost_curve = wire.read_cost_curve(step)
+        self._sessions.follow(session_ids, cost_curve)
+        return cost_curve
+
+    def _outcomes(
+        self, rows: list[wire.SessionStep], total_nodes: int, cost_curve: CostCurve | None
+    ) -> list[wire.Outcome]:
         errors: dict[int, RetrievalSpecError] = {}
         sessions: list[Session] = []
         caps: list[int] = []
@@ -199,7 +211,7 @@ class Servicer(DraftServiceServicer):
                 caps.append(row.max_nodes)
             else:
                 errors[index] = advanced
-        outcomes = self._draft(sessions, total_nodes, caps)
+        outcomes = self._draft(sessions, total_nodes, caps, cost_curve)
         for index, error in errors.items():  # in rising order, so each lands in its own place
             outcomes.insert(index, error)
         return outcomes
@@ -216,25 +228,32 @@ class Servicer(DraftServiceServicer):
             self._sessions.close(row.session_id)  # a cursor may have stopped half-way
             return _internal_error(error)
 
-    def _draft(self, sessions: list[Session], total_nodes: int, caps: list[int]) -> list[wire.Outcome]:
+    def _draft(
+        self, sessions: list[Session], total_nodes: int, caps: list[int], cost_curve: CostCurve | None
+    ) -> list[wire.Outcome]:
         if not sessions:
             return []
         try:
-            return list(self.engine.draft_batch(sessions, total_nodes, caps))
+            return list(self.engine.draft_batch(sessions, total_nodes, caps, cost_curve))
         except Exception:
             logger.debug("a step failed", exc_info=True)
         # One of them fails, so each is asked alone: the others must not pay for it.
         share = total_nodes // len(sessions)
-        return [_draft_alone(session, min(cap, share)) for session, cap in zip(sessions, caps, strict=True)]
+        return [
+            _draft_alone(session, min(cap, share), cost_curve)
+            for session, cap in zip(sessions, caps, strict=True)
+        ]
 
 
 def _namespace(request: pb.OpenSessionRequest) -> str:
     return request.namespace if request.HasField("namespace") else "default"
 
 
-def _draft_alone(session: Session, max_nodes: int) -> DraftTree | RetrievalSpecError:
+def _draft_alone(
+    session: Session, max_nodes: int, cost_curve: CostCurve | None
+) -> DraftTree | RetrievalSpecError:
     try:
-        return session.draft(max_nodes)
+        return session.draft(max_nodes, cost_curve)
     except RetrievalSpecError as error:
         return error
     except Exception as error:

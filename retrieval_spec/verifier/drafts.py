@@ -15,6 +15,7 @@ from retrieval_spec.errors import InvalidFeedback, InvalidInput, RetrievalSpecEr
 from retrieval_spec.tree import DraftTree
 
 if TYPE_CHECKING:
+    from retrieval_spec.budget import CostCurve
     from retrieval_spec.client import DraftSession, DraftSource
     from retrieval_spec.feedback import Feedback
     from retrieval_spec.model_tree import Proposals
@@ -62,14 +63,17 @@ class GuardedSession:
         self._last_step = (len(self._output_ids), feedback)
         self._output_ids.extend(token_ids)
 
-    def draft(self, max_nodes: int) -> DraftTree:
-        """Returns a tree of at most `max_nodes` nodes that keeps the contract; empty where drafting fails."""
+    def draft(self, max_nodes: int, cost_curve: CostCurve | None = None) -> DraftTree:
+        """Returns a tree of at most `max_nodes` nodes that keeps the contract; empty where drafting fails.
+
+        With what a pass of the target costs, only nodes that pay.
+        """
         self.proposals = {}
         if self._session is None or max_nodes <= 0:
             return _EMPTY
         try:
             self._catch_up(self._session)
-            tree = self._session.draft(max_nodes).prefix(max_nodes)
+            tree = self._drafted(self._session, max_nodes, cost_curve).prefix(max_nodes)
             if len(tree) == 0:
                 return _EMPTY
             tree.check(self._vocab_size)
@@ -114,6 +118,10 @@ class GuardedSession:
         except RetrievalSpecError as error:
             self._warn(error)
 
+    def _drafted(self, session: DraftSession, max_nodes: int, cost_curve: CostCurve | None) -> DraftTree:
+        # A source of the user's own need not know of costs as long as nobody tells any.
+        return session.draft(max_nodes) if cost_curve is None else session.draft(max_nodes, cost_curve)
+
     def _catch_up(self, session: DraftSession) -> None:
         known_tokens = session.context_length - self._prompt_length
         if known_tokens >= len(self._output_ids):
@@ -157,7 +165,9 @@ class NoDrafts:
         """Returns a session whose trees are all empty."""
         return NoDraftsSession(len(prompt_ids))
 
-    def draft_batch(self, sessions: Sequence[DraftSession], total_nodes: int) -> list[DraftTree]:
+    def draft_batch(
+        self, sessions: Sequence[DraftSession], total_nodes: int, cost_curve: CostCurve | None = None
+    ) -> list[DraftTree]:
         """Returns one empty tree a session."""
         return [_EMPTY] * len(sessions)
 
@@ -171,7 +181,7 @@ class NoDraftsSession:
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
 
-    def draft(self, max_nodes: int = 16) -> DraftTree:
+    def draft(self, max_nodes: int = 16, cost_curve: CostCurve | None = None) -> DraftTree:
         """Returns the empty tree."""
         return _EMPTY
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_spec.budget import CostCurve, cut, share_nodes
 from retrieval_spec.errors import InvalidInput, InvalidRequest, RetrievalSpecError, ServiceUnavailable
 from retrieval_spec.fusion import Pruning, fuse, prune
 from retrieval_spec.model_tree import (
@@ -149,9 +150,12 @@ class FusedSource:
             )
         return FusedSession(self, [int(token) for token in prompt_ids], namespace)
 
-    def draft_batch(self, sessions: Sequence[FusedSession], total_nodes: int) -> list[DraftTree]:
-        """Returns one tree a session, together at most `total_nodes` nodes."""
-        return [session.draft(total_nodes // len(sessions)) for session in sessions]
+    def draft_batch(
+        self, sessions: Sequence[FusedSession], total_nodes: int, cost_curve: CostCurve | None = None
+    ) -> list[DraftTree]:
+        """Returns one tree a session, together at most `total_nodes` nodes, and only such as pay."""
+        trees = [session.draft(total_nodes // len(sessions)) for session in sessions]
+        return share_nodes(trees, max(total_nodes, 0), cost_curve)
 
     def close(self) -> None:
         """Does nothing: sources and model belong to whoever made them."""
@@ -187,8 +191,8 @@ class FusedSession:
         """Tokens decided so far, prompt included."""
         return len(self._context)
 
-    def draft(self, max_nodes: int = 16) -> DraftTree:
-        """Returns at most `max_nodes` nodes that continue the context."""
+    def draft(self, max_nodes: int = 16, cost_curve: CostCurve | None = None) -> DraftTree:
+        """Returns at most `max_nodes` nodes that continue the context; only nodes that pay, with a curve."""
         self.proposals = {}
         grown = self._ask_model(max_nodes)
         trees = [session.draft(max_nodes) for session in self._retrieval]
@@ -196,7 +200,8 @@ class FusedSession:
             trees = [prune(tree, grown.first_probs, self._source.pruning) for tree in trees]
             trees.append(grown.tree)
             self.proposals = grown.proposals
-        return fuse(self._labelled(trees, has_model=grown is not None), max_nodes)
+        tree = fuse(self._labelled(trees, has_model=grown is not None), max_nodes)
+        return tree if cost_curve is None else cut(tree, cost_curve)
 
     def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
         """Appends decided tokens, accepted ones and the bonus token, to the context."""

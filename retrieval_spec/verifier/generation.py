@@ -17,7 +17,9 @@ from retrieval_spec.verifier.loop import TreeVerifier
 from retrieval_spec.verifier.support import check_model
 
 if TYPE_CHECKING:
+    from retrieval_spec.budget import CostCurve
     from retrieval_spec.client import DraftSource
+    from retrieval_spec.step_costs import StepCostMeter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +57,7 @@ def generate(
     draft_source: DraftSource,
     *,
     max_nodes: int = 16,
+    step_costs: CostCurve | StepCostMeter | None = None,
     namespace: str = "default",
     seed: int = 0,
     **generation_options: Any,
@@ -69,6 +72,9 @@ def generate(
         input_ids: one prompt: a sequence, an array or a tensor, of shape [n] or [1, n].
         draft_source: where trees come from: `LocalClient`, `DraftClient` or `NoDrafts`.
         max_nodes: drafted nodes in one step at most.
+        step_costs: what a step costs by its drafted nodes: then a step drafts only nodes that pay, and
+            none where none does. A `StepCostMeter` learns it from the steps' times; keep it for the next
+            generation. None drafts `max_nodes` wherever there are as many.
         namespace: whose history the session reads and joins.
         seed: decides every sampled token, together with its position.
         **generation_options: whatever the host's `generate` takes, `tokenizer=` for stop strings and
@@ -76,7 +82,7 @@ def generate(
 
     Raises:
         UnsupportedModel: the model cannot be verified over trees.
-        InvalidRequest: an option that drafts cannot be combined with.
+        InvalidRequest: an option that drafts cannot be combined with, or step costs that are none.
     """
     check_model(model)
     for name in ("assistant_model", "custom_generate", "negative_prompt_ids"):
@@ -85,7 +91,12 @@ def generate(
     prompt = _as_prompt(input_ids, model)
     streamer = generation_options.get("streamer")
     verifier = TreeVerifier(
-        draft_source, max_nodes=max_nodes, namespace=namespace, seed=seed, streamer=streamer
+        draft_source,
+        max_nodes=max_nodes,
+        step_costs=step_costs,
+        namespace=namespace,
+        seed=seed,
+        streamer=streamer,
     )
     options = _with_stop_strings(model, generation_options)
     output = model.generate(prompt, custom_generate=verifier, **options)

@@ -6,12 +6,14 @@ The loop drafts, forwards, accepts, and cuts the cache back; one token at least 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from retrieval_spec.step_costs import StepCostMeter, planner_of
 from retrieval_spec.verifier.acceptance import Outcome, accept
 from retrieval_spec.verifier.cache import window_tokens
 from retrieval_spec.verifier.drafts import GuardedSession
@@ -30,6 +32,7 @@ from retrieval_spec.verifier.support import (
 from retrieval_spec.verifier.target import Target
 
 if TYPE_CHECKING:
+    from retrieval_spec.budget import CostCurve
     from retrieval_spec.client import DraftSource
     from retrieval_spec.model_tree import Proposals
 
@@ -47,6 +50,8 @@ class TreeVerifier:
     Args:
         draft_source: where trees come from.
         max_nodes: drafted nodes in one step at most.
+        step_costs: what a step costs by its drafted nodes, or a meter to learn it with; then only nodes
+            that pay are drafted.
         namespace: whose history the session reads and joins.
         seed: decides every sampled token, together with its position.
         streamer: gets every decided token; the host keeps its own `streamer` argument to itself.
@@ -62,12 +67,14 @@ class TreeVerifier:
         draft_source: DraftSource,
         *,
         max_nodes: int = 16,
+        step_costs: CostCurve | StepCostMeter | None = None,
         namespace: str = "default",
         seed: int = 0,
         streamer: Any = None,
     ) -> None:
         self.draft_source = draft_source
         self.max_nodes = max_nodes
+        self.planner = planner_of(step_costs)
         self.namespace = namespace
         self.seed = seed
         self.streamer = streamer
@@ -223,18 +230,24 @@ class _Run:
     def to_the_end(self, input_ids: Any, chunk_tokens: int | None) -> None:
         """Decides tokens until the host's criteria say stop."""
         prompt = Layout([int(input_ids[0, -1])], [-1], [0], [{}])
-        root_id = self._decide(prompt, self._target.prefill(input_ids, chunk_tokens)).token_ids[-1]
+        outcome = self._decide(prompt, self._target.prefill(input_ids, chunk_tokens))
+        self._stream(outcome)
         while not self._is_stopped:
-            root_id = self._step(root_id)
+            began_s = time.perf_counter()
+            outcome, num_nodes = self._step(outcome.token_ids[-1])
+            self._verifier.planner.observe(num_nodes, time.perf_counter() - began_s)
+            self._stream(outcome)
         if self._verifier.streamer is not None:
             self._verifier.streamer.end()
 
-    def _step(self, root_id: int) -> int:
+    def _step(self, root_id: int) -> tuple[Outcome, int]:
+        """Drafts, verifies and decides; returns what came out and how many nodes were verified."""
         # The root stands at `length - 1`; the token after the deepest node must still be wanted.
         room = self._end_tokens - self._context.length - 1
         # A windowed layer drops its oldest keys when the pass itself overflows the window.
         width = min(self._verifier.max_nodes, self._window_tokens - self._context.length - 1)
-        tree = self._session.draft(width if room > 0 else 0)
+        plan = self._verifier.planner.plan(width if room > 0 else 0)
+        tree = self._session.draft(*plan)
         self._chooser.proposals = self._session.proposals
         layout = lay_out(root_id, tree, room, self._stop_rule.end_ids)
         outcome = self._decide(layout, self._target.verify(layout))
@@ -242,15 +255,17 @@ class _Run:
         self._verifier.steps += 1
         self._verifier.drafted_nodes += len(layout) - 1
         self._verifier.accepted_tokens += outcome.num_accepted
-        return outcome.token_ids[-1]
+        return outcome, len(layout) - 1
 
     def _decide(self, layout: Layout, logits: Any) -> Outcome:
         outcome = accept(layout, self._chooser.at(logits), self._stops)
         self._session.commit(outcome.token_ids, self._collector.of(layout, logits, outcome.path[-1]))
+        return outcome
+
+    def _stream(self, outcome: Outcome) -> None:
         if self._verifier.streamer is not None:
             for token_id in outcome.token_ids:
                 self._verifier.streamer.put(torch.tensor([token_id]))
-        return outcome
 
     def _stops(self, token_id: int) -> bool:
         self._context.append(token_id)

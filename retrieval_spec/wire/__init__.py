@@ -1,4 +1,4 @@
-"""Draft steps, draft trees and feedback as columns of protobuf messages, and errors as statuses.
+"""Draft steps, draft trees, feedback and costs as columns of protobuf messages, and errors as statuses.
 
 Whatever the other side sent is taken as hostile. Knows the messages, but no transport, session or engine.
 """
@@ -6,6 +6,7 @@ Whatever the other side sent is taken as hostile. Knows the messages, but no tra
 from __future__ import annotations
 
 from retrieval_spec.wire.columns import MAX_MESSAGE_BYTES, read_tokens, token_bytes
+from retrieval_spec.wire.costs import read_cost_curve, write_cost_curve
 from retrieval_spec.wire.projection import read_projection, write_projection
 from retrieval_spec.wire.statuses import ERROR_TYPE_KEY, error_from
 from retrieval_spec.wire.steps import (
@@ -23,11 +24,13 @@ __all__ = [
     "Outcome",
     "SessionStep",
     "error_from",
+    "read_cost_curve",
     "read_projection",
     "read_result",
     "read_step",
     "read_tokens",
     "token_bytes",
+    "write_cost_curve",
     "write_projection",
     "write_result",
     "write_step",

@@ -17,6 +17,7 @@ MAX_MESSAGE_BYTES = 16 * 2**20
 
 INT32 = np.dtype("<i4")
 FLOAT32 = np.dtype("<f4")
+FLOAT64 = np.dtype("<f8")
 UINT16 = np.dtype("<u2")
 _IS_LITTLE_ENDIAN = sys.byteorder == "little"
 

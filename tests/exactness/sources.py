@@ -28,7 +28,9 @@ class FakeSource:
         self.sessions.append(FakeSession(self.make, list(prompt_ids)))
         return self.sessions[-1]
 
-    def draft_batch(self, sessions: Sequence[FakeSession], total_nodes: int) -> list[DraftTree]:
+    def draft_batch(
+        self, sessions: Sequence[FakeSession], total_nodes: int, cost_curve=None
+    ) -> list[DraftTree]:
         return [session.draft(total_nodes // len(sessions)) for session in sessions]
 
     def close(self) -> None:
@@ -45,7 +47,7 @@ class FakeSession:
     def context_length(self) -> int:
         return len(self.context)
 
-    def draft(self, max_nodes: int = 16) -> DraftTree:
+    def draft(self, max_nodes: int = 16, cost_curve=None) -> DraftTree:
         return self.make(self.context, max_nodes)
 
     def commit(self, token_ids, feedback=None) -> None:

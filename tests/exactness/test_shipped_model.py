@@ -12,9 +12,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 # ruff: noqa: E402
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.client import DraftClient, LocalClient
 from retrieval_spec.demo_model import demo_model_dir
 from retrieval_spec.engine import Engine
+from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.step_costs import StepCostMeter
 from retrieval_spec.verifier import NoDrafts, generate
 from tests.conftest import REPOSITORY
 from tests.exactness.sources import FakeSource, all_wrong, bushy, empty, oracle
@@ -86,6 +89,45 @@ def test_no_draft_changes_a_token_of_the_shipped_model(model, prompts, server, m
             # One path through the code, one tree: a server process drafts what the engine drafts here.
             local, remote_found = found["local"], found["remote"]
             assert (local.steps, local.drafted_nodes) == (remote_found.steps, remote_found.drafted_nodes)
+
+
+class Loaded(StepCostMeter):
+    """A machine whose load changes all the time: every step is told other costs."""
+
+    def observe(self, num_nodes, cost):
+        number = self._num_steps
+        super().observe(num_nodes, 1.0 + num_nodes * (0.0, 0.01, 0.2, 2.0)[number // 16 % 4])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_node_budget_changes_a_token(model, prompts, server, mode):
+    options = {**MODES[mode], "max_new_tokens": 80}
+    budgets = {
+        "free": lambda: CostCurve.linear(0.0),
+        "curve": lambda: CostCurve((0, 4, 5, 16), (1.0, 1.1, 1.5, 2.0)),
+        "dear": lambda: CostCurve.linear(5.0),
+        "measured": StepCostMeter,
+        "loaded": Loaded,
+    }
+    prompt = prompts[0]
+    truth = plain_output(model, prompt, options)
+    with DraftClient(server, timeout_s=5.0) as remote:
+        for name, make in budgets.items():
+            found = []
+            for source in (LocalClient(Engine(model.config.vocab_size)), remote):
+                namespace = f"{mode}-{model.dtype}-{name}".replace(".", "-")
+                found.append(
+                    generate(model, prompt, source, seed=4, step_costs=make(), namespace=namespace, **options)
+                )
+                assert found[-1].token_ids.tolist() == truth, name
+            if name != "measured":  # real times differ from run to run
+                assert found[0].drafted_nodes == found[1].drafted_nodes
+            assert (found[0].drafted_nodes == 0) == (name == "dear")
+
+
+def test_what_is_no_cost_of_a_step_is_refused(model, prompts):
+    with pytest.raises(InvalidRequest, match="StepCostMeter"):
+        generate(model, prompts[0], NoDrafts(model.config.vocab_size), step_costs=0.1)
 
 
 def test_real_text_has_something_to_draft(model, prompts):
