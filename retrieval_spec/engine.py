@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from retrieval_spec.budget import CostCurve, cut, share_nodes
 from retrieval_spec.drafters.base import (
     Budget,
-    Cursor,
     Drafter,
     HiddenStateDrafter,
     TextDrafter,
     TopKDrafter,
     own_source,
 )
+from retrieval_spec.drafters.blend import Blend
 from retrieval_spec.drafters.combination import ask_all
-from retrieval_spec.drafters.guarded import GuardedCursor
+from retrieval_spec.drafters.joint import Combination, Fuse, Joining
 from retrieval_spec.drafters.opening import open_sources
 from retrieval_spec.drafters.preset import Preset
 from retrieval_spec.drafters.presets import preset as preset_of
@@ -34,7 +34,6 @@ from retrieval_spec.errors import (
     ContextMismatch,
     InvalidRequest,
     LimitExceeded,
-    RetrievalSpecError,
     UnknownSession,
 )
 from retrieval_spec.feedback import Feedback
@@ -106,7 +105,6 @@ class Engine:
         self.limits = limits or Limits()
         chosen = preset if isinstance(preset, Preset) else preset_of(preset)
         self.drafters = dict(open_sources(vocab_size, chosen, datastores) if drafters is None else drafters)
-        self.combine = chosen.combine if drafters is None else ask_all
         self.max_nodes = min(self.limits.max_nodes, chosen.max_nodes)
         self.datastores = {
             name.partition(":")[2]: drafter.tokenizer_fingerprint
@@ -121,6 +119,7 @@ class Engine:
                 "too many drafting sources", got=len(self.drafters), expected=f"<= {MAX_SOURCES}"
             )
         self.source_names = tuple(self.drafters)
+        self.joining = _joining(ask_all if drafters is not None else chosen.combine, self.source_names)
         self.num_sessions = 0
 
     def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> Session:
@@ -186,6 +185,10 @@ class Engine:
             )
 
 
+def _joining(combine: Combination | type[Blend], source_names: tuple[str, ...]) -> Joining:
+    return combine(source_names) if isinstance(combine, type) else Fuse(combine, source_names)
+
+
 def _one_projection(drafters: Sequence[HiddenStateDrafter]) -> Projection | None:
     projections = [drafter.projection for drafter in drafters]
     for other in projections[1:]:
@@ -201,14 +204,14 @@ def _one_projection(drafters: Sequence[HiddenStateDrafter]) -> Projection | None
 class Session:
     """One generation: its context, and one cursor in every source. Not thread-safe."""
 
-    __slots__ = ("_buffer", "_cursors", "_engine", "_prompt_length", "context_length", "is_open", "namespace")
+    __slots__ = ("_buffer", "_cursors", "_engine", "_joint", "_prompt_length", "context_length", "is_open", "namespace")
 
     def __init__(self, engine: Engine, prompt: Tokens, namespace: str) -> None:
         self._engine = engine
         self._buffer = prompt.copy()
         self.context_length = self._prompt_length = int(prompt.size)
         self.namespace = namespace
-        self._cursors: list[Cursor] = self._started(prompt)
+        self._start(prompt)
         self.is_open = True
         engine.num_sessions += 1
 
@@ -230,17 +233,8 @@ class Session:
         max_nodes = min(max_nodes, self._engine.max_nodes)
         if max_nodes <= 0:
             return DraftTree.empty(self._engine.source_names)
-        trees = self._combined(Budget(max_nodes))
-        tree = fuse_sources(trees, max_nodes, self._engine.source_names, COMPILED)
+        tree = self._joint.draft(Budget(max_nodes))
         return tree if cost_curve is None else cut(tree, cost_curve)
-
-    def _combined(self, budget: Budget) -> list[DraftTree]:
-        try:
-            return self._engine.combine(self._cursors, budget)
-        except RetrievalSpecError:
-            # From here on what fails drafts nothing; the step is not lost, since drafting changes no cursor.
-            self._cursors = [GuardedCursor(cursor) for cursor in self._cursors]
-            return self._engine.combine(self._cursors, budget)
 
     def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
         """Appends decided tokens (accepted ones and the bonus token) to the context.
@@ -257,8 +251,7 @@ class Session:
         if feedback is not None:
             feedback.check(self._engine.vocab_size, self._engine.state_dimensions)
         self._append(tokens)
-        for cursor in self._cursors:
-            cursor.observe(tokens, feedback)
+        self._joint.observe(tokens, feedback)
 
     def truncate(self, length: int) -> None:
         """Cuts the context to its first `length` tokens, because the host went back.
@@ -274,9 +267,8 @@ class Session:
             )
         self.context_length = length
         self._prompt_length = min(length, self._prompt_length)
-        self._cursors = self._started(self.context[: self._prompt_length])
-        for cursor in self._cursors:
-            cursor.observe(self.context[self._prompt_length :])
+        self._start(self.context[: self._prompt_length])
+        self._joint.observe(self.context[self._prompt_length :])
 
     def expect(self, context_length: int) -> None:
         """Refuses a step that was meant for another state of the session.
@@ -302,8 +294,9 @@ class Session:
             self._buffer = self._buffer[:0].copy()
             self._engine.num_sessions -= 1
 
-    def _started(self, prompt: Tokens) -> list[Cursor]:
-        return [drafter.start(prompt, self.namespace) for drafter in self._engine.drafters.values()]
+    def _start(self, prompt: Tokens) -> None:
+        self._cursors = [drafter.start(prompt, self.namespace) for drafter in self._engine.drafters.values()]
+        self._joint = self._engine.joining.start(self._cursors, self.namespace)
 
     def _check_open(self) -> None:
         if not self.is_open:

@@ -7,13 +7,17 @@ knows of sessions, sockets or clocks. `tests/contract/` runs over every register
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.projection import Projection
-from retrieval_spec.tree import DraftTree, Tokens, Uint16s
+from retrieval_spec.tree import DraftTree, Int32s, Tokens, Uint16s
+
+Int64s = NDArray[np.int64]
 
 MAX_DEPTH_NODES = 64
 """No path of a draft tree is longer."""
@@ -68,6 +72,23 @@ class Cursor(Protocol):
 
         Nodes come best first, by path probability. The tree's `sources` are all 1 and its
         `source_names` empty: the engine sets both.
+        """
+        ...
+
+
+@runtime_checkable
+class TextCursor(Cursor, Protocol):
+    """A cursor whose source is a text in an automaton, so that it can be blended with others of its kind."""
+
+    kind: int
+    """`OWN`, `OUTPUTS` or `PROMPTS` of `kernels.blend_tables`."""
+    lock: AbstractContextManager[Any]
+    """Held from `find_place` until the arena is no longer read."""
+
+    def find_place(self) -> tuple[Int32s, Int64s]:
+        """Returns the automaton, int32[words], and where the context stands in it: state, match length.
+
+        The place in the context's own text is not read: it is where the text ends.
         """
         ...
 

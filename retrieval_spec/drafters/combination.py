@@ -8,15 +8,13 @@ Some rules choose by how long a source's match is: `match_length`, a property of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from retrieval_spec.drafters.base import Budget, Cursor
 from retrieval_spec.drafters.rows import Row, is_known, rows_of_tree, with_nodes
 from retrieval_spec.fusion import Pruning, prune
 from retrieval_spec.tree import DraftTree
-
-Combination = Callable[[Sequence[Cursor], Budget], list[DraftTree]]
 
 
 def ask_all(cursors: Sequence[Cursor], budget: Budget) -> list[DraftTree]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget
+from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget, Int64s
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.namespaces import Namespaces, pieces
 from retrieval_spec.drafters.session import MAX_MATCH_TOKENS, WORTH
@@ -20,9 +20,10 @@ from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.automaton_draft import draft_from, scratch_words
+from retrieval_spec.kernels.blend_tables import OUTPUTS
 from retrieval_spec.structures.recent_texts import RecentText, RecentTexts
 from retrieval_spec.structures.shared_automaton import SharedAutomaton
-from retrieval_spec.tree import TOKEN, DraftTree, Tokens
+from retrieval_spec.tree import TOKEN, DraftTree, Int32s, Tokens
 
 When = Literal["close", "live"]
 MIN_BYTES = 1 << 20
@@ -42,7 +43,7 @@ class HistoryDrafter:
 
     def __init__(self, max_bytes: int, learn: When) -> None:
         self._learn = learn
-        self._histories = Namespaces(lambda: _History(max_bytes))
+        self._histories = Namespaces(lambda: History(max_bytes))
 
     @classmethod
     def open(cls, vocab_size: int, max_bytes: int = 64 << 20, learn: When = "close") -> HistoryDrafter:
@@ -62,7 +63,7 @@ class HistoryDrafter:
         return HistoryCursor(self._histories.of(namespace), self._learn, context)
 
 
-class _History:
+class History:
     """What one namespace wrote; whoever uses `texts` holds `lock`."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -84,10 +85,14 @@ class HistoryCursor:
         "_tail",
         "_text",
         "_version",
+        "lock",
     )
 
-    def __init__(self, history: _History, learn: When, context: Tokens) -> None:
+    kind = OUTPUTS
+
+    def __init__(self, history: History, learn: When, context: Tokens) -> None:
         self._history = history
+        self.lock = history.lock
         self._is_live = learn == "live"
         self._output = array("i")  # what is not learned yet
         self._text = RecentText()
@@ -100,8 +105,7 @@ class HistoryCursor:
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves on by output; `feedback` is not used."""
-        self._tail.append(tokens)
-        self._num_new_tokens += tokens.shape[0]
+        self._move_on(tokens)
         self._output.frombytes(tokens.tobytes())
         if self._is_live:
             self._learn_output()
@@ -118,20 +122,27 @@ class HistoryCursor:
         self._scratch = with_room(self._scratch, scratch_words(max_nodes))
         columns = new_columns(max_nodes)
         with self._history.lock:
-            self._find_place()
-            state, match_tokens = self._place.tolist()
-            arena, max_depth_nodes = self._history.texts.automaton.arena, budget.max_depth_nodes
+            arena, place = self.find_place()
+            state, match_tokens = place.tolist()
+            max_depth_nodes = budget.max_depth_nodes
             size = draft_from(arena, state, match_tokens, WORTH, max_depth_nodes, self._scratch, *columns)
         return tree_of(columns, size)
 
-    def _find_place(self) -> None:
+    def find_place(self) -> tuple[Int32s, Int64s]:
+        """Returns the history's automaton, and where the context stands in it; call with the lock held."""
         tokens = self._tail.tokens
         if self._version != self._history.texts.version or self._num_new_tokens >= MAX_MATCH_TOKENS:
             self._place[:] = 0
         else:
             tokens = tokens[tokens.shape[0] - self._num_new_tokens :]
-        self._history.texts.automaton.follow(self._place, tokens, MAX_MATCH_TOKENS)
+        if tokens.shape[0]:
+            self._history.texts.automaton.follow(self._place, tokens, MAX_MATCH_TOKENS)
         self._version, self._num_new_tokens = self._history.texts.version, 0
+        return self._history.texts.automaton.arena, self._place
+
+    def _move_on(self, tokens: Tokens) -> None:
+        self._tail.append(tokens)
+        self._num_new_tokens += tokens.shape[0]
 
     def _learn_output(self) -> None:
         output = np.frombuffer(self._output, TOKEN)

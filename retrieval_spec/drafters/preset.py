@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from retrieval_spec.drafters.combination import Combination, ask_all
+from retrieval_spec.drafters.blend import Blend
+from retrieval_spec.drafters.combination import ask_all
+from retrieval_spec.drafters.joint import Combination
 
 MAX_NODES = 256
 """What presets draft at most that name no bound of their own."""
@@ -31,10 +33,10 @@ class Preset:
 
     Attributes:
         sources: opened in this order, which is also that of the bits in `DraftTree.sources`.
-        combine: which cursors are asked, with which budget.
+        combine: which cursors are asked, with which budget; or `Blend`, which makes one tree of them all.
         max_nodes: what the published system drafts at most; a caller's smaller budget still holds.
     """
 
     sources: tuple[Source, ...]
-    combine: Combination = ask_all
+    combine: Combination | type[Blend] = ask_all
     max_nodes: int = MAX_NODES

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from retrieval_spec.drafters.blend import Blend
 from retrieval_spec.drafters.combination import trust_last
 from retrieval_spec.drafters.preset import Preset, Source
 from retrieval_spec.errors import InvalidRequest
 
 
 def default() -> Preset:
-    """All that needs no model and no training: own context, earlier outputs and the datastores, fused."""
-    return Preset((Source("session"), Source("history"), Source("corpus"), Source("dense")))
+    """All that needs no model: own context, earlier outputs and prompts, datastores, as one calibrated tree."""
+    kinds = ("session", "history", "prompts", "corpus", "dense")
+    return Preset(tuple(Source(kind) for kind in kinds), Blend)
 
 
 def session() -> Preset:

@@ -5,15 +5,18 @@ Needs no datastore. Knows its own automaton and nothing of other sessions.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, Cursor
+from retrieval_spec.drafters.base import Budget, Cursor, Int64s
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.automaton_draft import draft, scratch_words
+from retrieval_spec.kernels.blend_tables import OWN
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
-from retrieval_spec.tree import DraftTree, Float32s, Tokens
+from retrieval_spec.tree import DraftTree, Float32s, Int32s, Tokens
 
 MAX_MATCH_TOKENS = 64
 _MAX_COUNT_BITS = 7
@@ -38,6 +41,7 @@ def _worth_table() -> Float32s:
 
 
 WORTH = _worth_table()
+_AT_ITS_END = np.zeros(2, np.int64)
 
 
 class SessionDrafter:
@@ -68,6 +72,9 @@ class SessionCursor:
 
     __slots__ = ("_scratch", "automaton")
 
+    kind = OWN
+    lock = nullcontext()
+
     def __init__(self, context: Tokens) -> None:
         self.automaton = SuffixAutomaton.from_tokens(context)
         self._scratch = np.empty(0, np.int64)
@@ -78,6 +85,10 @@ class SessionCursor:
 
     def close(self) -> None:
         """Does nothing: what the session wrote ends with it."""
+
+    def find_place(self) -> tuple[Int32s, Int64s]:
+        """Returns the automaton; the place in it is its end."""
+        return self.automaton.arena, _AT_ITS_END
 
     @property
     def match_length(self) -> int:

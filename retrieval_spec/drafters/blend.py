@@ -1,0 +1,165 @@
+"""One calibrated tree over all sources: what the default preset drafts.
+
+Sources that are texts (`base.TextCursor`) are expanded together, node by node; what others propose joins
+in as evidence. Every commit corrects the probabilities of its namespace (`kernels.blend`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import numpy as np
+
+from retrieval_spec.drafters.base import Budget, Cursor, Int64s, TextCursor
+from retrieval_spec.drafters.columns import new_columns, with_room
+from retrieval_spec.drafters.guarded import GuardedCursor
+from retrieval_spec.drafters.namespaces import Namespaces
+from retrieval_spec.feedback import Feedback
+from retrieval_spec.fusion import TRIE_ROWS
+from retrieval_spec.kernels.blend import draft, judge, learn, scratch_words
+from retrieval_spec.kernels.blend_tables import NUM_TEXTS
+from retrieval_spec.kernels.fusion import insert
+from retrieval_spec.structures.blend_tables import BlendTables
+from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
+from retrieval_spec.tree import DraftTree, Float32s, Int32s, Tokens
+
+_NOTHING = np.zeros((TRIE_ROWS, 1), np.int32)
+_NO_TEXT = SuffixAutomaton().arena
+_NO_PLACE = np.zeros(2, np.int64)
+
+
+class _Learned:
+    """What one namespace learned, and the lock around it."""
+
+    __slots__ = ("lock", "tables")
+
+    def __init__(self, prior: Float32s | None) -> None:
+        self.lock = threading.Lock()
+        self.tables = BlendTables(prior).cells
+
+
+class Blend:
+    """Blends the sources of an engine; keeps what it learned apart by namespace.
+
+    Args:
+        source_names: of the engine, in the order of its cursors.
+        prior: float32[PRIOR_CELLS]  what every namespace starts with; None: what ships with the package.
+    """
+
+    def __init__(self, source_names: tuple[str, ...], prior: Float32s | None = None) -> None:
+        self._source_names = source_names
+        self._learned = Namespaces(lambda: _Learned(prior))
+
+    def start(self, cursors: Sequence[Cursor], namespace: str) -> Blended:
+        """Returns the cursors of a new session as one."""
+        return Blended(cursors, self._learned.of(namespace), self._source_names)
+
+
+class _NoText:
+    """Stands for a kind of text that an engine has no source of."""
+
+    lock = nullcontext()
+
+    def find_place(self) -> tuple[Int32s, Int64s]:
+        return _NO_TEXT, _NO_PLACE
+
+
+class Blended:
+    """The cursors of one session; owned by it, not thread-safe."""
+
+    __slots__ = (
+        "_bits",
+        "_cursors",
+        "_drafted",
+        "_learned",
+        "_others",
+        "_scratch",
+        "_source_names",
+        "_texts",
+        "_trie",
+    )
+
+    def __init__(
+        self, cursors: Sequence[Cursor], learned: _Learned, source_names: tuple[str, ...]
+    ) -> None:
+        self._cursors = cursors
+        self._learned = learned
+        self._source_names = source_names
+        self._scratch = np.empty(scratch_words(16), np.int64)
+        self._texts: list[TextCursor | _NoText] = [_NoText()] * NUM_TEXTS
+        self._bits: Int64s = np.zeros(NUM_TEXTS, np.int64)
+        self._others: list[tuple[int, Cursor]] = []
+        for bit, cursor in enumerate(cursors):
+            if isinstance(cursor, TextCursor):
+                self._texts[cursor.kind], self._bits[cursor.kind] = cursor, bit
+            else:
+                self._others.append((bit, GuardedCursor(cursor)))
+        self._trie: Int32s = _NOTHING
+        self._drafted: tuple[Tokens, Int32s, Float32s] | None = None
+
+    def draft(self, budget: Budget) -> DraftTree:
+        """Returns the most probable paths, best first."""
+        max_nodes = budget.max_nodes
+        self._trie = self._proposed(budget)
+        self._scratch = with_room(self._scratch, scratch_words(max_nodes))
+        token_ids, parents, probs = new_columns(max_nodes)
+        sources, path_probs = np.empty(max_nodes, np.uint16), np.empty(max_nodes, np.float32)
+        own, outputs, prompts = self._texts
+        with outputs.lock, prompts.lock, self._learned.lock:
+            size = draft(
+                own.find_place()[0],
+                *outputs.find_place(),
+                *prompts.find_place(),
+                self._trie,
+                self._learned.tables,
+                self._bits,
+                budget.max_depth_nodes,
+                self._scratch,
+                token_ids,
+                parents,
+                probs,
+                sources,
+                path_probs,
+            )
+        if size < max_nodes:
+            token_ids, parents, probs, sources = token_ids[:size], parents[:size], probs[:size], sources[:size]
+        self._drafted = token_ids, parents, path_probs
+        return DraftTree(token_ids, parents, probs, sources, self._source_names)
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        """Learns from what followed the context, and moves all cursors on."""
+        if self._drafted is not None:
+            self._learn(tokens)
+        for cursor in self._cursors:
+            cursor.observe(tokens, feedback)
+
+    def _learn(self, tokens: Tokens) -> None:
+        own, outputs, prompts = self._texts
+        with outputs.lock, prompts.lock, self._learned.lock:
+            learn(
+                own.find_place()[0],
+                *outputs.find_place(),
+                *prompts.find_place(),
+                self._trie,
+                self._learned.tables,
+                self._bits,
+                tokens,
+                self._scratch,
+            )
+            judge(*self._drafted, tokens, self._learned.tables)
+        self._drafted, self._trie = None, _NOTHING
+
+    def _proposed(self, budget: Budget) -> Int32s:
+        """Returns the trees of the sources that are no texts, as one trie."""
+        trees = [(bit, cursor.propose(budget)) for bit, cursor in self._others]
+        num_nodes = sum(len(tree) for _, tree in trees)
+        if num_nodes == 0:
+            return _NOTHING
+        trie: Int32s = np.zeros((TRIE_ROWS, num_nodes + 1), np.int32)
+        size = 1
+        for bit, tree in trees:
+            if len(tree):
+                size = insert(trie, size, tree.token_ids, tree.parents, tree.probs, tree.sources, bit)
+        return trie

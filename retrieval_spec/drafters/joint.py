@@ -1,0 +1,80 @@
+"""How the sources of one session draft together: the contract, and the rule that fuses one tree of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from retrieval_spec.drafters.base import Budget, Cursor
+from retrieval_spec.drafters.guarded import GuardedCursor
+from retrieval_spec.errors import RetrievalSpecError
+from retrieval_spec.feedback import Feedback
+from retrieval_spec.fusion import fuse_sources
+from retrieval_spec.kernels.fusion import COMPILED
+from retrieval_spec.tree import DraftTree, Tokens
+
+Combination = Callable[[Sequence[Cursor], Budget], list[DraftTree]]
+"""Asks cursors and returns one tree each, in their order (`drafters.combination`)."""
+
+
+class Joint(Protocol):
+    """All cursors of one session; owned by that session, not thread-safe."""
+
+    def draft(self, budget: Budget) -> DraftTree:
+        """Returns one tree from all sources; equal states give equal trees."""
+        ...
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        """Moves all cursors on by committed tokens."""
+        ...
+
+
+class Joining(Protocol):
+    """A rule that combines the sources of an engine, and what it learned; safe to share between threads."""
+
+    def start(self, cursors: Sequence[Cursor], namespace: str) -> Joint:
+        """Returns the cursors of a new session as one."""
+        ...
+
+
+class Fuse:
+    """Fuses one tree of each source by longest prefix; learns nothing."""
+
+    def __init__(self, combine: Combination, source_names: tuple[str, ...]) -> None:
+        self._combine = combine
+        self._source_names = source_names
+
+    def start(self, cursors: Sequence[Cursor], namespace: str) -> Fused:
+        """Returns the cursors of a new session as one."""
+        return Fused(cursors, self._combine, self._source_names)
+
+
+class Fused:
+    """Cursors that each propose a tree; owned by one session."""
+
+    __slots__ = ("_combine", "_cursors", "_source_names")
+
+    def __init__(
+        self, cursors: Sequence[Cursor], combine: Combination, source_names: tuple[str, ...]
+    ) -> None:
+        self._cursors = cursors
+        self._combine = combine
+        self._source_names = source_names
+
+    def draft(self, budget: Budget) -> DraftTree:
+        """Returns the most probable paths of all trees."""
+        trees = self._combined(budget)
+        return fuse_sources(trees, budget.max_nodes, self._source_names, COMPILED)
+
+    def _combined(self, budget: Budget) -> list[DraftTree]:
+        try:
+            return self._combine(self._cursors, budget)
+        except RetrievalSpecError:
+            # From here on what fails drafts nothing; the step is not lost, since drafting changes no cursor.
+            self._cursors = [GuardedCursor(cursor) for cursor in self._cursors]
+            return self._combine(self._cursors, budget)
+
+    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
+        """Moves all cursors on."""
+        for cursor in self._cursors:
+            cursor.observe(tokens, feedback)
