@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,29 @@ def accepted_tokens(tree: DraftTree, continuation: Ids) -> int:
     return depth
 
 
+class Step(NamedTuple):
+    """What one draft came to."""
+
+    drafted: int
+    expected: float
+    accepted: int
+
+
+def replay_item(engine: Engine, prompt: Ids, output: Ids, max_nodes: int) -> list[Step]:
+    """Drafts and commits one recorded output step by step."""
+    session = engine.open_session(prompt)
+    steps = []
+    at = 0
+    while at < output.size:
+        tree = session.draft(max_nodes)
+        accepted = accepted_tokens(tree, output[at:])
+        session.commit(output[at : at + accepted + 1])
+        at += accepted + 1
+        steps.append(Step(len(tree), float(tree.path_probs().sum()), accepted))
+    session.close()
+    return steps
+
+
 def replay(
     job: tuple[str, str, int], data: Path, subset: dict[str, list[str]] | None, cut: int, stores: list[str]
 ) -> float:
@@ -67,19 +91,10 @@ def replay(
     family, name, max_nodes = job
     engine = Engine(VOCAB_SIZE, preset=preset_of(name), datastores=stores)
     wanted = None if subset is None else set(subset[family])
-    num_steps = num_accepted = 0
+    steps: list[Step] = []
     for prompt, output in traces(data / f"{family}.jsonl", wanted, cut):
-        session = engine.open_session(prompt)
-        at = 0
-        while at < output.size:
-            tree = session.draft(max_nodes)
-            accepted = accepted_tokens(tree, output[at:])
-            session.commit(output[at : at + accepted + 1])
-            at += accepted + 1
-            num_steps += 1
-            num_accepted += accepted
-        session.close()
-    return 1 + num_accepted / num_steps
+        steps += replay_item(engine, prompt, output, max_nodes)
+    return 1 + sum(step.accepted for step in steps) / len(steps)
 
 
 def print_table(families: list[str], columns: list[tuple[str, int]], lengths: NDArray[np.float64]) -> None:

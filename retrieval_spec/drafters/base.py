@@ -85,10 +85,10 @@ class TextCursor(Cursor, Protocol):
     lock: AbstractContextManager[Any]
     """Held from `find_place` until the arena is no longer read."""
 
-    def find_place(self) -> tuple[Int32s, Int64s]:
-        """Returns the automaton, int32[words], and where the context stands in it: state, match length.
+    def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
+        """Returns the automaton, its table of commonest continuations, and the state and length of the match.
 
-        The place in the context's own text is not read: it is where the text ends.
+        Of the context's own text the automaton alone is read: the place is where it ends.
         """
         ...
 

@@ -22,6 +22,7 @@ from retrieval_spec.kernels.blend import draft, judge, learn, scratch_words
 from retrieval_spec.kernels.blend_tables import NUM_TEXTS
 from retrieval_spec.kernels.fusion import insert
 from retrieval_spec.structures.blend_tables import BlendTables
+from retrieval_spec.structures.shared_automaton import NO_ROWS
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
 from retrieval_spec.tree import DraftTree, Float32s, Int32s, Tokens
 
@@ -56,14 +57,18 @@ class Blend:
         """Returns the cursors of a new session as one."""
         return Blended(cursors, self._learned.of(namespace), self._source_names)
 
+    def cells_of(self, namespace: str) -> Float32s:
+        """Returns the tables of a namespace themselves: float32[NUM_CELLS], for tools that learn or show them."""
+        return self._learned.of(namespace).tables
+
 
 class _NoText:
     """Stands for a kind of text that an engine has no source of."""
 
     lock = nullcontext()
 
-    def find_place(self) -> tuple[Int32s, Int64s]:
-        return _NO_TEXT, _NO_PLACE
+    def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
+        return _NO_TEXT, NO_ROWS, _NO_PLACE
 
 
 class Blended:

@@ -122,13 +122,13 @@ class HistoryCursor:
         self._scratch = with_room(self._scratch, scratch_words(max_nodes))
         columns = new_columns(max_nodes)
         with self._history.lock:
-            arena, place = self.find_place()
+            arena, _, place = self.find_place()
             state, match_tokens = place.tolist()
             max_depth_nodes = budget.max_depth_nodes
             size = draft_from(arena, state, match_tokens, WORTH, max_depth_nodes, self._scratch, *columns)
         return tree_of(columns, size)
 
-    def find_place(self) -> tuple[Int32s, Int64s]:
+    def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
         """Returns the history's automaton, and where the context stands in it; call with the lock held."""
         tokens = self._tail.tokens
         if self._version != self._history.texts.version or self._num_new_tokens >= MAX_MATCH_TOKENS:
@@ -138,7 +138,8 @@ class HistoryCursor:
         if tokens.shape[0]:
             self._history.texts.automaton.follow(self._place, tokens, MAX_MATCH_TOKENS)
         self._version, self._num_new_tokens = self._history.texts.version, 0
-        return self._history.texts.automaton.arena, self._place
+        automaton = self._history.texts.automaton
+        return automaton.arena, automaton.commonest, self._place
 
     def _move_on(self, tokens: Tokens) -> None:
         self._tail.append(tokens)

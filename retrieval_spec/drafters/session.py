@@ -15,6 +15,7 @@ from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.automaton_draft import draft, scratch_words
 from retrieval_spec.kernels.blend_tables import OWN
+from retrieval_spec.structures.shared_automaton import NO_ROWS
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
 from retrieval_spec.tree import DraftTree, Float32s, Int32s, Tokens
 
@@ -86,9 +87,9 @@ class SessionCursor:
     def close(self) -> None:
         """Does nothing: what the session wrote ends with it."""
 
-    def find_place(self) -> tuple[Int32s, Int64s]:
+    def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
         """Returns the automaton; the place in it is its end."""
-        return self.automaton.arena, _AT_ITS_END
+        return self.automaton.arena, NO_ROWS, _AT_ITS_END
 
     @property
     def match_length(self) -> int:

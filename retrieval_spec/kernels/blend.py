@@ -62,6 +62,7 @@ MAX_LEARNED_TOKENS = 64
 """Tokens of one commit that the tables learn from."""
 TABLE_RATE = 0.05
 WEIGHT_RATE = 0.001
+LOWEST_LEARNED_PROB = 1e-5
 PRIOR_COUNT = 20.0
 """How many outcomes the shipped value of an escape cell is worth."""
 MOST_SEEN = 2_000.0
@@ -144,8 +145,10 @@ def _correct(tables, size, parents, probs, path_probs, block):
 def draft(
     own_text,
     output_texts,
+    output_rows,
     output_place,
     prompt_texts,
+    prompt_rows,
     prompt_place,
     trie,
     tables,
@@ -163,8 +166,10 @@ def draft(
     Args:
         own_text: int32[words]  the automaton of the session's text (`kernels.automaton`).
         output_texts: int32[words]  that of what was written before (`kernels.shared_automaton`).
+        output_rows: int32[r, ROW_WORDS]  its commonest continuations (`kernels.commonest`), changed.
         output_place: int64[2]  state and match length of the context in it.
         prompt_texts: int32[words]  that of what was asked before.
+        prompt_rows: int32[r, ROW_WORDS]  likewise.
         prompt_place: int64[2]  likewise.
         trie: int32[10, n]  what other sources propose (`fusion`).
         tables: float32[NUM_CELLS]  see `kernels.blend_tables`.
@@ -184,6 +189,7 @@ def draft(
     nodes = PLACES + (max_nodes + 1) * PLACE_WORDS
     ranking = nodes + (max_nodes + 1) * NODE_WORDS
     free_all(block, nodes, ranking, max_nodes + 1)
+    no_rows = output_rows[:0]
     begin(own, output_place, prompt_place, block, PLACES)
     size, waiting = 0, 0
     depth, path_prob, place = np.int64(0), 1.0, np.int64(PLACES)
@@ -193,7 +199,19 @@ def draft(
         if depth < max_depth_nodes:
             begin_walk(block, place, trie)
             least = floor / path_prob
-            num, _ = gather(own, outputs, prompts, trie, tables, block, floats, least)
+            num, _ = gather(
+                own,
+                outputs,
+                prompts,
+                no_rows,
+                output_rows,
+                prompt_rows,
+                trie,
+                tables,
+                block,
+                floats,
+                least,
+            )
             least = max(LOWEST_MIXED_PROB, 0.5 * least)
             _mix_candidates(
                 own, outputs, prompts, trie, tables, block, floats, bits, place, depth, num, least
@@ -258,15 +276,28 @@ def _learn_candidates(
 
 @allocation_free_kernel
 def learn(
-    own_text, output_texts, output_place, prompt_texts, prompt_place, trie, tables, bits, tokens, block
+    own_text,
+    output_texts,
+    output_rows,
+    output_place,
+    prompt_texts,
+    prompt_rows,
+    prompt_place,
+    trie,
+    tables,
+    bits,
+    tokens,
+    block,
 ):
     """Corrects the tables by what followed the context in fact, before the texts grow.
 
     Args:
         own_text: int32[words]  as for `draft`.
         output_texts: int32[words]  likewise.
+        output_rows: int32[r, ROW_WORDS]  likewise.
         output_place: int64[2]  where the context stood before `tokens`.
         prompt_texts: int32[words]  as for `draft`.
+        prompt_rows: int32[r, ROW_WORDS]  likewise.
         prompt_place: int64[2]  likewise.
         trie: int32[10, n]  what other sources proposed there.
         tables: float32[NUM_CELLS]  changed.
@@ -277,11 +308,24 @@ def learn(
     own, outputs = own_text.view(np.uint32), output_texts.view(np.uint32)
     prompts = prompt_texts.view(np.uint32)
     floats = block.view(np.float64)
+    no_rows = output_rows[:0]
     begin(own, output_place, prompt_place, block, PLACES)
     for depth in range(min(tokens.shape[0], MAX_LEARNED_TOKENS)):
         token = np.int64(tokens[depth])
         begin_walk(block, np.int64(PLACES), trie)
-        num, num_contexts = gather(own, outputs, prompts, trie, tables, block, floats, 1e-6)
+        num, num_contexts = gather(
+            own,
+            outputs,
+            prompts,
+            no_rows,
+            output_rows,
+            prompt_rows,
+            trie,
+            tables,
+            block,
+            floats,
+            LOWEST_LEARNED_PROB,
+        )
         _learn_candidates(
             own, outputs, prompts, trie, tables, block, floats, bits, np.int64(depth), num, token
         )

@@ -54,16 +54,26 @@ from retrieval_spec.kernels.blend_tables import (
     bin_of,
     escape_cell,
 )
+from retrieval_spec.kernels.commonest import (
+    COMMON_COUNT,
+    NUM_EDGES,
+    NUM_PAIRS,
+    PAIRS,
+    TOTAL,
+    row_of,
+)
 from retrieval_spec.kernels.jit import inlined_kernel
 
 MAX_MATCH_TOKENS = 64
-MAX_CANDIDATES = 24
+MAX_CANDIDATES = 48
 MAX_CONTEXTS = 12
 """Contexts of all texts that are asked for candidates at one place."""
 MAX_HOPS = 12
 """Shorter matches in which a candidate is looked for."""
-MAX_EDGES = 96
+MAX_EDGES = 128
 """Continuations that are read of one context: the oldest one and the newest ones."""
+RARE = 0.25
+"""Exclusion can make a continuation so many times as probable as its count alone says, and hardly more."""
 LOWEST_MIXED_PROB = 0.003
 """Candidates below are not worth correcting."""
 
@@ -172,8 +182,11 @@ def _add_candidate(block, floats, first, num, token, count):
 
 
 @inlined_kernel
-def _read_state(words, state, block, floats, first):
-    """Adds the new continuations of a state; returns how many candidates there are, their total and number."""
+def _read_edges(words, state, block, floats, first, rarest):
+    """Adds the new continuations of a state that came at least `rarest` times.
+
+    Returns how many candidates there are then, how often and how many new continuations came.
+    """
     record = record_of(state)
     token, target = np.int64(words[record + TOKEN]), words[record + TARGET]
     edge = words[record + OVERFLOW]
@@ -183,9 +196,10 @@ def _read_state(words, state, block, floats, first):
         if _is_known(block, first, token):
             known += count
         elif count > 0:
-            num = _add_candidate(block, floats, first, num, token, np.float64(count))
             total += count
             num_new += 1
+            if count >= rarest:
+                num = _add_candidate(block, floats, first, num, token, np.float64(count))
         if edge == 0:
             return num, total, num_new
         row = np.int64(words[EDGES_AT]) + np.int64(edge) * EDGE_WORDS
@@ -193,6 +207,28 @@ def _read_state(words, state, block, floats, first):
         edge = words[row + EDGE_NEXT]
     # Edges were left out, so the state's own count tells the total.
     return num, max(total, np.int64(words[record + COUNT]) - known), num_new
+
+
+@inlined_kernel
+def _read_commonest(words, commonest, state, block, floats, first, rarest):
+    """Does as `_read_edges`, but reads a row of `kernels.commonest` in place of many edges."""
+    row = row_of(words, commonest, state)
+    num, num_new, known = first, np.int64(commonest[row, NUM_EDGES]), np.int64(0)
+    for at in range(PAIRS, PAIRS + 2 * commonest[row, NUM_PAIRS], 2):
+        token, count = np.int64(commonest[row, at]), np.int64(commonest[row, at + 1])
+        if _is_known(block, first, token):
+            known += count
+            num_new -= 1
+        elif count >= rarest:
+            num = _add_candidate(block, floats, first, num, token, np.float64(count))
+    return num, max(np.int64(commonest[row, TOTAL]) - known, np.int64(0)), num_new
+
+
+@inlined_kernel
+def _read_state(words, commonest, state, block, floats, first, rarest):
+    if commonest.shape[0] > 0 and words[record_of(state) + COUNT] >= COMMON_COUNT:
+        return _read_commonest(words, commonest, state, block, floats, first, rarest)
+    return _read_edges(words, state, block, floats, first, rarest)
 
 
 @inlined_kernel
@@ -238,10 +274,10 @@ def _settle(block, floats, tables, kind, num_contexts, first, num, total, bits_o
 
 
 @inlined_kernel
-def gather(own, outputs, prompts, trie, tables, block, floats, least):
+def gather(own, outputs, prompts, none, outputs_common, prompts_common, trie, tables, block, floats, least):
     """Finds the candidates of the place where the walk begins; returns their number and that of contexts.
 
-    Stops where less than `least` is left for shorter matches.
+    Stops where less than `least` is left for shorter matches, and leaves out what is clearly less probable.
     """
     num, num_contexts, left = 0, 0, 1.0
     for _ in range(MAX_CONTEXTS):
@@ -259,8 +295,10 @@ def gather(own, outputs, prompts, trie, tables, block, floats, least):
             block[WALK + 2 * kind] = 0
             continue
         words = own if kind == 0 else (outputs if kind == 1 else prompts)
+        common = none if kind == 0 else (outputs_common if kind == 1 else prompts_common)
         if words[record_of(state) + TARGET] != NONE:
-            num, total, num_new = _read_state(words, state, block, floats, first)
+            rarest = np.float64(words[record_of(state) + COUNT]) * RARE * least / left
+            num, total, num_new = _read_state(words, common, state, block, floats, first, rarest)
             if num_new > 0 and num > first:
                 left = _settle(
                     block,

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from retrieval_spec.kernels import automaton as layout
 from retrieval_spec.kernels import shared_automaton as kernels
+from retrieval_spec.kernels.commonest import ROW_WORDS
 from retrieval_spec.structures.suffix_automaton import add_root, bytes_of, moved_arena, new_arena
-from retrieval_spec.tree import Tokens
+from retrieval_spec.tree import Int32s, Tokens
 
 _FIRST_STATES = 1_024
 _STATES_OF_A_LEAP = 65_536
@@ -19,7 +20,12 @@ _STATES_OF_A_LEAP = 65_536
 _EDGES_PER_STATE = 0.72
 """Overflow edges: ordinary text has 1.45 states and at most 0.9 such edges a token."""
 
+_COMMON_STATES = 4_096
+"""Rows for states with many continuations: 1.6 MB, of which the system provides what is used."""
+
 Place = NDArray[np.int64]
+NO_ROWS: Int32s = np.zeros((0, ROW_WORDS), np.int32)
+"""The `commonest` of an automaton that has none."""
 
 
 class SharedAutomaton:
@@ -28,6 +34,9 @@ class SharedAutomaton:
     A text is what `new_text` returned: where it ends. Several may grow by turns; no match crosses from
     one into another, and a text that repeats another one makes no states.
 
+    Attributes:
+        commonest: int32[rows, ROW_WORDS]  see `kernels.commonest`.
+
     Args:
         max_bytes: the arena never grows beyond; a text that finds no room stays as it is.
         counted_tokens: strings up to this length have exact counts; longer ones may have none.
@@ -35,7 +44,7 @@ class SharedAutomaton:
             again and again; else it always doubles.
     """
 
-    __slots__ = ("_counted_tokens", "_leap_states", "_max_states", "arena")
+    __slots__ = ("_counted_tokens", "_leap_states", "_max_states", "arena", "commonest")
 
     def __init__(self, max_bytes: int, counted_tokens: int, leaps: bool = True) -> None:
         self._counted_tokens = counted_tokens
@@ -44,6 +53,7 @@ class SharedAutomaton:
         self._leap_states = _STATES_OF_A_LEAP if leaps else self._max_states
         first = min(_FIRST_STATES, self._max_states)
         self.arena = new_arena(first, _edges_for(first))
+        self.commonest: Int32s = np.zeros((_COMMON_STATES, ROW_WORDS), np.int32)
         add_root(self.arena)
 
     @staticmethod
