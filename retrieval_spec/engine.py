@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from retrieval_spec.budget import CostCurve, cut, share_nodes
 from retrieval_spec.drafters.base import (
     Budget,
+    Cursor,
     Drafter,
     HiddenStateDrafter,
     TextDrafter,
@@ -204,13 +205,23 @@ def _one_projection(drafters: Sequence[HiddenStateDrafter]) -> Projection | None
 class Session:
     """One generation: its context, and one cursor in every source. Not thread-safe."""
 
-    __slots__ = ("_buffer", "_cursors", "_engine", "_joint", "_prompt_length", "context_length", "is_open", "namespace")
+    __slots__ = (
+        "_buffer",
+        "_cursors",
+        "_engine",
+        "_joint",
+        "_prompt_length",
+        "context_length",
+        "is_open",
+        "namespace",
+    )
 
     def __init__(self, engine: Engine, prompt: Tokens, namespace: str) -> None:
         self._engine = engine
         self._buffer = prompt.copy()
         self.context_length = self._prompt_length = int(prompt.size)
         self.namespace = namespace
+        self._cursors: list[Cursor] = []
         self._start(prompt)
         self.is_open = True
         engine.num_sessions += 1
@@ -295,7 +306,8 @@ class Session:
             self._engine.num_sessions -= 1
 
     def _start(self, prompt: Tokens) -> None:
-        self._cursors = [drafter.start(prompt, self.namespace) for drafter in self._engine.drafters.values()]
+        drafters = self._engine.drafters.values()
+        self._cursors = [drafter.start(prompt, self.namespace) for drafter in drafters]
         self._joint = self._engine.joining.start(self._cursors, self.namespace)
 
     def _check_open(self) -> None:

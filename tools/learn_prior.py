@@ -89,7 +89,9 @@ def learned(items: list[tuple[str, Ids, Ids]], stores: list[str], passes: int) -
     return np.asarray(mean / len(items), np.float32)
 
 
-def in_turn(data: Path, subset: dict[str, list[str]], families: list[str], cut: int) -> list[tuple[str, Ids, Ids]]:
+def in_turn(
+    data: Path, subset: dict[str, list[str]], families: list[str], cut: int
+) -> list[tuple[str, Ids, Ids]]:
     """Returns the items of all families by turns: family, prompt, output."""
     queues = [
         [(family, *item) for item in traces(data / f"{family}.jsonl", set(subset[family]), cut)]
@@ -104,7 +106,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
-    parser.add_argument("--subset", type=Path, required=True, help="JSON: family -> ids of the items to replay")
+    parser.add_argument(
+        "--subset", type=Path, required=True, help="JSON: family -> ids of the items to replay"
+    )
     parser.add_argument("--families", nargs="+", help="default: all in the subset")
     parser.add_argument("--datastore", action="append", default=[])
     parser.add_argument("--cut", type=int, default=600, help="output tokens replayed of an item")

@@ -6,8 +6,8 @@ knows of sessions, sockets or clocks. `tests/contract/` runs over every register
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np

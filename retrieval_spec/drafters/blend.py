@@ -58,7 +58,7 @@ class Blend:
         return Blended(cursors, self._learned.of(namespace), self._source_names)
 
     def cells_of(self, namespace: str) -> Float32s:
-        """Returns the tables of a namespace themselves: float32[NUM_CELLS], for tools that learn or show them."""
+        """Returns the tables of a namespace, not a copy: float32[NUM_CELLS], for tools."""
         return self._learned.of(namespace).tables
 
 
@@ -86,9 +86,7 @@ class Blended:
         "_trie",
     )
 
-    def __init__(
-        self, cursors: Sequence[Cursor], learned: _Learned, source_names: tuple[str, ...]
-    ) -> None:
+    def __init__(self, cursors: Sequence[Cursor], learned: _Learned, source_names: tuple[str, ...]) -> None:
         self._cursors = cursors
         self._learned = learned
         self._source_names = source_names
@@ -129,18 +127,23 @@ class Blended:
                 path_probs,
             )
         if size < max_nodes:
-            token_ids, parents, probs, sources = token_ids[:size], parents[:size], probs[:size], sources[:size]
+            token_ids, parents, probs, sources = (
+                token_ids[:size],
+                parents[:size],
+                probs[:size],
+                sources[:size],
+            )
         self._drafted = token_ids, parents, path_probs
         return DraftTree(token_ids, parents, probs, sources, self._source_names)
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Learns from what followed the context, and moves all cursors on."""
         if self._drafted is not None:
-            self._learn(tokens)
+            self._learn(tokens, *self._drafted)
         for cursor in self._cursors:
             cursor.observe(tokens, feedback)
 
-    def _learn(self, tokens: Tokens) -> None:
+    def _learn(self, tokens: Tokens, token_ids: Tokens, parents: Int32s, path_probs: Float32s) -> None:
         own, outputs, prompts = self._texts
         with outputs.lock, prompts.lock, self._learned.lock:
             learn(
@@ -153,7 +156,7 @@ class Blended:
                 tokens,
                 self._scratch,
             )
-            judge(*self._drafted, tokens, self._learned.tables)
+            judge(token_ids, parents, path_probs, tokens, self._learned.tables)
         self._drafted, self._trie = None, _NOTHING
 
     def _proposed(self, budget: Budget) -> Int32s:

@@ -15,7 +15,7 @@ from retrieval_spec.errors import InvalidRequest
 
 
 def default() -> Preset:
-    """All that needs no model: own context, earlier outputs and prompts, datastores, as one calibrated tree."""
+    """All that needs no model, as one calibrated tree: own context, what was written and asked, corpora."""
     kinds = ("session", "history", "prompts", "corpus", "dense")
     return Preset(tuple(Source(kind) for kind in kinds), Blend)
 

@@ -11,9 +11,8 @@ import numpy as np
 
 from retrieval_spec.kernels.blend_tables import (
     BIAS,
-
+    NUM_FEATURES,
     NUM_OUTCOMES,
-    NUM_TEXTS,
     OUTCOMES,
     SEEN,
     WEIGHT,
@@ -33,17 +32,13 @@ from retrieval_spec.kernels.evidence import (
     FEATURES,
     FIRST,
     LOWEST_MIXED_PROB,
-    NUM_FEATURES,
-    PLACE_WORDS,
     STOP,
-    begin,
     begin_walk,
-    describe_candidate,
-    follow_all,
     gather,
-    mixed,
 )
+from retrieval_spec.kernels.features import describe_candidate, mixed
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
+from retrieval_spec.kernels.places import PLACE_WORDS, begin, follow_all
 from retrieval_spec.kernels.ranking import (
     FIRST_OWN_WORD,
     NODE_WORDS,
@@ -254,9 +249,7 @@ def _learn_contexts(tables, block, num_contexts, token):
 
 
 @inlined_kernel
-def _learn_candidates(
-    own, outputs, prompts, trie, tables, block, floats, bits, depth, num_candidates, token
-):
+def _learn_candidates(own, outputs, prompts, trie, tables, block, floats, bits, depth, num_candidates, token):
     """Corrects the mixing tables by how far each candidate's probability was off."""
     for candidate in range(num_candidates):
         at = CANDIDATES + candidate * CANDIDATE_WORDS
@@ -358,5 +351,3 @@ def judge(token_ids, parents, path_probs, tokens, tables):
         tables[OUTCOMES + NUM_OUTCOMES + at] += path_probs[other] * (1.0 - part)
         tables[OUTCOMES + NUM_OUTCOMES + at + 1] += path_probs[other] * part
     return num_accepted
-
-

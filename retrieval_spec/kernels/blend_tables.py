@@ -17,7 +17,7 @@ import numpy as np
 from retrieval_spec.kernels.jit import inlined_kernel
 
 OWN, OUTPUTS, PROMPTS, TREES = range(4)
-"""Kinds of evidence: the session's own text, what was written and asked before, and trees of other sources."""
+"""Kinds of evidence: the own text, what was written and asked before, and what other sources propose."""
 NUM_KINDS, NUM_TEXTS = 4, 3
 
 NUM_LENGTHS, NUM_COUNTS, NUM_WIDTHS = 13, 8, 4
@@ -41,6 +41,8 @@ MATCHES = SUPPORTING_MATCHES + NUM_MATCHES**NUM_TEXTS  # longest matches, of all
 SHARES = MATCHES + NUM_MATCHES**NUM_TEXTS  # shares after the shorter matches, of all texts
 DEPTHS = SHARES + NUM_SHARES**NUM_TEXTS  # how many drafted tokens came before, and what the contexts say
 PRIOR_CELLS = DEPTHS + NUM_DEPTHS * NUM_PROBS
+
+NUM_FEATURES = NUM_TEXTS + 5
 
 SEEN = PRIOR_CELLS
 OUTCOMES = SEEN + ESCAPE_CELLS

@@ -8,12 +8,9 @@ what each text knows of it (as in PAQ; Mahoney, 2005).
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from retrieval_spec.fusion import FIRST_CHILD, NEXT_SIBLING, PROB
-from retrieval_spec.fusion import SOURCE as TRIE_SOURCE
 from retrieval_spec.fusion import TOKEN as TRIE_TOKEN
 from retrieval_spec.kernels.automaton import (
     COUNT,
@@ -22,35 +19,18 @@ from retrieval_spec.kernels.automaton import (
     EDGE_TOKEN,
     EDGE_WORDS,
     EDGES_AT,
-    LAST,
     LENGTH,
-    LINK,
     NONE,
     OVERFLOW,
     TARGET,
     TOKEN,
-    find,
     record_of,
 )
 from retrieval_spec.kernels.blend_tables import (
-    BIAS,
-    DEPTH_STEPS,
-    DEPTHS,
-    LENGTH_STEPS,
-    MATCHES,
+    NUM_FEATURES,
     NUM_KINDS,
-    NUM_MATCHES,
-    NUM_PROBS,
-    NUM_SHARES,
     NUM_TEXTS,
-    PROB_STEPS,
-    SHARE_STEPS,
-    SHARES,
-    SUPPORTING_MATCHES,
-    SUPPORTS,
-    TREE_SUPPORT,
     TREES,
-    WEIGHT,
     bin_of,
     escape_cell,
 )
@@ -63,13 +43,11 @@ from retrieval_spec.kernels.commonest import (
     row_of,
 )
 from retrieval_spec.kernels.jit import inlined_kernel
+from retrieval_spec.kernels.places import link_of
 
-MAX_MATCH_TOKENS = 64
 MAX_CANDIDATES = 48
 MAX_CONTEXTS = 12
 """Contexts of all texts that are asked for candidates at one place."""
-MAX_HOPS = 12
-"""Shorter matches in which a candidate is looked for."""
 MAX_EDGES = 128
 """Continuations that are read of one context: the oldest one and the newest ones."""
 RARE = 0.25
@@ -77,14 +55,10 @@ RARE = 0.25
 LOWEST_MIXED_PROB = 0.003
 """Candidates below are not worth correcting."""
 
-# A place: state and match length in every text, then the node in the trees, 0 for none.
-PLACE_WORDS = 2 * NUM_TEXTS + 1
-
 # Words of a candidate; the second is float64, seen through a view of the block.
 CANDIDATE, CANDIDATE_PROB, CANDIDATE_SOURCES, CANDIDATE_WORDS = range(4)
 # Words of a context that gave candidates: its cell, and from which candidate to which.
 CELL, FIRST, STOP, CONTEXT_WORDS = range(4)
-NUM_FEATURES = NUM_TEXTS + 5
 
 # The scratch memory of one place: its walk down to shorter matches, candidates, contexts, features.
 WALK = 0
@@ -99,12 +73,6 @@ TREE_MATCHES = np.array([1, 2, 3, 4, 7, 12, 24], np.int64)
 
 
 @inlined_kernel
-def _link(words, state):
-    link = np.int64(words[record_of(state) + LINK])
-    return np.int64(0) if link == NONE else link
-
-
-@inlined_kernel
 def _tree_length(trie, node):
     """Returns the match length that a tree's word at a node is worth."""
     floats = trie.view(np.float32)
@@ -114,18 +82,6 @@ def _tree_length(trie, node):
         mass += floats[PROB, child]
         child = trie[NEXT_SIBLING, child]
     return TREE_MATCHES[bin_of(mass, TREE_LENGTHS)]
-
-
-@inlined_kernel
-def begin(own, output_place, prompt_place, block, place):
-    """Writes the place of a context: in its own text that is where its longest repeated suffix occurred."""
-    state = np.int64(_link(own, own[LAST]))
-    block[place] = state
-    block[place + 1] = np.int64(own[record_of(state) + LENGTH])
-    for word in range(2):
-        block[place + 2 + word] = output_place[word]
-        block[place + 4 + word] = prompt_place[word]
-    block[place + 2 * NUM_TEXTS] = 1
 
 
 @inlined_kernel
@@ -252,7 +208,7 @@ def _read_node(trie, node, block, floats, first):
 @inlined_kernel
 def _shorten(words, block, kind):
     """Goes on to the next shorter match in a text."""
-    link = _link(words, block[WALK + 2 * kind])
+    link = link_of(words, block[WALK + 2 * kind])
     block[WALK + 2 * kind] = link
     block[WALK + 2 * kind + 1] = np.int64(words[record_of(link) + LENGTH])
 
@@ -316,114 +272,3 @@ def gather(own, outputs, prompts, none, outputs_common, prompts_common, trie, ta
                 num_contexts += 1
         _shorten(words, block, kind)
     return num, num_contexts
-
-
-@inlined_kernel
-def _support(words, state, length, token):
-    """Returns bins of the longest match that a token followed in a text, and of its share after a shorter one."""
-    for _ in range(MAX_HOPS):
-        if state <= 0:
-            break
-        if words[find(words, state, np.uint32(token))] != 0:
-            shorter = _link(words, state)
-            share = -1.0
-            if shorter > 0:
-                target = words[find(words, shorter, np.uint32(token))]
-                count = np.float64(words[record_of(target) + COUNT])
-                share = count / max(np.float64(words[record_of(shorter) + COUNT]), 1.0)
-            return bin_of(length, LENGTH_STEPS), bin_of(share, SHARE_STEPS)
-        state = _link(words, state)
-        length = np.int64(words[record_of(state) + LENGTH])
-    return 0, 1
-
-
-@inlined_kernel
-def _tree_support(trie, node, token):
-    """Returns the cell of a token in the trees, and which of their sources propose it."""
-    if node < 0 or trie[FIRST_CHILD, node] == 0:
-        return 0, np.int64(0)
-    floats = trie.view(np.float32)
-    child = trie[FIRST_CHILD, node]
-    while child > 0:
-        if trie[TRIE_TOKEN, child] == token:
-            return 2 + bin_of(floats[PROB, child], PROB_STEPS), np.int64(trie[TRIE_SOURCE, child])
-        child = trie[NEXT_SIBLING, child]
-    return 1, np.int64(0)
-
-
-@inlined_kernel
-def describe_candidate(own, outputs, prompts, trie, block, bits, place, depth, token, prob):
-    """Writes the cells of a candidate's features; returns the sources that know it."""
-    sources = np.int64(0)
-    matches, supporting, shares = 0, 0, 0
-    for kind in range(NUM_TEXTS):
-        words = own if kind == 0 else (outputs if kind == 1 else prompts)
-        length = block[place + 2 * kind + 1]
-        match, share = _support(words, block[place + 2 * kind], length, token)
-        if match > 0:
-            sources |= np.int64(1) << bits[kind]
-        matches = matches * NUM_MATCHES + bin_of(length, LENGTH_STEPS)
-        supporting = supporting * NUM_MATCHES + match
-        shares = shares * NUM_SHARES + share
-        block[FEATURES + kind] = SUPPORTS + (kind * NUM_MATCHES + match) * NUM_SHARES + share
-    support, tree_sources = _tree_support(trie, block[place + 2 * NUM_TEXTS] - 1, token)
-    block[FEATURES + NUM_TEXTS] = TREE_SUPPORT + support
-    block[FEATURES + NUM_TEXTS + 1] = SUPPORTING_MATCHES + supporting
-    block[FEATURES + NUM_TEXTS + 2] = MATCHES + matches
-    block[FEATURES + NUM_TEXTS + 3] = SHARES + shares
-    depths = bin_of(depth, DEPTH_STEPS) * NUM_PROBS + bin_of(prob, PROB_STEPS)
-    block[FEATURES + NUM_TEXTS + 4] = DEPTHS + depths
-    return sources | tree_sources
-
-
-@inlined_kernel
-def mixed(tables, block, evidence):
-    """Returns the probability of the described candidate; `evidence` is the log-odds that contexts give it."""
-    score = np.float64(tables[BIAS]) + np.float64(tables[WEIGHT]) * evidence
-    for feature in range(FEATURES, FEATURES + NUM_FEATURES):
-        score += np.float64(tables[block[feature]])
-    return 1.0 / (1.0 + math.exp(-score))
-
-
-@inlined_kernel
-def follow(words, block, at, token):
-    """Moves a place in a text on by one token, to the longest suffix that goes on so."""
-    state, length = block[at], block[at + 1]
-    found = find(words, state, np.uint32(token))
-    while (words[found] == 0 or words[found] == NONE) and state != 0:
-        state = np.int64(words[record_of(state) + LINK])
-        length = np.int64(words[record_of(state) + LENGTH])
-        found = find(words, state, np.uint32(token))
-    if words[found] == 0 or words[found] == NONE:
-        state, length = np.int64(0), np.int64(0)
-    else:
-        state, length = np.int64(words[found]), min(length + 1, MAX_MATCH_TOKENS)
-    link = np.int64(words[record_of(state) + LINK])
-    while link != NONE and length <= np.int64(words[record_of(link) + LENGTH]):
-        state = link
-        link = np.int64(words[record_of(state) + LINK])
-    block[at] = state
-    block[at + 1] = length
-
-
-@inlined_kernel
-def follow_tree(trie, place, block, token):
-    """Moves a place in the trees on by one token; where none goes on so, they have no more to say."""
-    node = block[place + 2 * NUM_TEXTS] - 1
-    block[place + 2 * NUM_TEXTS] = 0
-    if node < 0:
-        return
-    child = trie[FIRST_CHILD, node]
-    while child > 0 and trie[TRIE_TOKEN, child] != token:
-        child = trie[NEXT_SIBLING, child]
-    if child > 0:
-        block[place + 2 * NUM_TEXTS] = child + 1
-
-
-@inlined_kernel
-def follow_all(own, outputs, prompts, trie, block, place, token):
-    """Moves a place on by one token in all texts and trees."""
-    for kind in range(NUM_TEXTS):
-        words = own if kind == 0 else (outputs if kind == 1 else prompts)
-        follow(words, block, place + 2 * kind, token)
-    follow_tree(trie, place, block, token)

@@ -67,8 +67,13 @@ def write_one_session(drafter):
     cursor.close()
 
 
-# What a source needs to have something to say: those that learn from outputs need one.
+def ask_one_session(drafter):
+    drafter.start(tokens(DOCUMENTS[0] * 2)).close()
+
+
+# What a source needs to have something to say: those that learn from outputs or prompts need one.
 PREPARED = dict.fromkeys(("frequent", "history", "ngram_trie", "suffix_outputs"), write_one_session)
+PREPARED["prompts"] = ask_one_session
 
 # Sources that learn an output while it is written: what is output changes their drafts, prompts do not.
 LIVE = {"suffix_outputs", "ngram_trie"}
