@@ -21,6 +21,7 @@ from retrieval_spec.errors import (
 )
 from retrieval_spec.structures.context_array import ContextArray
 from tests.conftest import REPOSITORY
+from tests.fake_progress import InterruptedProgress, ToldProgress
 from tests.golden import FILES
 
 WORDS = {"a": 0, "b": 1, "c": 7, "d": 300, "last": 65_534}
@@ -108,20 +109,12 @@ def test_batches_change_nothing(tmp_path, place, tokenizer, monkeypatch):
 
 
 def test_every_stage_is_told(tmp_path, place, tokenizer):
-    told = []
-
-    class Told:
-        def start(self, stage, total, unit):
-            told.append([stage, total, unit, 0])
-
-        def advance(self, amount):
-            told[-1][3] += amount
-
+    told = ToldProgress()
     lines = write_lines(tmp_path / "one.jsonl", TEXTS)
-    build_datastore([lines], tokenizer=tokenizer, out=place, progress=Told())
-    stages = [(stage, unit) for stage, _, unit, _ in told]
+    build_datastore([lines], tokenizer=tokenizer, out=place, progress=told)
+    stages = [(stage, unit) for stage, _, unit, _ in told.stages]
     assert stages == [("encoding", "B"), ("sorting", "tokens"), ("writing", "B")]
-    assert all(total == done > 0 for _, total, _, done in told)
+    assert told.is_complete()
 
 
 def test_a_taken_place_is_found_before_anything_is_read(place):
@@ -216,17 +209,9 @@ def test_more_tokens_than_positions_can_name_are_refused(tmp_path, place, tokeni
 
 @pytest.mark.parametrize("stage", ["encoding", "sorting", "writing"])
 def test_an_interrupt_in_any_stage_leaves_nothing(tmp_path, place, tokenizer, stage):
-    class Interrupts:
-        def start(self, started, total, unit):
-            self.is_now = started == stage
-
-        def advance(self, amount):
-            if self.is_now:
-                raise KeyboardInterrupt
-
     lines = write_lines(tmp_path / "one.jsonl", TEXTS)
     with pytest.raises(KeyboardInterrupt):
-        build_datastore([lines], tokenizer=tokenizer, out=place, progress=Interrupts())
+        build_datastore([lines], tokenizer=tokenizer, out=place, progress=InterruptedProgress(stage))
     assert list(place.parent.iterdir()) == []
 
 

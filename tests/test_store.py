@@ -33,6 +33,7 @@ from retrieval_spec.errors import (
     MissingPath,
 )
 from tests.conftest import REPOSITORY
+from tests.fake_progress import ToldProgress
 from tests.golden import COLUMNS, FILES, GOLDEN, change_column, change_manifest, copy_golden
 
 STORES = ("uint16", "int32", "empty")
@@ -216,18 +217,10 @@ def test_opening_runs_no_code_and_imports_nothing():
 
 @pytest.mark.parametrize("name", [*STORES, "rows"])
 def test_golden_stores_verify_and_tell_their_progress(name):
-    told = []
-
-    class Told:
-        def start(self, stage, total, unit):
-            told.append([stage, total, 0])
-
-        def advance(self, amount):
-            told[-1][2] += amount
-
-    verify_datastore(GOLDEN / name, Told())
-    assert [stage for stage, _, _ in told] == ["checksums", "structure"]
-    assert all(total == done for _, total, done in told)
+    told = ToldProgress()
+    verify_datastore(GOLDEN / name, told)
+    assert [stage for stage, *_ in told.stages] == ["checksums", "structure"]
+    assert all(total == done for _, total, _, done in told.stages)
 
 
 @pytest.mark.parametrize("column", COLUMNS)

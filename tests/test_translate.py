@@ -22,6 +22,7 @@ from retrieval_spec.errors import (
     TokenizerMismatch,
 )
 from retrieval_spec.structures.context_array import ContextArray
+from tests.fake_progress import InterruptedProgress, ToldProgress
 from tests.golden import FILES
 
 TEXTS = [
@@ -149,19 +150,11 @@ def test_documents_that_do_not_come_back_exactly_are_text_all_the_same(place, to
 
 
 def test_every_stage_is_told(place, tokenizers, translate):
-    told = []
-
-    class Told:
-        def start(self, stage, total, unit):
-            told.append([stage, total, unit, 0])
-
-        def advance(self, amount):
-            told[-1][3] += amount
-
-    translate(built(place / "old", tokenizers["old"]), out=place / "new", progress=Told())
-    stages = [stage for stage, *_ in told]
+    told = ToldProgress()
+    translate(built(place / "old", tokenizers["old"]), out=place / "new", progress=told)
+    stages = [stage for stage, *_ in told.stages]
     assert stages == ["checksums", "structure", "translating", "sorting", "writing"]
-    assert all(total == done > 0 for _, total, _, done in told)
+    assert told.is_complete()
 
 
 # The place that nobody named
@@ -287,17 +280,9 @@ def test_other_kinds_of_datastores_and_empty_ones_are_refused(place, tokenizers,
 
 @pytest.mark.parametrize("stage", ["checksums", "translating", "sorting", "writing"])
 def test_an_interrupt_in_any_stage_leaves_nothing(place, tokenizers, translate, stage):
-    class Interrupts:
-        def start(self, started, total, unit):
-            self.is_now = started == stage
-
-        def advance(self, amount):
-            if self.is_now:
-                raise KeyboardInterrupt
-
     old = built(place / "old", tokenizers["old"])
     with pytest.raises(KeyboardInterrupt):
-        translate(old, progress=Interrupts())
+        translate(old, progress=InterruptedProgress(stage))
     assert names(place) == ["old"]
 
 
