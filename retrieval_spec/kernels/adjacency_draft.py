@@ -80,11 +80,14 @@ def fill_template(arena, template, root, max_nodes, max_depth_nodes, tree):
 
 
 @inlined_kernel
-def _enter_row(arena, row, above, kind, shares, counts, block, floats, ranking, waiting, capacity, parent):
+def _enter_row(arena, row, above, kind, rates, queue, waiting, parent):
     """Lets the tokens of a row that the row `above` has not wait for their place; returns how many wait.
 
-    `parent` is the node's index, depth and path probability.
+    `rates` are the shares and the counts, `queue` the scratch memory, as words and as floats, where its
+    ranking is and how many may wait, `parent` the node's index, depth and path probability.
     """
+    shares, counts = rates
+    block, floats, ranking, capacity = queue
     index, depth, path_prob = parent
     for rank in range(WIDTH):
         entry = arena[row + rank]
@@ -129,42 +132,17 @@ def draft(arena, shares, counts, previous, root, max_depth_nodes, block, tree):
     size, waiting = 0, 0
     before, token = np.int64(previous), np.int64(root)
     depth, path_prob = np.int64(0), 1.0
+    rates = shares, counts
     while size < max_nodes:
         if depth < max_depth_nodes:
-            capacity = max_nodes - size
+            queue = block, floats, ranking, max_nodes - size
             parent = size - 1, depth, path_prob
             row = find(arena, before, token)
             kind = BY_ONE
             if row != NO_ROW:
                 kind = BEHIND_TWO
-                waiting = _enter_row(
-                    arena,
-                    row,
-                    NO_ROW,
-                    BY_TWO,
-                    shares,
-                    counts,
-                    block,
-                    floats,
-                    ranking,
-                    waiting,
-                    capacity,
-                    parent,
-                )
-            waiting = _enter_row(
-                arena,
-                row_of(token),
-                row,
-                kind,
-                shares,
-                counts,
-                block,
-                floats,
-                ranking,
-                waiting,
-                capacity,
-                parent,
-            )
+                waiting = _enter_row(arena, row, NO_ROW, BY_TWO, rates, queue, waiting, parent)
+            waiting = _enter_row(arena, row_of(token), row, kind, rates, queue, waiting, parent)
         if waiting == 0:
             break
         waiting -= 1
