@@ -62,8 +62,14 @@ def _best_successor(source, row, static, static_row):
 
 
 @allocation_free_kernel
-def _next_token(arena, older, base, limits, static, static_row, context, token_ids, parents, node, block):
-    """Returns the token that passes after the longest context, and its share; `NO_TOKEN` if none does."""
+def _next_token(counts, limits, static, static_row, path, block):
+    """Returns the token that passes after the longest context, and its share; `NO_TOKEN` if none does.
+
+    `counts` are the newest, the older and no counts; `path` is the context, the tokens and parents of the
+    nodes, and which of them is asked for its next token.
+    """
+    arena, older, base = counts
+    context, token_ids, parents, node = path
     length = find_known(arena, older, base, context, token_ids, parents, node, block)
     while length > 0:
         source, record = source_of(arena, older, base, block, length)
@@ -140,27 +146,14 @@ def draft_cached(
         parents: int32[max_nodes]  written: the node before.
         probs: float32[max_nodes]  written: the token's share of what followed its context.
     """
+    own, others = (arena, older, empty), (dynamic, dynamic_older, empty)
     size = 0
     while size < token_ids.shape[0]:
-        node = np.int64(size - 1)
+        path = context, token_ids, parents, np.int64(size - 1)
         static_row = _static_row_of(static, context, token_ids, size)
-        token, share = _next_token(
-            arena, older, empty, lax, static, static_row, context, token_ids, parents, node, block
-        )
+        token, share = _next_token(own, lax, static, static_row, path, block)
         if token == NO_TOKEN:
-            token, share = _next_token(
-                dynamic,
-                dynamic_older,
-                empty,
-                strict,
-                static,
-                static_row,
-                context,
-                token_ids,
-                parents,
-                node,
-                block,
-            )
+            token, share = _next_token(others, strict, static, static_row, path, block)
         if token == NO_TOKEN:
             token, share = _static_token(static, static_row, lax)
         if token == NO_TOKEN:
