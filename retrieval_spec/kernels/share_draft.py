@@ -70,14 +70,20 @@ def _largest_groups(block, num_ids, start, stop, groups, width):
 
 
 @inlined_kernel
-def _enter_groups(block, floats, ranking, waiting, groups, num_groups, total, depth, parent, path_prob):
-    """Lets the children of a node wait for their place; returns how many nodes wait then."""
+def _enter_groups(queue, waiting, groups, num_groups, total, parent):
+    """Lets the children of a node wait for their place; returns how many nodes wait then.
+
+    `queue` is the scratch memory, as words and as floats, and where its ranking is; `parent` the node's
+    index, depth and path probability.
+    """
+    block, floats, ranking = queue
+    index, depth, path_prob = parent
     for group in range(groups, groups + 2 * num_groups, 2):
         start, stop = block[group], block[group + 1]
         own_prob = np.float32((stop - start) / total)
         node = block[ranking + waiting]
-        order = order_of(depth, block[start] >> POSITION_BITS)
-        describe(block, floats, node, np.float32(own_prob * path_prob), own_prob, order, parent)
+        order = order_of(depth + 1, block[start] >> POSITION_BITS)
+        describe(block, floats, node, np.float32(own_prob * path_prob), own_prob, order, index)
         block[node + START] = start
         block[node + STOP] = stop
         waiting = enter(block, floats, ranking, waiting, waiting + 1)
@@ -90,6 +96,40 @@ def _drop_full_depths(block, ranking, waiting, taken, width):
     while waiting > 0 and block[taken + depth_of(block[block[ranking + waiting - 1] + ORDER])] >= width:
         waiting -= 1
     return waiting
+
+
+@allocation_free_kernel
+def probable(tokens, num_ids, block, num_taken, width, max_occurrences, max_depth, token_ids, parents, probs):
+    """Fills a draft tree with the most probable prefixes of what follows; returns its size."""
+    max_nodes = token_ids.shape[0]
+    floats = block.view(np.float64)
+    swap = OCCURRENCES + max_occurrences
+    groups = swap + max_occurrences
+    taken = groups + 2 * width
+    nodes = taken + max_nodes + 1
+    ranking = nodes + (width * max_nodes + 1) * NODE_WORDS
+    free_all(block, nodes, ranking, width * max_nodes + 1)
+    for depth in range(max_nodes + 1):
+        block[taken + depth] = 0
+    queue = block, floats, ranking
+    start, stop, depth = np.int64(OCCURRENCES), np.int64(OCCURRENCES + num_taken), np.int64(0)
+    size, waiting, path_prob = 0, 0, 1.0
+    while size < max_nodes:
+        if depth < max_depth:
+            sort_by_next(tokens, num_ids, block, start, stop, depth, swap)
+            num_groups = _largest_groups(block, num_ids, start, stop, groups, width)
+            parent = size - 1, depth, path_prob
+            waiting = _enter_groups(queue, waiting, groups, num_groups, stop - start, parent)
+        waiting = _drop_full_depths(block, ranking, waiting, taken, width)
+        if waiting == 0:
+            break
+        waiting -= 1
+        best = block[ranking + waiting]
+        start, stop = block[best + START], block[best + STOP]
+        depth, path_prob = add_to_tree(block, floats, best, size, token_ids, parents, probs)
+        block[taken + depth] += 1
+        size += 1
+    return size
 
 
 @allocation_free_kernel
@@ -123,43 +163,8 @@ def draft(
         parents: int32[max_nodes]  written: index of an earlier node, or -1.
         probs: float32[max_nodes]  written: the share of the parent's occurrences.
     """
-    max_nodes = token_ids.shape[0]
     num_ids = np.int64(buckets.shape[0] - 1)
-    floats = block.view(np.float64)
-    swap = OCCURRENCES + max_occurrences
-    groups = swap + max_occurrences
-    taken = groups + 2 * width
-    nodes = taken + max_nodes + 1
-    ranking = nodes + (width * max_nodes + 1) * NODE_WORDS
-    free_all(block, nodes, ranking, width * max_nodes + 1)
-    for depth in range(max_nodes + 1):
-        block[taken + depth] = 0
     num_taken = sample(tokens, positions, buckets, context, match_length, max_occurrences, block)
-    start, stop, depth = np.int64(OCCURRENCES), np.int64(OCCURRENCES + num_taken), np.int64(0)
-    size, waiting, path_prob = 0, 0, 1.0
-    while size < max_nodes:
-        if depth < max_depth:
-            sort_by_next(tokens, num_ids, block, start, stop, depth, swap)
-            num_groups = _largest_groups(block, num_ids, start, stop, groups, width)
-            waiting = _enter_groups(
-                block,
-                floats,
-                ranking,
-                waiting,
-                groups,
-                num_groups,
-                stop - start,
-                depth + 1,
-                size - 1,
-                path_prob,
-            )
-        waiting = _drop_full_depths(block, ranking, waiting, taken, width)
-        if waiting == 0:
-            break
-        waiting -= 1
-        best = block[ranking + waiting]
-        start, stop = block[best + START], block[best + STOP]
-        depth, path_prob = add_to_tree(block, floats, best, size, token_ids, parents, probs)
-        block[taken + depth] += 1
-        size += 1
-    return size
+    return probable(
+        tokens, num_ids, block, num_taken, width, max_occurrences, max_depth, token_ids, parents, probs
+    )
