@@ -110,15 +110,7 @@ def build_dense(
         progress.start("index", None, "vectors")
         index = DenseIndex.build(vectors)
         data = index.to_bytes()
-        facts = Facts(
-            name=label,
-            vocab_size=encoder.vocab_size,
-            depth_tokens=CONTINUATION_TOKENS + 1,
-            tokenizer=encoder.facts,
-            created_by=f"retrieval-spec {__version__}",
-            kind=KIND,
-            model_fingerprint=reader.fingerprint,
-        )
+        facts = _facts_of(label, encoder, reader.fingerprint)
         columns = {
             "tokens": tokens,
             "documents": documents,
@@ -135,6 +127,18 @@ def build_dense(
     shards.remove()
     num_vectors = vectors.shape[0]
     return DenseBuild(target, num_vectors, data.shape[0] / num_vectors, index.recall(vectors))
+
+
+def _facts_of(label: str, encoder: Tokenizer, model_fingerprint: str) -> Facts:
+    return Facts(
+        name=label,
+        vocab_size=encoder.vocab_size,
+        depth_tokens=CONTINUATION_TOKENS + 1,
+        tokenizer=encoder.facts,
+        created_by=f"retrieval-spec {__version__}",
+        kind=KIND,
+        model_fingerprint=model_fingerprint,
+    )
 
 
 def windows_of(num_tokens: int, documents: NDArray[np.int64]) -> Iterator[Window]:
