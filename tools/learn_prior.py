@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from replay_sources import VOCAB_SIZE, Ids, replay_item, traces
+from replays import VOCAB_SIZE, Ids, replay_item, traces
 
 from retrieval_spec.drafters.blend import Blend
 from retrieval_spec.engine import Engine
