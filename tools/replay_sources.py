@@ -5,8 +5,8 @@
     tools/replay_sources.py DATA --one-engine --calibration --nodes 4 16 64 --subset subset.json
     tools/replay_sources.py DATA --cost 0.002 0.01 0.03 0.1 --subset subset.json
 
-DATA holds `FAMILY.jsonl` of `{"id", "prompt_ids", "output_ids"}`. Every family starts with a fresh engine,
-or all share one, and is replayed in file order, each session closed before the next one opens, so that sources
+DATA holds `FAMILY.jsonl` of `{"id", "prompt_ids", "output_ids"}`. Every family starts with a fresh engine, or
+all share one, and is replayed in file order, each session closed before the next one opens, so that sources
 learn as they would from a server's traffic. Under greedy verification that gives the exact acceptance without
 a model.
 
