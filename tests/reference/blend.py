@@ -1,0 +1,343 @@
+"""The blend as one would explain it: contexts by falling match length, a correction, the best paths first.
+
+Probabilities are computed in double precision; those that a draft tells and ranks by are float32.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from retrieval_spec.tree import DraftTree
+from tests.reference.blend_tables import (
+    DEPTH_STEPS,
+    LENGTH_STEPS,
+    PROB_STEPS,
+    SHARE_STEPS,
+    Cell,
+    Tables,
+    bin_of,
+    escape_place,
+)
+from tests.reference.blend_texts import Match, State, Texts, TreeNode, follow, repeated
+
+OWN, OUTPUTS, PROMPTS, TREES = range(4)
+MAX_CANDIDATES, MAX_CONTEXTS, MAX_EDGES, MAX_HOPS = 48, 12, 128, 12
+COMMON_COUNT, ROWS, ROW_PAIRS = 64, 4_096, 48
+RARE, LOWEST_MIXED_PROB, LOWEST_LEARNED_PROB = 0.25, 0.003, 1e-5
+MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
+MIN_PATH_PROB = float(np.float32(5e-4))
+TREE_LENGTHS, TREE_MATCHES = [0.41, 0.46, 0.56, 0.74, 0.86, 0.95], [1, 2, 3, 4, 7, 12, 24]
+
+
+class Place(NamedTuple):
+    """Where a context, or a path drafted after it, stands in every text and in the trees."""
+
+    matches: tuple[Match, ...]
+    node: TreeNode | None
+
+    def after(self, token: int) -> Place:
+        node = self.node.child(token) if self.node else None
+        return Place(tuple(follow(match, token) for match in self.matches), node)
+
+
+class Candidate:
+    def __init__(self, token: int, prob: float) -> None:
+        self.token, self.prob, self.sources = token, prob, 0
+
+
+class Context(NamedTuple):
+    """A context that gave candidates: the place of its escape in the tables, and which ones."""
+
+    escape: tuple[int, ...]
+    tokens: set[int]
+
+
+class Read(NamedTuple):
+    """New continuations of a context: some with their counts; how often, and how many, came of all."""
+
+    kept: list[Candidate]
+    total: float
+    number: int
+
+
+class Node(NamedTuple):
+    token: int
+    parent: int
+    prob: float
+    sources: int
+    path_prob: float
+
+
+class Row(NamedTuple):
+    """The commonest continuations of a state, as they were when it was written."""
+
+    state: State
+    total: int
+    num_edges: int
+    pairs: list[tuple[int, int]]
+
+
+class Namespace:
+    """What the sessions of one namespace wrote, were asked and learned."""
+
+    def __init__(self, prior: np.ndarray) -> None:
+        self.tables = Tables(prior)
+        self.texts = {OUTPUTS: Texts(), PROMPTS: Texts()}
+        self.rows: dict[int, dict[int, Row]] = {OUTPUTS: {}, PROMPTS: {}}
+
+
+class Session:
+    """One session; `bits` are the source bits of the own text, of outputs and of prompts."""
+
+    def __init__(
+        self, namespace: Namespace, prompt: list[int], bits: tuple[int, int, int] = (0, 1, 2)
+    ) -> None:
+        self.namespace, self.tables, self.bits = namespace, namespace.tables, bits
+        self.context, self.prompt, self.output = list(prompt), prompt[-MAX_LEARNED_PROMPT:], list[int]()
+        self.own = Texts()
+        self.end = self.own.extended(self.own.root, prompt)
+        self.drafted: list[Node] | None = None
+        self.trees = TreeNode()
+
+    def draft(
+        self, max_nodes: int, max_depth: int = 64, trees: tuple[tuple[int, DraftTree], ...] = ()
+    ) -> list[Node]:
+        """The most probable paths, best first; `trees` are what other sources propose, by source bit."""
+        self.trees = TreeNode()
+        for bit, tree in trees:
+            self.trees.add(tree, bit)
+        self.drafted = self._expanded(max_nodes, max_depth)
+        return self._corrected(self.drafted)
+
+    def observe(self, tokens: list[int]) -> None:
+        """Learns from what followed, if it was drafted for, and goes on."""
+        if self.drafted is not None:
+            place = self._place()
+            for depth, token in enumerate(tokens[:MAX_LEARNED_TOKENS]):
+                self._learn(place, depth, token)
+                place = place.after(token)
+            drafted = [(node.token, node.parent, node.path_prob) for node in self.drafted]
+            self.tables.judge(drafted, tokens)
+            self.drafted, self.trees = None, TreeNode()
+        self.end = self.own.extended(self.end, tokens)
+        self.context += tokens
+        self.output += tokens
+
+    def close(self) -> None:
+        for kind, tokens in ((OUTPUTS, self.output), (PROMPTS, self.prompt)):
+            texts = self.namespace.texts[kind]
+            texts.extended(texts.root, tokens)
+
+    def _place(self) -> Place:
+        matches = (self.namespace.texts[kind].match(self.context) for kind in (OUTPUTS, PROMPTS))
+        return Place((repeated(self.end), *matches), self.trees)
+
+    def _expanded(self, max_nodes: int, max_depth: int) -> list[Node]:
+        # Path probability (negative), depth, token and age rank those that wait; then what becomes a node.
+        waiting: list[tuple[float, int, int, int, tuple[Node, Place]]] = []
+        nodes: list[Node] = []
+        place, depth, path_prob, age = self._place(), 0, 1.0, 0
+        while len(nodes) < max_nodes:
+            room = max_nodes - len(nodes)
+            floor = MIN_PATH_PROB if len(waiting) < room else -waiting[-1][0]
+            for one in self._children(place, depth, floor / path_prob) if depth < max_depth else ():
+                prob = float(np.float32(one.prob))
+                child = float(np.float32(path_prob * prob))
+                if child >= floor and one.sources:
+                    age += 1
+                    node = Node(one.token, len(nodes) - 1, prob, one.sources, child)
+                    insort(waiting, (-child, depth + 1, one.token, age, (node, place)))
+                    del waiting[room:]
+            if not waiting:
+                break
+            _, depth, token, _, (node, before) = waiting.pop(0)
+            place, path_prob = before.after(token), node.path_prob
+            nodes.append(node)
+        return nodes
+
+    def _children(self, place: Place, depth: int, least: float) -> list[Candidate]:
+        """What may follow, with corrected probabilities; what is not worth correcting has no sources."""
+        candidates, _ = self._gathered(place, least)
+        for one in candidates:
+            if one.prob >= max(LOWEST_MIXED_PROB, 0.5 * least):
+                features, one.sources = self._described(place, depth, one)
+                one.prob = self.tables.mixed(features, one.prob)
+        total = 0.0
+        for one in candidates:
+            total += one.prob
+        if total > 1.0:
+            for one in candidates:
+                one.prob /= total
+        return candidates
+
+    def _learn(self, place: Place, depth: int, token: int) -> None:
+        candidates, contexts = self._gathered(place, LOWEST_LEARNED_PROB)
+        for one in candidates:
+            if one.prob >= LOWEST_MIXED_PROB:
+                features, _ = self._described(place, depth, one)
+                self.tables.learn_candidate(features, one.prob, one.token == token)
+        for context in contexts:
+            self.tables.learn_escape(context.escape, token in context.tokens)
+            if token in context.tokens:
+                break
+
+    def _gathered(self, place: Place, least: float) -> tuple[list[Candidate], list[Context]]:
+        """Contexts of all kinds by falling match length: each shares out what the longer ones left over."""
+        texts: dict[int, Match | None] = dict(enumerate(place.matches))
+        walk = {kind: match for kind, match in texts.items() if match and match[1]}
+        tree = place.node if place.node and place.node.children else None
+        candidates: list[Candidate] = []
+        contexts: list[Context] = []
+        left = 1.0
+        for _ in range(MAX_CONTEXTS):
+            lengths = {kind: length for kind, (_, length) in walk.items()}
+            if tree:
+                lengths[TREES] = _worth_of(tree)
+            kind = max(lengths, key=lambda kind: (lengths[kind], -kind), default=-1)
+            if kind < 0 or left < least:
+                break
+            known, room = {one.token for one in candidates}, MAX_CANDIDATES - len(candidates)
+            if kind == TREES:
+                assert tree
+                read, tree, bits = _read_tree(tree, known, room), None, 1
+            else:
+                state, _ = walk.pop(kind)
+                read = self._read(kind, state, known, room, RARE * state.count * least / left)
+                bits = int(read.total)
+                if state.shorter:
+                    walk[kind] = state.shorter, state.shorter.length
+            if not read.kept:
+                continue
+            escape = escape_place(kind, bool(contexts), lengths[kind], bits, read.number)
+            known_by_it = self.tables["escapes", escape]
+            for one in read.kept:
+                one.prob *= left * known_by_it / read.total
+            candidates += read.kept
+            contexts.append(Context(escape, {one.token for one in read.kept}))
+            left *= 1.0 - known_by_it
+        return candidates, contexts
+
+    def _read(self, kind: int, state: State, known: set[int], room: int, rarest: float) -> Read:
+        if kind == OWN or state.count < COMMON_COUNT or not state.order:
+            return _read_state(state, known, room, rarest)
+        return _read_row(_row_of(self.namespace.rows[kind], state), known, room, rarest)
+
+    def _described(self, place: Place, depth: int, one: Candidate) -> tuple[list[Cell], int]:
+        """The cells of what is known of a candidate beside its contexts, and the sources that know it."""
+        sources = 0
+        supports = [_support(match, one.token) for match in place.matches]
+        for bit, (longest, _) in zip(self.bits, supports, strict=True):
+            sources |= (longest > 0) << bit
+        support = 0
+        if place.node and place.node.children:
+            child = place.node.child(one.token)
+            support = 2 + bin_of(child.prob, PROB_STEPS) if child else 1
+            sources |= child.sources if child else 0
+        matches = tuple(bin_of(length, LENGTH_STEPS) for _, length in place.matches)
+        cells: list[Cell] = [("supports", (kind, *both)) for kind, both in enumerate(supports)]
+        cells.append(("tree_support", (support,)))
+        cells.append(("supporting", tuple(longest for longest, _ in supports)))
+        cells.append(("matches", matches))
+        cells.append(("shares", tuple(share for _, share in supports)))
+        cells.append(("depths", (bin_of(depth, DEPTH_STEPS), bin_of(one.prob, PROB_STEPS))))
+        return cells, sources
+
+    def _corrected(self, nodes: list[Node]) -> list[Node]:
+        """The nodes with probabilities as outcomes say; path probabilities never rise again."""
+        told: list[Node] = []
+        paths: list[float] = []
+        for node in nodes:
+            path = min([node.path_prob * self.tables.correction(node.path_prob), *paths[-1:], 1.0])
+            before = 1.0 if node.parent < 0 else paths[node.parent]
+            paths.append(path)
+            told.append(node._replace(prob=path / before if before > 0.0 else 0.0))
+        return told
+
+
+def _worth_of(node: TreeNode) -> int:
+    """The match length in a text that a tree's word is worth, by what it gives all children together."""
+    return TREE_MATCHES[bin_of(sum(child.prob for child in node.children), TREE_LENGTHS)]
+
+
+def _keep(kept: list[Candidate], room: int, new: Candidate) -> None:
+    """Adds a continuation, in place of the rarest one of this context if there are enough."""
+    if len(kept) < room:
+        kept.append(new)
+    elif kept:
+        rarest = min(range(len(kept)), key=lambda at: kept[at].prob)
+        if new.prob > kept[rarest].prob:
+            kept[rarest] = new
+
+
+def _read_state(state: State, known: set[int], room: int, rarest: float) -> Read:
+    kept: list[Candidate] = []
+    total, known_total, number = 0, 0, 0
+    for token in state.order[:MAX_EDGES]:
+        count = state.next[token].count
+        if token in known:
+            known_total += count
+        elif count:
+            total, number = total + count, number + 1
+            if count >= rarest:
+                _keep(kept, room, Candidate(token, float(count)))
+    if len(state.order) > MAX_EDGES:
+        total = max(total, state.count - known_total)
+    return Read(kept, float(total), number)
+
+
+def _row_of(rows: dict[int, Row], state: State) -> Row:
+    """The state's row, written anew if it became an eighth more frequent or lost its place to another."""
+    at = ((state.number * 0x9E3779B97F4A7C15 & (1 << 64) - 1) >> 32) % ROWS
+    row = rows.get(at)
+    if row is None or row.state is not state or not row.total <= state.count < row.total + row.total // 8 + 1:
+        counted = [(token, state.next[token].count) for token in state.order]
+        kept: list[Candidate] = []
+        for token, count in counted:
+            _keep(kept, ROW_PAIRS, Candidate(token, count))
+        pairs = [(one.token, int(one.prob)) for one in kept]
+        row = rows[at] = Row(state, state.count, len(counted), pairs)
+    return row
+
+
+def _read_row(row: Row, known: set[int], room: int, rarest: float) -> Read:
+    kept: list[Candidate] = []
+    for token, count in row.pairs:
+        if token not in known and count >= rarest:
+            _keep(kept, room, Candidate(token, float(count)))
+    seen = [count for token, count in row.pairs if token in known]
+    return Read(kept, float(max(row.total - sum(seen), 0)), row.num_edges - len(seen))
+
+
+def _read_tree(node: TreeNode, known: set[int], room: int) -> Read:
+    kept: list[Candidate] = []
+    total, number = 0.0, 0
+    for child in node.children[:MAX_CANDIDATES]:
+        if child.prob > 0.0 and child.token not in known:
+            _keep(kept, room, Candidate(child.token, child.prob))
+            total, number = total + child.prob, number + 1
+    return Read(kept, total, number)
+
+
+def _shorter_matches(match: Match) -> Iterator[Match]:
+    state: State | None = match[0]
+    length = match[1]
+    for _ in range(MAX_HOPS):
+        if state is None or not length:
+            return
+        yield state, length
+        state = state.link
+        length = state.length if state else 0
+
+
+def _support(match: Match, token: int) -> tuple[int, int]:
+    """Bins of the longest match that the token followed, and of its share after the next shorter one."""
+    for state, length in _shorter_matches(match):
+        if token in state.next:
+            shorter = state.shorter
+            share = shorter.next[token].count / max(shorter.count, 1) if shorter else -1.0
+            return bin_of(length, LENGTH_STEPS), bin_of(share, SHARE_STEPS)
+    return 0, 1
