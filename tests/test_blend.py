@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from retrieval_spec.drafters.session import SessionDrafter
 from retrieval_spec.structures.blend_tables import shipped_prior
 from retrieval_spec.tree import DraftTree
 from tests.reference.blend import Namespace, Session
+from tests.reference.blend_tables import SHAPES
 from tests.replay import num_accepted, recorded
 from tests.strategies import as_int32
 
@@ -147,10 +149,23 @@ def sessions(draw) -> list[tuple[list[int], list[tuple[tuple[int, int] | None, l
     return draw(st.lists(session, min_size=1, max_size=4))
 
 
-@given(sessions(), st.booleans())
-@settings(max_examples=150, deadline=None)
-def test_drafts_and_tables_are_those_of_the_twin(asked, with_other):
-    both = Both(with_other)
+def extreme_prior(seed: int) -> np.ndarray:
+    """Tables as no outcomes would make them."""
+    rng = np.random.default_rng(seed)
+    prior = rng.normal(0.0, 0.4, shipped_prior().size).astype(np.float32)
+    num_escapes = prod(SHAPES["escapes"])
+    prior[:num_escapes] = rng.choice([0.0, 0.01, 0.5, 0.9, 0.997, 1.0], num_escapes)
+    prior[num_escapes] = 1.0  # the weight of what contexts give
+    return prior
+
+
+PRIORS = st.one_of(st.none(), st.integers(0, 99).map(extreme_prior))
+
+
+@given(sessions(), st.booleans(), PRIORS)
+@settings(max_examples=120, deadline=None)
+def test_drafts_and_tables_are_those_of_the_twin(asked, with_other, prior):
+    both = Both(with_other, prior)
     for prompt, steps in asked:
         session = both.start(prompt)
         for budget, tokens in steps:
@@ -193,6 +208,36 @@ def test_contexts_with_many_continuations_are_read_as_by_the_twin():
             session.commit(wide(rng, 1))
         session.close()
     assert np.mean(sizes) > 30
+
+
+@pytest.mark.parametrize("at", [0, 1, 126, 127, 128, 129])
+def test_the_oldest_continuation_and_the_newest_are_read_up_to_a_bound(at):
+    in_order = [10, *range(209, 10, -1)]
+    text = [token for other in [*range(10, 210), *[in_order[at]] * 30] for token in (0, other)]
+    tree = Both().start([*text, 9, 0]).draft(16, 1)
+    assert (in_order[at] in tree.token_ids.tolist()) == (at < 128)
+
+
+@pytest.mark.parametrize("run_tokens", range(10, 18))
+def test_a_token_is_looked_for_after_so_many_shorter_matches(run_tokens):
+    both = Both()
+    before = both.start([])
+    before.commit([*[1] * 20, 2])
+    before.close()
+    session = both.start([1, 2, 3, *[1] * run_tokens])
+    assert 2 in session.draft(16, 1).token_ids.tolist()
+    session.commit([2])
+
+
+def test_commonest_continuations_are_read_anew_when_the_twin_does():
+    rng = np.random.default_rng(2)
+    both = Both()
+    for num_outputs in range(110):
+        session = both.start([0])
+        if num_outputs > 55:
+            assert len(session.draft(40, 1)) > 10
+        session.commit([0, int(rng.integers(1, 60))])
+        session.close()
 
 
 @pytest.mark.parametrize("num_tokens", [62, 63, 64, 65, 66, 100])
