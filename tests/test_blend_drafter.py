@@ -1,0 +1,245 @@
+"""The default preset as sessions see it: isolated, repeatable, within its budget, true about sources."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.blend import Blend
+from retrieval_spec.drafters.session import SessionDrafter
+from retrieval_spec.engine import Engine
+from retrieval_spec.errors import ServiceUnavailable
+from retrieval_spec.kernels.features import MAX_HOPS
+from retrieval_spec.structures import blend_tables
+from retrieval_spec.tree import DraftTree
+from tests.conftest import REPOSITORY
+from tests.fake_drafters import CountingDrafter
+from tests.strategies import as_int32
+from tests.threads import in_threads
+
+VOCAB_SIZE = 151_936
+PASSAGE = [70_000 + step for step in range(40)]
+
+
+def engine() -> Engine:
+    return Engine(VOCAB_SIZE)
+
+
+def write(engine, prompt, output, namespace="default"):
+    session = engine.open_session(prompt, namespace)
+    for token in output:
+        session.draft(8)
+        session.commit([token])
+    session.close()
+
+
+def drafted(engine, prompt, namespace="default", max_nodes=16):
+    return engine.open_session(prompt, namespace).draft(max_nodes).check(VOCAB_SIZE)
+
+
+def sums_of_children(tree: DraftTree) -> list[float]:
+    sums = dict.fromkeys(tree.parents.tolist(), 0.0)
+    for parent, prob in zip(tree.parents.tolist(), tree.probs.tolist(), strict=True):
+        sums[parent] += prob
+    return list(sums.values())
+
+
+def with_paths(tree: DraftTree) -> list[tuple[list[int], int, int]]:
+    """What stands before each node in the tree, its token and its sources."""
+    paths: list[list[int]] = []
+    columns = tree.parents.tolist(), tree.token_ids.tolist(), tree.sources.tolist()
+    found = []
+    for parent, token, sources in zip(*columns, strict=True):
+        before = paths[parent] if parent >= 0 else []
+        paths.append([*before, token])
+        found.append((before, token, sources))
+    return found
+
+
+TOKENS = st.lists(st.integers(0, 5), max_size=25)
+STEPS = st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=4)
+
+
+@given(STEPS, STEPS, TOKENS)
+@settings(max_examples=40, deadline=None)
+def test_nothing_that_another_namespace_writes_changes_a_draft(ours, theirs, prompt):
+    alone, shared = engine(), engine()
+    for step, (asked, written) in enumerate(ours):
+        write(alone, asked, written)
+        write(shared, *theirs[step % len(theirs)], namespace="theirs")
+        write(shared, asked, written)
+    assert drafted(alone, prompt) == drafted(shared, prompt)
+
+
+def test_no_token_of_another_namespace_is_drafted():
+    shared = engine()
+    write(shared, [1, 2, *PASSAGE, 1, 2, 3], [1, 2, *PASSAGE, 1, 2, 3], namespace="theirs")
+    assert len(drafted(shared, [1, 2, *PASSAGE[:10]], "theirs")) > 4
+    tree = drafted(shared, [1, 2, *PASSAGE[:10], 5, 1, 2, PASSAGE[0]], "ours")
+    assert set(tree.token_ids.tolist()) <= {1, 2, 5, *PASSAGE[:10]}
+    assert len(drafted(shared, [1, 2], "ours")) == 0
+
+
+@given(STEPS, TOKENS)
+@settings(max_examples=40, deadline=None)
+def test_equal_states_give_equal_trees(steps, prompt):
+    one, other = engine(), engine()
+    for asked, written in steps:
+        write(one, asked, written)
+        write(other, asked, written)
+    sessions = [either.open_session(prompt) for either in (one, other)]
+    assert sessions[0].draft(16) == sessions[1].draft(16) == sessions[0].draft(16)
+
+
+class FailingDrafter:
+    """Fails in every draft but the first ones, which say nothing."""
+
+    def __init__(self, num_good: int = 0) -> None:
+        self.num_good, self.seen = num_good, []
+
+    def start(self, context, namespace="default"):
+        return self
+
+    def observe(self, tokens, feedback=None):
+        self.seen += tokens.tolist()
+
+    def close(self):
+        pass
+
+    def propose(self, budget):
+        self.num_good -= 1
+        if self.num_good < 0:
+            raise ServiceUnavailable("cannot draft")
+        return DraftTree.empty()
+
+
+@pytest.mark.parametrize("num_good", [0, 1])
+def test_a_source_that_fails_is_done_without(num_good, caplog):
+    failing, prompt = FailingDrafter(num_good), as_int32([5, 6, 7, 5, 6])
+    alone = Blend(("session", "failing")).start([SessionDrafter.open(9).start(prompt)], "default")
+    cursors = [SessionDrafter.open(9).start(prompt), failing]
+    beside = Blend(("session", "failing")).start(cursors, "default")
+    for token in (7, 5, 6):
+        tree = beside.draft(Budget(8))
+        assert len(tree) > 0
+        assert tree == alone.draft(Budget(8))
+        for either in (alone, beside):
+            either.observe(as_int32([token]))
+    assert failing.seen == [7, 5, 6]
+    assert [record.getMessage() for record in caplog.records] == [
+        "a session goes on without one of its sources: cannot draft"
+    ]
+
+
+def test_what_another_source_proposes_is_drafted_beside_texts():
+    cursors = [
+        SessionDrafter.open(99).start(as_int32([5, 6, 7, 5, 6])),
+        CountingDrafter(99).start(as_int32([6])),
+    ]
+    tree = Blend(("session", "counting")).start(cursors, "default").draft(Budget(40))
+    assert tree.source_names == ("session", "counting")
+    sources = {(*before, token): sources for before, token, sources in with_paths(tree)}
+    assert (sources[7,], sources[7, 8], sources[7, 5]) == (0b11, 0b10, 0b01)
+
+
+def test_two_sessions_of_a_namespace_draft_and_commit_in_two_threads():
+    shared = engine()
+
+    def work(number: int) -> int:
+        rng, num_nodes = np.random.default_rng(number), 0
+        for _ in range(6):
+            session = shared.open_session(rng.integers(0, 6, 60).tolist())
+            for _ in range(60):
+                tree = session.draft(int(rng.integers(1, 40))).check(VOCAB_SIZE)
+                num_nodes += len(tree)
+                session.commit(tree.token_ids[:1].tolist() + rng.integers(0, 6, 3).tolist())
+            session.close()
+        return num_nodes
+
+    assert min(in_threads(work, range(2))) > 5_000
+
+
+@pytest.mark.parametrize("max_nodes", [0, 1, 2, 7, 64, 256])
+@pytest.mark.parametrize("max_depth_nodes", [0, 1, 2, 64])
+def test_trees_keep_their_budget(max_nodes, max_depth_nodes):
+    cursor = SessionDrafter.open(9).start(as_int32(np.random.default_rng(0).integers(0, 4, 300).tolist()))
+    joint = Blend(("session",)).start([cursor], "default")
+    tree = joint.draft(Budget(max_nodes, max_depth_nodes)).check(9)
+    assert len(tree) <= max_nodes
+    assert max(tree.depths(), default=0) <= max_depth_nodes
+    assert (len(tree) > 0) == (max_nodes > 0 and max_depth_nodes > 0)
+    joint.observe(as_int32([1, 2]))
+
+
+@given(STEPS, TOKENS, st.integers(1, 64))
+@settings(max_examples=60, deadline=None)
+def test_probabilities_are_such_and_nodes_come_best_first(steps, prompt, max_nodes):
+    both = engine()
+    for asked, written in steps:
+        write(both, asked, written)
+    tree = drafted(both, prompt, max_nodes=max_nodes)
+    assert np.all((tree.probs >= 0.0) & (tree.probs <= 1.0))
+    assert np.all(np.diff(tree.path_probs()) <= 1e-6)
+
+
+@given(TOKENS, st.integers(1, 64))
+@settings(max_examples=60, deadline=None)
+def test_children_are_together_at_most_certain_before_outcomes_correct_them(prompt, max_nodes):
+    assert max(sums_of_children(drafted(engine(), prompt, max_nodes=max_nodes)), default=0.0) <= 1.0 + 1e-5
+
+
+@given(TOKENS, TOKENS, TOKENS)
+@settings(max_examples=60, deadline=None)
+def test_sources_are_the_texts_that_know_the_token_at_this_place(asked, written, prompt):
+    shared = engine()
+    write(shared, asked, written)
+    tree = drafted(shared, prompt, max_nodes=30)
+    assert tree.source_names == ("session", "history", "prompts")
+    texts = [prompt, written, asked]
+    for before, token, sources in with_paths(tree):
+        last = [*prompt, *before][-1]
+        known = [(last, token) in pairwise(text) for text in texts]
+        found = [bool(sources >> bit & 1) for bit in range(3)]
+        assert any(found)
+        assert all(known[bit] for bit in range(3) if found[bit])
+        if len(prompt) + len(before) <= MAX_HOPS:  # so that every suffix is looked at
+            assert known == found
+
+
+def test_what_a_namespace_learned_changes_its_probabilities_alone():
+    shared, context = engine(), [1, 2, 3, 1, 2]
+    before = drafted(shared, context)
+    for number in range(20):
+        write(shared, context, [20 + number])  # what the prompt says never happens
+    after = drafted(shared, context)
+    told = [tree.probs[(tree.parents < 0) & (tree.token_ids == 3)].sum() for tree in (before, after)]
+    assert told[1] < 0.7 * told[0]
+    assert drafted(shared, context, "ours") == before
+
+
+def test_a_prior_of_another_shape_is_refused(tmp_path, monkeypatch):
+    np.save(tmp_path / "prior.npy", np.zeros(blend_tables.shipped_prior().size - 1, np.float16))
+    monkeypatch.setattr(blend_tables, "PRIOR", tmp_path / "prior.npy")
+    with pytest.raises(ValueError, match=r"prior\.npy holds .* cells instead of"):
+        blend_tables.shipped_prior.__wrapped__()
+
+
+def test_the_prior_ships_with_the_package_and_belongs_to_all():
+    prior = blend_tables.shipped_prior()
+    assert prior is blend_tables.shipped_prior()
+    assert not prior.flags.writeable
+    assert np.isfinite(prior).all()
+    package = Path(blend_tables.__file__).parents[1]
+    assert blend_tables.PRIOR.is_relative_to(package)
+    if not (REPOSITORY / "pyproject.toml").is_file():
+        return
+    # The wheel takes the whole folder, but what git ignores.
+    assert 'packages = ["retrieval_spec"]' in (REPOSITORY / "pyproject.toml").read_text()
+    patterns = (REPOSITORY / ".gitignore").read_text().split()
+    assert not any(blend_tables.PRIOR.match(pattern) for pattern in patterns)
