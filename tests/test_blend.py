@@ -214,6 +214,18 @@ def test_contexts_with_many_continuations_are_read_as_by_the_twin():
     assert np.mean(sizes) > 30
 
 
+def test_escapes_that_were_learned_often_go_on_following_what_changes():
+    both = Both()
+    seen = prod(SHAPES["seen"])
+    for cells in (both.blend.cells_of("default"), both.twin.tables.cells):
+        cells[-prod(SHAPES["outcomes"]) - seen :][:seen] = 1_997.0
+    session = both.start([1, 2, 3] * 5)
+    for _ in range(8):
+        session.draft(8)
+        session.commit([1, 2, 3])
+    assert both.twin.tables.by_name["seen"].max() == 2_000.0
+
+
 @pytest.mark.parametrize("at", [0, 1, 126, 127, 128, 129])
 def test_the_oldest_continuation_and_the_newest_are_read_up_to_a_bound(at):
     in_order = [10, *range(209, 10, -1)]
