@@ -245,6 +245,14 @@ def test_a_token_is_looked_for_after_so_many_shorter_matches(run_tokens):
     session.commit([2])
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 8, 20, 34, 60, 110])
+def test_shares_after_the_shorter_match_are_those_of_the_twin(count):
+    often = [token for step in range(count) for token in (5, 1, 2, 1_000 + step)]
+    session = Both().start([*often, 5, 1, 2, 6, 1, 3, 7, 1, 4, 8, 5, 1])
+    assert 2 in session.draft(16, 1).token_ids.tolist()
+    session.commit([2])
+
+
 def test_commonest_continuations_are_read_anew_when_the_twin_does():
     rng = np.random.default_rng(2)
     both = Both()

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.base import Budget, TextCursor
 from retrieval_spec.drafters.blend import Blend
+from retrieval_spec.drafters.history import HistoryDrafter
+from retrieval_spec.drafters.prompts import PromptsDrafter
 from retrieval_spec.drafters.session import SessionDrafter
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import ServiceUnavailable
+from retrieval_spec.kernels.blend_tables import OUTPUTS, OWN, PROMPTS
 from retrieval_spec.kernels.features import MAX_HOPS
 from retrieval_spec.structures import blend_tables
 from retrieval_spec.tree import DraftTree
@@ -148,6 +151,48 @@ def test_what_another_source_proposes_is_drafted_beside_texts():
     assert (sources[7,], sources[7, 8], sources[7, 5]) == (0b11, 0b10, 0b01)
 
 
+KINDS = {SessionDrafter: OWN, HistoryDrafter: OUTPUTS, PromptsDrafter: PROMPTS}
+
+
+@pytest.mark.parametrize("source", KINDS, ids=lambda source: source.__name__)
+def test_any_text_may_stand_alone(source):
+    drafter, blend = source.open(VOCAB_SIZE), Blend(("counting", "text"))
+    before = drafter.start(as_int32(PASSAGE))
+    before.observe(as_int32(PASSAGE))
+    before.close()
+    text = drafter.start(as_int32([*PASSAGE[:20], PASSAGE[9]]))
+    assert isinstance(text, TextCursor)
+    assert text.kind == KINDS[source]
+    counting = CountingDrafter(VOCAB_SIZE, 0.5).start(as_int32([5]))
+    assert not isinstance(counting, TextCursor)
+    tree = blend.start([counting, text], "default").draft(Budget(8, 1)).check(VOCAB_SIZE)
+    sources = dict(zip(tree.token_ids.tolist(), tree.sources.tolist(), strict=True))
+    assert (sources[PASSAGE[10]], sources[6]) == (0b10, 0b01)
+
+
+@given(STEPS, TOKENS, TOKENS, TOKENS)
+@settings(max_examples=40, deadline=None)
+def test_a_session_that_went_back_drafts_as_one_that_never_went_on(steps, prompt, kept, dropped):
+    shared = engine()
+    for asked, written in steps:
+        write(shared, asked, written)
+    fresh, back = (shared.open_session(prompt) for _ in range(2))
+    for session in (fresh, back):
+        session.commit(kept)
+    expected = fresh.draft(16)
+    back.commit(dropped)
+    back.truncate(len(prompt) + len(kept))
+    assert back.draft(16) == expected
+
+
+def test_a_run_of_one_token_is_drafted_on():
+    session = engine().open_session([1] * 600)
+    for _ in range(10):
+        tree = session.draft(64).check(VOCAB_SIZE)
+        assert tree.token_ids.tolist()[:8] == [1] * 8
+        session.commit([1] * 50)
+
+
 def test_two_sessions_of_a_namespace_draft_and_commit_in_two_threads():
     shared = engine()
 
@@ -237,8 +282,6 @@ def test_the_prior_ships_with_the_package_and_belongs_to_all():
     assert np.isfinite(prior).all()
     package = Path(blend_tables.__file__).parents[1]
     assert blend_tables.PRIOR.is_relative_to(package)
-    if not (REPOSITORY / "pyproject.toml").is_file():
-        return
     # The wheel takes the whole folder, but what git ignores.
     assert 'packages = ["retrieval_spec"]' in (REPOSITORY / "pyproject.toml").read_text()
     patterns = (REPOSITORY / ".gitignore").read_text().split()
