@@ -1,4 +1,4 @@
-"""The blend as one would explain it: contexts by falling match length, a correction, the best paths first.
+"""The blend as one would explain it: evidence, a correction of it, the best paths first, and learning.
 
 Probabilities are computed in double precision; those that a draft tells and ranks by are float32.
 """
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retrieval_spec.tree import DraftTree
+from tests.reference.blend_evidence import OUTPUTS, PROMPTS, Candidate, Place, Rows, gathered
 from tests.reference.blend_tables import (
     DEPTH_STEPS,
     LENGTH_STEPS,
@@ -20,48 +21,13 @@ from tests.reference.blend_tables import (
     Cell,
     Tables,
     bin_of,
-    escape_place,
 )
-from tests.reference.blend_texts import Match, State, Texts, TreeNode, follow, repeated
+from tests.reference.blend_texts import Match, State, Texts, TreeNode, repeated
 
-OWN, OUTPUTS, PROMPTS, TREES = range(4)
-MAX_CANDIDATES, MAX_CONTEXTS, MAX_EDGES, MAX_HOPS = 48, 12, 128, 12
-COMMON_COUNT, ROWS, ROW_PAIRS = 64, 4_096, 48
-RARE, LOWEST_MIXED_PROB, LOWEST_LEARNED_PROB = 0.25, 0.003, 1e-5
+MAX_HOPS = 12
+LOWEST_MIXED_PROB, LOWEST_LEARNED_PROB = 0.003, 1e-5
 MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
 MIN_PATH_PROB = float(np.float32(5e-4))
-TREE_LENGTHS, TREE_MATCHES = [0.41, 0.46, 0.56, 0.74, 0.86, 0.95], [1, 2, 3, 4, 7, 12, 24]
-
-
-class Place(NamedTuple):
-    """Where a context, or a path drafted after it, stands in every text and in the trees."""
-
-    matches: tuple[Match, ...]
-    node: TreeNode | None
-
-    def after(self, token: int) -> Place:
-        node = self.node.child(token) if self.node else None
-        return Place(tuple(follow(match, token) for match in self.matches), node)
-
-
-class Candidate:
-    def __init__(self, token: int, prob: float) -> None:
-        self.token, self.prob, self.sources = token, prob, 0
-
-
-class Context(NamedTuple):
-    """A context that gave candidates: the place of its escape in the tables, and which ones."""
-
-    escape: tuple[int, ...]
-    tokens: set[int]
-
-
-class Read(NamedTuple):
-    """New continuations of a context: some with their counts; how often, and how many, came of all."""
-
-    kept: list[Candidate]
-    total: float
-    number: int
 
 
 class Node(NamedTuple):
@@ -72,22 +38,13 @@ class Node(NamedTuple):
     path_prob: float
 
 
-class Row(NamedTuple):
-    """The commonest continuations of a state, as they were when it was written."""
-
-    state: State
-    total: int
-    num_edges: int
-    pairs: list[tuple[int, int]]
-
-
 class Namespace:
     """What the sessions of one namespace wrote, were asked and learned."""
 
     def __init__(self, prior: np.ndarray) -> None:
         self.tables = Tables(prior)
         self.texts = {OUTPUTS: Texts(), PROMPTS: Texts()}
-        self.rows: dict[int, dict[int, Row]] = {OUTPUTS: {}, PROMPTS: {}}
+        self.rows: dict[int, Rows] = {OUTPUTS: {}, PROMPTS: {}}
 
 
 class Session:
@@ -161,7 +118,7 @@ class Session:
 
     def _children(self, place: Place, depth: int, least: float) -> list[Candidate]:
         """What may follow, with corrected probabilities; what is not worth correcting has no sources."""
-        candidates, _ = self._gathered(place, least)
+        candidates, _ = gathered(place, self.namespace.rows, self.tables, least)
         for one in candidates:
             if one.prob >= max(LOWEST_MIXED_PROB, 0.5 * least):
                 features, one.sources = self._described(place, depth, one)
@@ -175,7 +132,7 @@ class Session:
         return candidates
 
     def _learn(self, place: Place, depth: int, token: int) -> None:
-        candidates, contexts = self._gathered(place, LOWEST_LEARNED_PROB)
+        candidates, contexts = gathered(place, self.namespace.rows, self.tables, LOWEST_LEARNED_PROB)
         for one in candidates:
             if one.prob >= LOWEST_MIXED_PROB:
                 features, _ = self._described(place, depth, one)
@@ -184,47 +141,6 @@ class Session:
             self.tables.learn_escape(context.escape, token in context.tokens)
             if token in context.tokens:
                 break
-
-    def _gathered(self, place: Place, least: float) -> tuple[list[Candidate], list[Context]]:
-        """Contexts of all kinds by falling match length: each shares out what the longer ones left over."""
-        texts: dict[int, Match | None] = dict(enumerate(place.matches))
-        walk = {kind: match for kind, match in texts.items() if match and match[1]}
-        tree = place.node if place.node and place.node.children else None
-        candidates: list[Candidate] = []
-        contexts: list[Context] = []
-        left = 1.0
-        for _ in range(MAX_CONTEXTS):
-            lengths = {kind: length for kind, (_, length) in walk.items()}
-            if tree:
-                lengths[TREES] = _worth_of(tree)
-            kind = max(lengths, key=lambda kind: (lengths[kind], -kind), default=-1)
-            if kind < 0 or left < least:
-                break
-            known, room = {one.token for one in candidates}, MAX_CANDIDATES - len(candidates)
-            if kind == TREES:
-                assert tree
-                read, tree, bits = _read_tree(tree, known, room), None, 1
-            else:
-                state, _ = walk.pop(kind)
-                read = self._read(kind, state, known, room, RARE * state.count * least / left)
-                bits = int(read.total)
-                if state.shorter:
-                    walk[kind] = state.shorter, state.shorter.length
-            if not read.kept:
-                continue
-            escape = escape_place(kind, bool(contexts), lengths[kind], bits, read.number)
-            known_by_it = self.tables["escapes", escape]
-            for one in read.kept:
-                one.prob *= left * known_by_it / read.total
-            candidates += read.kept
-            contexts.append(Context(escape, {one.token for one in read.kept}))
-            left *= 1.0 - known_by_it
-        return candidates, contexts
-
-    def _read(self, kind: int, state: State, known: set[int], room: int, rarest: float) -> Read:
-        if kind == OWN or state.count < COMMON_COUNT or not state.order:
-            return _read_state(state, known, room, rarest)
-        return _read_row(_row_of(self.namespace.rows[kind], state), known, room, rarest)
 
     def _described(self, place: Place, depth: int, one: Candidate) -> tuple[list[Cell], int]:
         """The cells of what is known of a candidate beside its contexts, and the sources that know it."""
@@ -256,70 +172,6 @@ class Session:
             paths.append(path)
             told.append(node._replace(prob=path / before if before > 0.0 else 0.0))
         return told
-
-
-def _worth_of(node: TreeNode) -> int:
-    """The match length in a text that a tree's word is worth, by what it gives all children together."""
-    return TREE_MATCHES[bin_of(sum(child.prob for child in node.children), TREE_LENGTHS)]
-
-
-def _keep(kept: list[Candidate], room: int, new: Candidate) -> None:
-    """Adds a continuation, in place of the rarest one of this context if there are enough."""
-    if len(kept) < room:
-        kept.append(new)
-    elif kept:
-        rarest = min(range(len(kept)), key=lambda at: kept[at].prob)
-        if new.prob > kept[rarest].prob:
-            kept[rarest] = new
-
-
-def _read_state(state: State, known: set[int], room: int, rarest: float) -> Read:
-    kept: list[Candidate] = []
-    total, known_total, number = 0, 0, 0
-    for token in state.order[:MAX_EDGES]:
-        count = state.next[token].count
-        if token in known:
-            known_total += count
-        elif count:
-            total, number = total + count, number + 1
-            if count >= rarest:
-                _keep(kept, room, Candidate(token, float(count)))
-    if len(state.order) > MAX_EDGES:
-        total = max(total, state.count - known_total)
-    return Read(kept, float(total), number)
-
-
-def _row_of(rows: dict[int, Row], state: State) -> Row:
-    """The state's row, written anew if it became an eighth more frequent or lost its place to another."""
-    at = ((state.number * 0x9E3779B97F4A7C15 & (1 << 64) - 1) >> 32) % ROWS
-    row = rows.get(at)
-    if row is None or row.state is not state or not row.total <= state.count < row.total + row.total // 8 + 1:
-        counted = [(token, state.next[token].count) for token in state.order]
-        kept: list[Candidate] = []
-        for token, count in counted:
-            _keep(kept, ROW_PAIRS, Candidate(token, count))
-        pairs = [(one.token, int(one.prob)) for one in kept]
-        row = rows[at] = Row(state, state.count, len(counted), pairs)
-    return row
-
-
-def _read_row(row: Row, known: set[int], room: int, rarest: float) -> Read:
-    kept: list[Candidate] = []
-    for token, count in row.pairs:
-        if token not in known and count >= rarest:
-            _keep(kept, room, Candidate(token, float(count)))
-    seen = [count for token, count in row.pairs if token in known]
-    return Read(kept, float(max(row.total - sum(seen), 0)), row.num_edges - len(seen))
-
-
-def _read_tree(node: TreeNode, known: set[int], room: int) -> Read:
-    kept: list[Candidate] = []
-    total, number = 0.0, 0
-    for child in node.children[:MAX_CANDIDATES]:
-        if child.prob > 0.0 and child.token not in known:
-            _keep(kept, room, Candidate(child.token, child.prob))
-            total, number = total + child.prob, number + 1
-    return Read(kept, total, number)
 
 
 def _shorter_matches(match: Match) -> Iterator[Match]:
