@@ -226,6 +226,20 @@ def test_escapes_that_were_learned_often_go_on_following_what_changes():
     assert both.twin.tables.by_name["seen"].max() == 2_000.0
 
 
+@pytest.mark.parametrize("escape", [0.9, 0.9963, 0.9968, 0.9969, 0.999])
+def test_what_long_matches_leave_over_is_learned_from_down_to_a_bound(escape):
+    prior = shipped_prior().copy()
+    prior[: prod(SHAPES["escapes"])] = escape
+    both = Both(prior=prior)
+    session = both.start(
+        [1, 2, 3, 10, 9, 2, 3, 11, 8, 3, 12, 1, 2, 3]
+    )  # three matches, each with a new token
+    session.draft(8)
+    session.commit([12])
+    num_learned = np.count_nonzero(both.twin.tables.by_name["seen"])
+    assert num_learned == (3 if (1.0 - escape) ** 2 > 1e-5 else 2)
+
+
 @pytest.mark.parametrize("at", [0, 1, 126, 127, 128, 129])
 def test_the_oldest_continuation_and_the_newest_are_read_up_to_a_bound(at):
     in_order = [10, *range(209, 10, -1)]
