@@ -161,7 +161,10 @@ class Engine:
         most = min(total_nodes, MAX_SHARE * -(-total_nodes // max(len(sessions), 1)))
         caps = [most] * len(sessions) if max_nodes is None else [min(most, cap) for cap in max_nodes]
         trees = [session.draft(cap) for session, cap in zip(sessions, caps, strict=True)]
-        return share_nodes(trees, max(total_nodes, 0), cost_curve)
+        shared = share_nodes(trees, max(total_nodes, 0), cost_curve)
+        for session, tree in zip(sessions, shared, strict=True):
+            session.keep(len(tree))
+        return shared
 
     def warm_up(self) -> None:
         """Compiles what only a draft from several sources needs; the sources compile with any draft."""
@@ -245,7 +248,18 @@ class Session:
         if max_nodes <= 0:
             return DraftTree.empty(self._engine.source_names)
         tree = self._joint.draft(Budget(max_nodes))
-        return tree if cost_curve is None else cut(tree, cost_curve)
+        if cost_curve is None:
+            return tree
+        tree = cut(tree, cost_curve)
+        self.keep(len(tree))
+        return tree
+
+    def keep(self, num_nodes: int) -> None:
+        """Says that of the tree drafted last only the first nodes will be verified: what it teaches is less.
+
+        Unsaid, the whole tree is taken to be. Nodes that a cost curve or a batch left out are known of.
+        """
+        self._joint.keep(num_nodes)
 
     def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
         """Appends decided tokens (accepted ones and the bonus token) to the context.

@@ -128,6 +128,25 @@ def test_a_batch_drafts_what_pays_in_the_common_pass():
     assert sizes == [[4], [3, 3], [1] * 10]
 
 
+def draft_alone(engine, session, curve):
+    return session.draft(16, curve)
+
+
+def draft_in_a_batch(engine, session, curve):
+    return engine.draft_batch([session], 16, cost_curve=curve)[0]
+
+
+@pytest.mark.parametrize("draft", [draft_alone, draft_in_a_batch])
+def test_nodes_that_nobody_verified_do_not_count_as_refused(draft):
+    blending = Engine(VOCAB_SIZE)
+    session = blending.open_session([*range(20)] * 3)
+    sure = float(session.draft(16).path_probs().sum())
+    for token in [*range(20)] * 15:
+        assert len(draft(blending, session, CostCurve.linear(5.0))) == 0
+        session.commit([token])
+    assert float(session.draft(16).path_probs().sum()) >= sure > 12
+
+
 @pytest.mark.parametrize("bad", [[VOCAB_SIZE], [-1], [2**31], [0.5]])
 def test_bad_tokens_leave_the_session_as_it_was(bad):
     session = engine().open_session([1])

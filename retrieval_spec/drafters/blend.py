@@ -79,6 +79,7 @@ class Blended:
         "_cursors",
         "_drafted",
         "_learned",
+        "_num_kept",
         "_others",
         "_scratch",
         "_source_names",
@@ -101,6 +102,7 @@ class Blended:
                 self._others.append((bit, GuardedCursor(cursor)))
         self._trie: Int32s = _NOTHING
         self._drafted: tuple[Tokens, Int32s, Float32s] | None = None
+        self._num_kept = 0
 
     def draft(self, budget: Budget) -> DraftTree:
         """Returns the most probable paths, best first."""
@@ -133,8 +135,12 @@ class Blended:
                 probs[:size],
                 sources[:size],
             )
-        self._drafted = token_ids, parents, path_probs
+        self._drafted, self._num_kept = (token_ids, parents, path_probs), size
         return DraftTree(token_ids, parents, probs, sources, self._source_names)
+
+    def keep(self, num_nodes: int) -> None:
+        """Says that of the tree drafted last only the first nodes will be verified."""
+        self._num_kept = num_nodes
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Learns from what followed the context, and moves all cursors on."""
@@ -156,7 +162,7 @@ class Blended:
                 tokens,
                 self._scratch,
             )
-            judge(token_ids, parents, path_probs, tokens, self._learned.tables)
+            judge(token_ids, parents, path_probs, self._num_kept, tokens, self._learned.tables)
         self._drafted, self._trie = None, _NOTHING
 
     def _proposed(self, budget: Budget) -> Int32s:

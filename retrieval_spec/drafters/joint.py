@@ -24,6 +24,10 @@ class Joint(Protocol):
         """Returns one tree from all sources; equal states give equal trees."""
         ...
 
+    def keep(self, num_nodes: int) -> None:
+        """Says that of the tree drafted last only the first nodes will be verified; unsaid, all will."""
+        ...
+
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves all cursors on by committed tokens."""
         ...
@@ -73,6 +77,9 @@ class Fused:
             # From here on what fails drafts nothing; the step is not lost, since drafting changes no cursor.
             self._cursors = [GuardedCursor(cursor) for cursor in self._cursors]
             return self._combine(self._cursors, budget)
+
+    def keep(self, num_nodes: int) -> None:
+        """Does nothing: no source asks what became of its tree."""
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves all cursors on."""

@@ -327,13 +327,18 @@ def learn(
 
 
 @allocation_free_kernel
-def judge(token_ids, parents, path_probs, tokens, tables):
+def judge(token_ids, parents, path_probs, num_verified, tokens, tables):
     """Notes which nodes of a drafted tree came true; returns how many.
+
+    Of nodes that were not verified, the children of verified ones are judged too: what follows a verified
+    node is known wherever the node came true. Of their own children nothing is known exactly where it would
+    speak for them, so they are left out.
 
     Args:
         token_ids: int32[n]  the tree.
         parents: int32[n]  likewise.
         path_probs: float32[n]  as `draft` wrote them.
+        num_verified: so many nodes, the first ones, went to the target.
         tokens: int32[m]  what was committed then.
         tables: float32[NUM_CELLS]  changed.
     """
@@ -341,6 +346,8 @@ def judge(token_ids, parents, path_probs, tokens, tables):
         tables[cell] *= np.float32(OUTCOME_DECAY)
     node, num_accepted = -1, 0
     for other in range(token_ids.shape[0]):
+        if parents[other] >= num_verified:
+            continue
         at, part = outcome_of(path_probs[other])
         is_next = num_accepted < tokens.shape[0] and parents[other] == node
         if is_next and token_ids[other] == tokens[num_accepted]:

@@ -58,6 +58,7 @@ class Session:
         self.own = Texts()
         self.end = self.own.extended(self.own.root, prompt)
         self.drafted: list[Node] | None = None
+        self.num_kept = 0
         self.trees = TreeNode()
 
     def draft(
@@ -68,7 +69,12 @@ class Session:
         for bit, tree in trees:
             self.trees.add(tree, bit)
         self.drafted = self._expanded(max_nodes, max_depth)
+        self.num_kept = len(self.drafted)
         return self._corrected(self.drafted)
+
+    def keep(self, num_nodes: int) -> None:
+        """Only so many nodes go to the target."""
+        self.num_kept = num_nodes
 
     def observe(self, tokens: list[int]) -> None:
         """Learns from what followed, if it was drafted for, and goes on."""
@@ -78,7 +84,7 @@ class Session:
                 self._learn(place, depth, token)
                 place = place.after(token)
             drafted = [(node.token, node.parent, node.path_prob) for node in self.drafted]
-            self.tables.judge(drafted, tokens)
+            self.tables.judge(drafted, self.num_kept, tokens)
             self.drafted, self.trees = None, TreeNode()
         self.end = self.own.extended(self.end, tokens)
         self.context += tokens

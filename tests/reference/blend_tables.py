@@ -89,11 +89,16 @@ class Tables:
         )
         return low + part * (high - low)
 
-    def judge(self, drafted: list[tuple[int, int, float]], tokens: list[int]) -> None:
-        """Notes of the tokens, parents and path probabilities of a tree which came true."""
+    def judge(self, drafted: list[tuple[int, int, float]], num_verified: int, tokens: list[int]) -> None:
+        """Notes of the tokens, parents and path probabilities of a tree which came true.
+
+        What follows a node that was not verified is never known.
+        """
         self.by_name["outcomes"] *= OUTCOME_DECAY
         node, num_accepted = -1, 0
         for other, (token, parent, path_prob) in enumerate(drafted):
+            if parent >= num_verified:
+                continue
             if parent == node and tokens[num_accepted : num_accepted + 1] == [token]:
                 node, num_accepted = other, num_accepted + 1
                 self._note(0, path_prob, 1.0)
