@@ -14,6 +14,7 @@ from retrieval_spec.tree import DraftTree, as_tokens
 __version__ = "0.1.0"
 
 _LAZY = {
+    "BatchCostMeter": "retrieval_spec.step_costs",
     "CostCurve": "retrieval_spec.budget",
     "DraftClient": "retrieval_spec.client",
     "Engine": "retrieval_spec.engine",
@@ -23,6 +24,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "BatchCostMeter",
     "CostCurve",
     "DraftClient",
     "DraftTree",

@@ -5,7 +5,8 @@ Pure arithmetic: whoever runs the steps times them. Knows no trees and no sessio
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Collection
 from statistics import median
 from typing import NamedTuple
 
@@ -14,12 +15,16 @@ from retrieval_spec.errors import InvalidRequest
 
 _KEPT_SAMPLES = 9
 _MIN_SAMPLES = 3
-"""With three, one step may take a hundred times as long without being noticed."""
+"""With three, two steps may take a hundred times as long without being noticed."""
 
 _STEPS_A_CURVE = 16
 _STEPS_AN_EXPLORATION = 128
 _TOLERANCE = 0.05
 """A curve that differs less is not worth telling anybody."""
+
+_STEPS_A_CHANGE = 4
+_CHANGE = 1.5
+"""So many steps in a row that cost so many times more than such steps did, or less, are a new state."""
 
 
 class Plan(NamedTuple):
@@ -37,20 +42,24 @@ class Plan(NamedTuple):
 class StepCostMeter:
     """Learns from timed steps what a pass with so many drafted nodes costs, and keeps track of it.
 
-    Holds the last few costs of each range of node counts (0, 1, 2-3, 4-7, ...) and takes medians, so that
-    a step which waited for something else does no harm. The first steps, and later one in 128, draft
-    another number of nodes than would pay, to learn or learn again what that costs. Keep one meter for all
-    generations of one model on one machine; it belongs to one caller at a time.
+    Holds the last few costs of each range of node counts (0, 1, 2-3, 4-7, ...) and takes their lower
+    quartile, so that steps which compiled something or waited for something else do no harm. The first
+    steps, the 16th, 32nd and 64th, and later one in 128 draft another number of nodes than would pay, to
+    learn or learn again what that costs. When costs change all at once, it begins anew. Keep one meter for
+    all generations of one model on one machine; it belongs to one caller at a time.
 
         meter = StepCostMeter()
         plan = meter.plan(max_nodes=64)
         tree = session.draft(*plan)
         ...                                     the pass over the tree, and whatever else a step takes
         meter.observe(len(tree), seconds)
+
+    A verifier of batches keeps a `BatchCostMeter`.
     """
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[tuple[int, float]]] = {}
+        self._changes: deque[float] = deque(maxlen=_STEPS_A_CHANGE)
         self._explored_at: dict[int, int] = {}
         self._num_steps = 0
         self._cost_curve: CostCurve | None = None
@@ -64,7 +73,7 @@ class StepCostMeter:
         """Returns how to draft for the next step, with `max_nodes` nodes at most."""
         if self._cost_curve is None:
             return Plan(0 if self._lacks_plain_steps() else max_nodes, None)
-        if self._num_steps % _STEPS_AN_EXPLORATION or max_nodes <= 0:
+        if max_nodes <= 0 or not self._is_exploring():
             return Plan(max_nodes, self._cost_curve)
         ranges = range(max_nodes.bit_length() + 1)
         longest_unseen = min(ranges, key=lambda place: (self._explored_at.get(place, -1), -place))
@@ -88,18 +97,36 @@ class StepCostMeter:
                 expected=f"0 to {MAX_NODE_COUNT} nodes, {MIN_COST:g} to {MAX_COST:g}",
             )
         samples = self._samples.setdefault(num_nodes.bit_length(), deque(maxlen=_KEPT_SAMPLES))
+        if len(samples) >= _MIN_SAMPLES:
+            self._changes.append(cost / _usual_cost(samples))
+        if self._has_changed():
+            self._forget()
         samples.append((num_nodes, cost))
         self._num_steps += 1
         if self._cost_curve is None or self._num_steps % _STEPS_A_CURVE == 0:
             self._update()
 
+    def _is_exploring(self) -> bool:
+        is_power_of_two = self._num_steps & (self._num_steps - 1) == 0
+        return self._num_steps % _STEPS_AN_EXPLORATION == 0 or (self._num_steps >= 16 and is_power_of_two)
+
     def _lacks_plain_steps(self) -> bool:
         known = {place for place, samples in self._samples.items() if len(samples) >= _MIN_SAMPLES}
         return bool(known) and 0 not in known
 
+    def _has_changed(self) -> bool:
+        changes = self._changes
+        return len(changes) == _STEPS_A_CHANGE and (min(changes) > _CHANGE or max(changes) < 1.0 / _CHANGE)
+
+    def _forget(self) -> None:
+        for samples in self._samples.values():
+            samples.clear()
+        self._changes.clear()
+        self._cost_curve = None
+
     def _update(self) -> None:
         points = [
-            (int(median(count for count, _ in samples)), median(cost for _, cost in samples))
+            (int(median(count for count, _ in samples)), _usual_cost(samples))
             for _, samples in sorted(self._samples.items())
             if len(samples) >= _MIN_SAMPLES
         ]
@@ -109,6 +136,30 @@ class StepCostMeter:
         fresh = CostCurve(counts, costs)
         if self._cost_curve is None or _differ(self._cost_curve, fresh):
             self._cost_curve = fresh
+
+
+class BatchCostMeter:
+    """Learns what a pass costs by its drafted nodes and its sessions: a meter for 1, 2-3, 4-7, ... sessions.
+
+        meter = BatchCostMeter()
+        plan = meter.plan(total_nodes, len(sessions))
+        trees = source.draft_batch(sessions, *plan)
+        ...
+        meter.observe(sum(map(len, trees)), seconds, len(sessions))
+
+    Nodes are always those of all sessions together. It belongs to one caller at a time.
+    """
+
+    def __init__(self) -> None:
+        self._meters: defaultdict[int, StepCostMeter] = defaultdict(StepCostMeter)
+
+    def plan(self, max_nodes: int, num_sessions: int) -> Plan:
+        """Returns how to draft for the next step of so many sessions."""
+        return self._meters[num_sessions.bit_length()].plan(max_nodes)
+
+    def observe(self, num_nodes: int, cost: float, num_sessions: int) -> None:
+        """Takes in a finished step, as `StepCostMeter.observe` does."""
+        self._meters[num_sessions.bit_length()].observe(num_nodes, cost)
 
 
 class KnownCosts:
@@ -138,6 +189,11 @@ def planner_of(step_costs: CostCurve | StepCostMeter | None) -> KnownCosts | Ste
     raise InvalidRequest(
         "no step costs", got=repr(step_costs)[:80], expected="a CostCurve, a StepCostMeter or None"
     )
+
+
+def _usual_cost(samples: Collection[tuple[int, float]]) -> float:
+    """Returns the lower quartile: what disturbs a step makes it longer."""
+    return sorted(cost for _, cost in samples)[(len(samples) - 1) // 4]
 
 
 def _differ(one: CostCurve, other: CostCurve) -> bool:
