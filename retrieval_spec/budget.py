@@ -23,6 +23,10 @@ MAX_CURVE_POINTS = 256
 MAX_NODE_COUNT = 2**31 - 1
 MIN_COST, MAX_COST = 1e-12, 1e12
 
+COST_EXPONENT = 1.3
+"""An accepted node spares a token of the next step, and that is a cheap one: every step decides one token
+without a draft, which is the hard one, and what follows it is easy to draft. So much more must a node pay."""
+
 
 @dataclass(frozen=True, slots=True)
 class CostCurve:
@@ -130,12 +134,13 @@ def _costs_up_to(curve: CostCurve, max_nodes: int) -> Float64s:
 
 
 def num_paying(path_probs: Float32s, cost_curve: CostCurve, num_sessions: int = 1) -> int:
-    """Returns how many of the most probable nodes make a step yield the most tokens per cost.
+    """Returns how many of the most probable nodes make a step yield the most tokens for what it costs.
 
     A step of `s` sessions yields `s` tokens and one for each accepted node: of all `n` the one with the
-    largest `(s + path_probs[:n].sum()) / cost(n)` is taken, the smallest of equal ones. So a node is kept
-    while its path probability is at least its own cost times the step's tokens per cost (Dinkelbach's
-    condition), a step in the curve is jumped where what lies behind it pays, and 0 is a usual answer.
+    largest `(s + path_probs[:n].sum()) / cost(n) ** COST_EXPONENT` is taken, the smallest of equal ones. So
+    a node is kept while its path probability is at least its own cost times the step's tokens per cost
+    (Dinkelbach's condition) times the exponent, a step in the curve is jumped where what lies behind it pays,
+    and 0 is a usual answer.
 
     The rate is the step's own and not that of the whole generation: an accepted token spares what it
     would have cost in the next step, which is little where drafts are good and much where they are not.
@@ -148,7 +153,9 @@ def num_paying(path_probs: Float32s, cost_curve: CostCurve, num_sessions: int = 
     tokens = np.zeros(path_probs.shape[0] + 1, np.float64)
     np.cumsum(path_probs, out=tokens[1:])
     tokens += num_sessions
-    return int(np.argmax(tokens / cost_curve.up_to(path_probs.shape[0])))
+    # In units of a plain pass, so that no power leaves the range of numbers.
+    costs = cost_curve.up_to(path_probs.shape[0]) / cost_curve.costs[0]
+    return int(np.argmax(tokens / costs**COST_EXPONENT))
 
 
 def cut(tree: DraftTree, cost_curve: CostCurve) -> DraftTree:

@@ -122,16 +122,16 @@ def test_a_cost_curve_travels_only_when_the_server_may_not_know_it(scripted):
     with DraftClient(address, timeout_s=PATIENCE_S) as client:
         session, other = client.open_session([1]), client.open_session([2])
         sizes = [len(session.draft(8, curve)) for curve in (None, CHEAP, CHEAP, DEAR, DEAR, None, None)]
-        assert sizes == [8, 8, 8, 4, 4, 8, 8]
+        assert sizes == [8, 8, 8, 3, 3, 8, 8]
         assert told() == [False, True, False, True, False, True, False]
         for _ in range(2):
-            assert [len(tree) for tree in client.draft_batch([session, other], 16, DEAR)] == [2, 2]
-        assert len(other.draft(8, DEAR)) == 4
+            assert [len(tree) for tree in client.draft_batch([session, other], 16, DEAR)] == [1, 0]
+        assert len(other.draft(8, DEAR)) == 3
         session.truncate(1)
-        assert len(session.draft(8, DEAR)) == 4
+        assert len(session.draft(8, DEAR)) == 3
         assert told() == [True, False, False, False]
         session.lose()  # a session opened again knows nothing
-        assert len(session.draft(8, DEAR)) == 4
+        assert len(session.draft(8, DEAR)) == 3
         assert told() == [True]
 
 
@@ -143,7 +143,7 @@ def test_a_curve_of_a_step_without_answer_is_told_again(scripted):
         assert len(session.draft(8, DEAR)) == 0
         servicer.spoil = lambda step, result: None
         client._breaker.succeeded()
-        assert len(session.draft(8, DEAR)) == 4
+        assert len(session.draft(8, DEAR)) == 3
         assert [step.HasField("cost_curve") for step in servicer.steps] == [True, True]
 
 

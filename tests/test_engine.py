@@ -112,8 +112,8 @@ def test_only_nodes_that_pay_are_drafted():
     halves = Engine(VOCAB_SIZE, {"half": CountingDrafter(VOCAB_SIZE, 0.5)})
     session = halves.open_session([1])
     assert len(session.draft(16, CostCurve.linear(0.0))) == 16
-    assert len(session.draft(16, CostCurve.linear(0.03))) == 4
-    assert len(session.draft(3, CostCurve.linear(0.03))) == 3
+    assert len(session.draft(16, CostCurve.linear(0.03))) == 3
+    assert len(session.draft(2, CostCurve.linear(0.03))) == 2
     assert len(session.draft(16, CostCurve.linear(0.6))) == 0
     assert len(session.draft(16)) == 16
 
@@ -125,7 +125,7 @@ def test_a_batch_drafts_what_pays_in_the_common_pass():
         [len(tree) for tree in halves.draft_batch(sessions[:count], 160, cost_curve=CostCurve.linear(0.03))]
         for count in (1, 2, 10)
     ]
-    assert sizes == [[4], [3, 3], [1] * 10]
+    assert sizes == [[3], [3, 3], [1] * 10]
 
 
 def draft_alone(engine, session, curve):

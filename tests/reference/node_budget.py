@@ -28,15 +28,20 @@ def cost_at(curve: Sequence[tuple[int, float]], num_nodes: int) -> float:
     return low + (high - low) * (num_nodes - begin) / (end - begin)
 
 
-def best_rate(
+def worth(tokens: float, cost: float) -> float:
+    """What a step is worth: costs weigh more than tokens, since tokens behind accepted ones are cheap."""
+    return tokens / cost**1.3
+
+
+def best_worth(
     trees: Sequence[Tree], curve: Sequence[tuple[int, float]], total_nodes: int
 ) -> tuple[float, int]:
-    """The most tokens per cost that a step can yield, and the fewest nodes that it takes."""
+    """The most that a step can be worth, and the fewest nodes that it takes."""
     best = (0.0, 0)
     for chosen in selections(trees):
         if len(chosen) <= total_nodes:
             tokens = len(trees) + sum(trees[t][1][n] for t, n in chosen)
-            rate = tokens / cost_at(curve, len(chosen))
+            rate = worth(tokens, cost_at(curve, len(chosen)))
             if rate > best[0] * (1 + 1e-12):
                 best = (rate, len(chosen))
     return best
