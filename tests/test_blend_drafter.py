@@ -268,6 +268,19 @@ def test_what_a_namespace_learned_changes_its_probabilities_alone():
     assert drafted(shared, context, "ours") == before
 
 
+def test_a_commit_of_no_tokens_says_nothing_of_the_draft():
+    one, other = engine(), engine()
+    context = [*PASSAGE, 1, *PASSAGE[:20]]
+    for either, num_empty in ((one, 0), (other, 5)):
+        session = either.open_session(context)
+        session.draft(16)
+        for _ in range(num_empty):
+            session.commit([])
+            session.draft(16)
+        session.commit([*PASSAGE[20:25], 9])
+    assert drafted(one, context) == drafted(other, context)
+
+
 def test_a_prior_of_another_shape_is_refused(tmp_path, monkeypatch):
     np.save(tmp_path / "prior.npy", np.zeros(blend_tables.shipped_prior().size - 1, np.float16))
     monkeypatch.setattr(blend_tables, "PRIOR", tmp_path / "prior.npy")

@@ -144,7 +144,7 @@ class Blended:
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Learns from what followed the context, and moves all cursors on."""
-        if self._drafted is not None:
+        if self._drafted is not None and tokens.shape[0]:
             self._learn(tokens, *self._drafted)
         for cursor in self._cursors:
             cursor.observe(tokens, feedback)

@@ -78,7 +78,7 @@ class Session:
 
     def observe(self, tokens: list[int]) -> None:
         """Learns from what followed, if it was drafted for, and goes on."""
-        if self.drafted is not None:
+        if self.drafted is not None and tokens:
             place = self._place()
             for depth, token in enumerate(tokens[:MAX_LEARNED_TOKENS]):
                 self._learn(place, depth, token)
