@@ -88,7 +88,7 @@ class TextCursor(Cursor, Protocol):
     def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
         """Returns the automaton, its table of commonest continuations, and the state and length of the match.
 
-        Of the context's own text the automaton alone is read: the place is where it ends.
+        The place in the context's own text is not read: it is where that ends.
         """
         ...
 

@@ -114,7 +114,7 @@ class Blended:
         own, outputs, prompts = self._texts
         with outputs.lock, prompts.lock, self._learned.lock:
             size = draft(
-                own.find_place()[0],
+                *own.find_place()[:2],
                 *outputs.find_place(),
                 *prompts.find_place(),
                 self._trie,
@@ -153,7 +153,7 @@ class Blended:
         own, outputs, prompts = self._texts
         with outputs.lock, prompts.lock, self._learned.lock:
             learn(
-                own.find_place()[0],
+                *own.find_place()[:2],
                 *outputs.find_place(),
                 *prompts.find_place(),
                 self._trie,

@@ -15,7 +15,7 @@ from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.automaton_draft import draft, scratch_words
 from retrieval_spec.kernels.blend_tables import OWN
-from retrieval_spec.structures.shared_automaton import NO_ROWS
+from retrieval_spec.kernels.commonest import ROW_WORDS
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
 from retrieval_spec.tree import DraftTree, Float32s, Int32s, Tokens
 
@@ -71,13 +71,14 @@ class SessionDrafter:
 class SessionCursor:
     """One session's text as an automaton; owned by that session, not thread-safe."""
 
-    __slots__ = ("_scratch", "automaton")
+    __slots__ = ("_commonest", "_scratch", "automaton")
 
     kind = OWN
     lock = nullcontext()
 
     def __init__(self, context: Tokens) -> None:
         self.automaton = SuffixAutomaton.from_tokens(context)
+        self._commonest: Int32s = np.zeros((1, ROW_WORDS), np.int32)
         self._scratch = np.empty(0, np.int64)
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
@@ -89,7 +90,7 @@ class SessionCursor:
 
     def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
         """Returns the automaton; the place in it is its end."""
-        return self.automaton.arena, NO_ROWS, _AT_ITS_END
+        return self.automaton.arena, self._commonest, _AT_ITS_END
 
     @property
     def match_length(self) -> int:

@@ -139,6 +139,7 @@ def _correct(tables, size, parents, probs, path_probs, block):
 @allocation_free_kernel
 def draft(
     own_text,
+    own_rows,
     output_texts,
     output_rows,
     output_place,
@@ -160,8 +161,9 @@ def draft(
 
     Args:
         own_text: int32[words]  the automaton of the session's text (`kernels.automaton`).
+        own_rows: int32[1, ROW_WORDS]  its commonest tokens (`kernels.commonest`), changed.
         output_texts: int32[words]  that of what was written before (`kernels.shared_automaton`).
-        output_rows: int32[r, ROW_WORDS]  its commonest continuations (`kernels.commonest`), changed.
+        output_rows: int32[r, ROW_WORDS]  its commonest tokens and continuations, changed.
         output_place: int64[2]  state and match length of the context in it.
         prompt_texts: int32[words]  that of what was asked before.
         prompt_rows: int32[r, ROW_WORDS]  likewise.
@@ -184,7 +186,6 @@ def draft(
     nodes = PLACES + (max_nodes + 1) * PLACE_WORDS
     ranking = nodes + (max_nodes + 1) * NODE_WORDS
     free_all(block, nodes, ranking, max_nodes + 1)
-    no_rows = output_rows[:0]
     begin(own, output_place, prompt_place, block, PLACES)
     size, waiting = 0, 0
     depth, path_prob, place = np.int64(0), 1.0, np.int64(PLACES)
@@ -198,7 +199,7 @@ def draft(
                 own,
                 outputs,
                 prompts,
-                no_rows,
+                own_rows,
                 output_rows,
                 prompt_rows,
                 trie,
@@ -270,6 +271,7 @@ def _learn_candidates(own, outputs, prompts, trie, tables, block, floats, bits, 
 @allocation_free_kernel
 def learn(
     own_text,
+    own_rows,
     output_texts,
     output_rows,
     output_place,
@@ -286,6 +288,7 @@ def learn(
 
     Args:
         own_text: int32[words]  as for `draft`.
+        own_rows: int32[1, ROW_WORDS]  likewise.
         output_texts: int32[words]  likewise.
         output_rows: int32[r, ROW_WORDS]  likewise.
         output_place: int64[2]  where the context stood before `tokens`.
@@ -301,7 +304,6 @@ def learn(
     own, outputs = own_text.view(np.uint32), output_texts.view(np.uint32)
     prompts = prompt_texts.view(np.uint32)
     floats = block.view(np.float64)
-    no_rows = output_rows[:0]
     begin(own, output_place, prompt_place, block, PLACES)
     for depth in range(min(tokens.shape[0], MAX_LEARNED_TOKENS)):
         token = np.int64(tokens[depth])
@@ -310,7 +312,7 @@ def learn(
             own,
             outputs,
             prompts,
-            no_rows,
+            own_rows,
             output_rows,
             prompt_rows,
             trie,

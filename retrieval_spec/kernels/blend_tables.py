@@ -27,6 +27,7 @@ LENGTH_STEPS = np.array([1, 2, 3, 4, 5, 7, 10, 16, 32], np.int64)
 NUM_MATCHES = 10
 SHARE_STEPS = np.array([0.0, 0.02, 0.05, 0.12, 0.25, 0.5, 0.75, 0.97])
 NUM_SHARES = 9
+TOKEN_SHARE_STEPS = np.array([0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03])
 PROB_STEPS = np.array([0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98])
 NUM_PROBS = 15
 DEPTH_STEPS = np.array([1, 2, 4, 8, 16], np.int64)
@@ -34,7 +35,7 @@ NUM_DEPTHS = 6
 
 WEIGHT = ESCAPE_CELLS
 BIAS = WEIGHT + 1
-SUPPORTS = BIAS + 1  # by kind of text: longest match that a token followed, and its share after a shorter one
+SUPPORTS = BIAS + 1  # by kind of text: longest match that a token followed, its share after a shorter one
 TREE_SUPPORT = SUPPORTS + NUM_TEXTS * NUM_MATCHES * NUM_SHARES
 SUPPORTING_MATCHES = TREE_SUPPORT + NUM_PROBS + 2  # longest matches that a token followed, of all texts
 MATCHES = SUPPORTING_MATCHES + NUM_MATCHES**NUM_TEXTS  # longest matches, of all texts

@@ -1,6 +1,7 @@
 """The commonest continuations of states with many: what would take too long to look for in every draft.
 
-A table of rows, each for one state, found by its number; a later state takes an earlier one's row.
+A table of rows, each for one state, found by its number; a later state takes an earlier one's row. The first
+row is the root's alone: the commonest tokens of all. A table of one row is for the root only.
 
     rows    int32[n, ROW_WORDS]    state, its count then, edges, pairs, then pairs of token and count
 
@@ -19,6 +20,7 @@ from retrieval_spec.kernels.automaton import (
     EDGE_TOKEN,
     EDGE_WORDS,
     EDGES_AT,
+    NUM_TOKENS,
     OVERFLOW,
     TARGET,
     TOKEN,
@@ -31,6 +33,12 @@ COMMON_COUNT = 64
 MAX_PAIRS = 48
 STATE, TOTAL, NUM_EDGES, NUM_PAIRS, PAIRS = range(5)
 ROW_WORDS = PAIRS + 2 * MAX_PAIRS
+
+
+@inlined_kernel
+def _count_of(words, state):
+    """Returns how often a state came: the root with every token."""
+    return np.int64(words[record_of(state) + COUNT]) if state > 0 else np.int64(words[NUM_TOKENS])
 
 
 @inlined_kernel
@@ -70,7 +78,7 @@ def _fill(words, rows, row, state):
         token, target = words[at + EDGE_TOKEN], words[at + EDGE_TARGET]
         edge = words[at + EDGE_NEXT]
     rows[row, STATE] = state
-    rows[row, TOTAL] = words[record + COUNT]
+    rows[row, TOTAL] = _count_of(words, state)
     rows[row, NUM_EDGES] = num_edges
     rows[row, NUM_PAIRS] = num
 
@@ -78,8 +86,11 @@ def _fill(words, rows, row, state):
 @inlined_kernel
 def row_of(words, rows, state):
     """Returns the row of a state that has edges, written anew if it is another one's or out of date."""
-    row = np.int64((np.uint64(state) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) % rows.shape[0]
-    count, known = np.int64(words[record_of(state) + COUNT]), np.int64(rows[row, TOTAL])
+    row = np.int64(0)
+    if state > 0:
+        mixed = (np.uint64(state) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
+        row = 1 + np.int64(mixed) % (rows.shape[0] - 1)
+    count, known = _count_of(words, state), np.int64(rows[row, TOTAL])
     if rows[row, STATE] != state or not known <= count < known + known // 8 + 1:
         _fill(words, rows, row, state)
     return row

@@ -1,9 +1,10 @@
 """What may follow one place in several texts and trees: candidates with probabilities, and their features.
 
-Contexts are visited by falling match length over all texts together. Each gives the tokens that it is
-the first to know the probability that the longer ones left over (PPM with exclusion; Cleary and Witten,
-1984), as a learned table says; then every candidate's probability is corrected in the log-odds domain by
-what each text knows of it (as in PAQ; Mahoney, 2005).
+Contexts are visited by falling match length over all texts together, at the end the empty ones, where a
+text has but its commonest tokens to offer. Each gives the tokens that it is the first to know the probability
+that the longer ones left over (PPM with exclusion; Cleary and Witten, 1984), as a learned table says; then
+every candidate's probability is corrected in the log-odds domain by what each text knows of it (as in PAQ;
+Mahoney, 2005).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from retrieval_spec.kernels.automaton import (
     EDGES_AT,
     LENGTH,
     NONE,
+    NUM_TOKENS,
     OVERFLOW,
     TARGET,
     TOKEN,
@@ -30,6 +32,9 @@ from retrieval_spec.kernels.blend_tables import (
     NUM_FEATURES,
     NUM_KINDS,
     NUM_TEXTS,
+    OUTPUTS,
+    OWN,
+    PROMPTS,
     TREES,
     bin_of,
     escape_cell,
@@ -47,7 +52,7 @@ from retrieval_spec.kernels.places import link_of
 
 MAX_CANDIDATES = 48
 MAX_CONTEXTS = 12
-"""Contexts of all texts that are asked for candidates at one place."""
+"""Contexts of all texts that are asked for candidates at one place, beside the empty ones."""
 MAX_EDGES = 128
 """Continuations that are read of one context: the oldest one and the newest ones."""
 RARE = 0.25
@@ -64,7 +69,7 @@ CELL, FIRST, STOP, CONTEXT_WORDS = range(4)
 WALK = 0
 CANDIDATES = WALK + 2 * NUM_KINDS
 CONTEXTS = CANDIDATES + MAX_CANDIDATES * CANDIDATE_WORDS
-FEATURES = CONTEXTS + MAX_CONTEXTS * CONTEXT_WORDS
+FEATURES = CONTEXTS + (MAX_CONTEXTS + NUM_TEXTS) * CONTEXT_WORDS
 EVIDENCE_WORDS = FEATURES + NUM_FEATURES
 
 TREE_LENGTHS = np.array([0.41, 0.46, 0.56, 0.74, 0.86, 0.95])
@@ -182,7 +187,7 @@ def _read_commonest(words, commonest, state, block, floats, first, rarest):
 
 @inlined_kernel
 def _read_state(words, commonest, state, block, floats, first, rarest):
-    if commonest.shape[0] > 0 and words[record_of(state) + COUNT] >= COMMON_COUNT:
+    if state == 0 or (commonest.shape[0] > 1 and words[record_of(state) + COUNT] >= COMMON_COUNT):
         return _read_commonest(words, commonest, state, block, floats, first, rarest)
     return _read_edges(words, state, block, floats, first, rarest)
 
@@ -230,7 +235,34 @@ def _settle(block, floats, tables, kind, num_contexts, first, num, total, bits_o
 
 
 @inlined_kernel
-def gather(own, outputs, prompts, none, outputs_common, prompts_common, trie, tables, block, floats, least):
+def _visit_text(words, commonest, tables, block, floats, kind, num_contexts, num, left, least):
+    """Adds what a text knows at its place in the walk; returns how many candidates and what is left then."""
+    state = block[WALK + 2 * kind]
+    if words[record_of(state) + TARGET] == NONE:
+        return num, left
+    count = words[record_of(state) + COUNT] if state > 0 else words[NUM_TOKENS]
+    rarest = np.float64(count) * RARE * least / left
+    stop, total, num_new = _read_state(words, commonest, state, block, floats, num, rarest)
+    if num_new > 0 and stop > num:
+        left = _settle(
+            block, floats, tables, kind, num_contexts, num, stop, np.float64(total), total, num_new, left
+        )
+    return stop, left
+
+
+@inlined_kernel
+def _visit_trees(trie, tables, block, floats, num_contexts, num, left):
+    """Adds the children of the place in the trees; returns as `_visit_text` does."""
+    stop, mass, num_new = _read_node(trie, block[WALK + 2 * TREES] - 1, block, floats, num)
+    if num_new > 0 and stop > num:
+        left = _settle(
+            block, floats, tables, TREES, num_contexts, num, stop, mass, np.int64(1), num_new, left
+        )
+    return stop, left
+
+
+@inlined_kernel
+def gather(own, outputs, prompts, own_rows, output_rows, prompt_rows, trie, tables, block, floats, least):
     """Finds the candidates of the place where the walk begins; returns their number and that of contexts.
 
     Stops where less than `least` is left for shorter matches, and leaves out what is clearly less probable.
@@ -240,35 +272,27 @@ def gather(own, outputs, prompts, none, outputs_common, prompts_common, trie, ta
         kind = _longest(block)
         if kind < 0 or left < least:
             break
-        state, first = block[WALK + 2 * kind], num
+        first = num
         if kind == TREES:
-            num, mass, num_new = _read_node(trie, state - 1, block, floats, first)
-            if num_new > 0 and num > first:
-                left = _settle(
-                    block, floats, tables, kind, num_contexts, first, num, mass, np.int64(1), num_new, left
-                )
-                num_contexts += 1
+            num, left = _visit_trees(trie, tables, block, floats, num_contexts, first, left)
             block[WALK + 2 * kind] = 0
-            continue
-        words = own if kind == 0 else (outputs if kind == 1 else prompts)
-        common = none if kind == 0 else (outputs_common if kind == 1 else prompts_common)
-        if words[record_of(state) + TARGET] != NONE:
-            rarest = np.float64(words[record_of(state) + COUNT]) * RARE * least / left
-            num, total, num_new = _read_state(words, common, state, block, floats, first, rarest)
-            if num_new > 0 and num > first:
-                left = _settle(
-                    block,
-                    floats,
-                    tables,
-                    kind,
-                    num_contexts,
-                    first,
-                    num,
-                    np.float64(total),
-                    total,
-                    num_new,
-                    left,
-                )
-                num_contexts += 1
-        _shorten(words, block, kind)
+        else:
+            words = own if kind == OWN else (outputs if kind == OUTPUTS else prompts)
+            rows = own_rows if kind == OWN else (output_rows if kind == OUTPUTS else prompt_rows)
+            num, left = _visit_text(
+                words, rows, tables, block, floats, kind, num_contexts, first, left, least
+            )
+            _shorten(words, block, kind)
+        num_contexts += 1 if num > first else 0
+    for kind in (OUTPUTS, OWN, PROMPTS):
+        words = own if kind == OWN else (outputs if kind == OUTPUTS else prompts)
+        rows = own_rows if kind == OWN else (output_rows if kind == OUTPUTS else prompt_rows)
+        if left >= least and rows.shape[0] > 0:
+            first = num
+            block[WALK + 2 * kind] = 0
+            block[WALK + 2 * kind + 1] = 0
+            num, left = _visit_text(
+                words, rows, tables, block, floats, kind, num_contexts, first, left, least
+            )
+            num_contexts += 1 if num > first else 0
     return num, num_contexts

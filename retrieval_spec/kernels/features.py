@@ -13,7 +13,7 @@ import numpy as np
 from retrieval_spec.fusion import FIRST_CHILD, NEXT_SIBLING, PROB
 from retrieval_spec.fusion import SOURCE as TRIE_SOURCE
 from retrieval_spec.fusion import TOKEN as TRIE_TOKEN
-from retrieval_spec.kernels.automaton import COUNT, LENGTH, find, record_of
+from retrieval_spec.kernels.automaton import COUNT, LENGTH, NONE, NUM_TOKENS, find, record_of
 from retrieval_spec.kernels.blend_tables import (
     BIAS,
     DEPTH_STEPS,
@@ -30,6 +30,7 @@ from retrieval_spec.kernels.blend_tables import (
     SHARES,
     SUPPORTING_MATCHES,
     SUPPORTS,
+    TOKEN_SHARE_STEPS,
     TREE_SUPPORT,
     WEIGHT,
     bin_of,
@@ -44,7 +45,10 @@ MAX_HOPS = 12
 
 @inlined_kernel
 def _support(words, state, length, token):
-    """Returns bins of the longest match that a token followed, and of its share after the next one."""
+    """Returns bins of the longest match that a token followed, and of its share after the next one.
+
+    Without such a match, 0 and a bin of its share of the text, 0 if it does not occur there.
+    """
     for _ in range(MAX_HOPS):
         if state <= 0:
             break
@@ -58,7 +62,11 @@ def _support(words, state, length, token):
             return bin_of(length, LENGTH_STEPS), bin_of(share, SHARE_STEPS)
         state = link_of(words, state)
         length = np.int64(words[record_of(state) + LENGTH])
-    return 0, 1
+    found = words[find(words, np.int64(0), np.uint32(token))]
+    if found == 0 or found == NONE:
+        return 0, 0
+    share = np.float64(words[record_of(found) + COUNT]) / max(np.float64(words[NUM_TOKENS]), 1.0)
+    return 0, 1 + bin_of(share, TOKEN_SHARE_STEPS)
 
 
 @inlined_kernel
@@ -77,8 +85,8 @@ def _tree_support(trie, node, token):
 
 @inlined_kernel
 def describe_candidate(own, outputs, prompts, trie, block, bits, place, depth, token, prob):
-    """Writes the cells of a candidate's features; returns the sources that know it."""
-    sources = np.int64(0)
+    """Writes the cells of a candidate's features; returns the sources that know it here, else at all."""
+    sources, holders = np.int64(0), np.int64(0)
     matches, supporting, shares = 0, 0, 0
     for kind in range(NUM_TEXTS):
         words = own if kind == 0 else (outputs if kind == 1 else prompts)
@@ -86,9 +94,11 @@ def describe_candidate(own, outputs, prompts, trie, block, bits, place, depth, t
         match, share = _support(words, block[place + 2 * kind], length, token)
         if match > 0:
             sources |= np.int64(1) << bits[kind]
+        elif share > 0:
+            holders |= np.int64(1) << bits[kind]
         matches = matches * NUM_MATCHES + bin_of(length, LENGTH_STEPS)
         supporting = supporting * NUM_MATCHES + match
-        shares = shares * NUM_SHARES + share
+        shares = shares * NUM_SHARES + (share if match > 0 else 1)
         block[FEATURES + kind] = SUPPORTS + (kind * NUM_MATCHES + match) * NUM_SHARES + share
     support, tree_sources = _tree_support(trie, block[place + 2 * NUM_TEXTS] - 1, token)
     block[FEATURES + NUM_TEXTS] = TREE_SUPPORT + support
@@ -97,7 +107,8 @@ def describe_candidate(own, outputs, prompts, trie, block, bits, place, depth, t
     block[FEATURES + NUM_TEXTS + 3] = SHARES + shares
     depths = bin_of(depth, DEPTH_STEPS) * NUM_PROBS + bin_of(prob, PROB_STEPS)
     block[FEATURES + NUM_TEXTS + 4] = DEPTHS + depths
-    return sources | tree_sources
+    sources |= tree_sources
+    return sources if sources > 0 else holders
 
 
 @inlined_kernel
