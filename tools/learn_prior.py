@@ -36,11 +36,13 @@ def first_guess() -> Tables:
     prior[layout.WEIGHT] = 1.0
     shape = (layout.NUM_KINDS, 2, layout.NUM_LENGTHS, layout.NUM_COUNTS, layout.NUM_WIDTHS)
     escapes = prior[: layout.ESCAPE_CELLS].reshape(shape)
+    escapes[layout.ANCHORED] = 0.5
+    texts = slice(layout.ANCHORED)
     length = np.log2(np.maximum(LENGTHS, 1.0))[:, None]
     bits = np.arange(layout.NUM_COUNTS)[None, :]
-    escapes[:, 0, :, :, 0] = sigmoid(-0.9 + 0.82 * length + 0.74 * bits)
-    escapes[:, 0, :, :, 1:] = sigmoid(-1.0 + 0.28 * length + 0.26 * bits)[..., None]
-    escapes[:, 1] = sigmoid(-1.5 + 0.28 * length + 0.28 * bits)[..., None]
+    escapes[texts, 0, :, :, 0] = sigmoid(-0.9 + 0.82 * length + 0.74 * bits)
+    escapes[texts, 0, :, :, 1:] = sigmoid(-1.0 + 0.28 * length + 0.26 * bits)[..., None]
+    escapes[texts, 1] = sigmoid(-1.5 + 0.28 * length + 0.28 * bits)[..., None]
     return prior
 
 

@@ -88,7 +88,8 @@ class TextCursor(Cursor, Protocol):
     def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
         """Returns the automaton, its table of commonest continuations, and the state and length of the match.
 
-        The place in the context's own text is not read: it is where that ends.
+        The place in the context's own text is where that ends; there its anchor stands instead
+        (`kernels.anchor`), which the kernels move on.
         """
         ...
 

@@ -18,8 +18,9 @@ from retrieval_spec.drafters.guarded import GuardedCursor
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import TRIE_ROWS
+from retrieval_spec.kernels.anchor import ANCHOR_WORDS
 from retrieval_spec.kernels.blend import draft, judge, learn, scratch_words
-from retrieval_spec.kernels.blend_tables import NUM_TEXTS
+from retrieval_spec.kernels.blend_tables import NUM_TEXTS, OWN
 from retrieval_spec.kernels.fusion import insert
 from retrieval_spec.structures.blend_tables import BlendTables
 from retrieval_spec.structures.shared_automaton import NO_ROWS
@@ -28,7 +29,7 @@ from retrieval_spec.tree import DraftTree, Float32s, Int32s, Tokens
 
 _NOTHING = np.zeros((TRIE_ROWS, 1), np.int32)
 _NO_TEXT = SuffixAutomaton().arena
-_NO_PLACE = np.zeros(2, np.int64)
+_NO_PLACE = np.zeros(ANCHOR_WORDS, np.int64)
 
 
 class _Learned:
@@ -114,7 +115,7 @@ class Blended:
         own, outputs, prompts = self._texts
         with outputs.lock, prompts.lock, self._learned.lock:
             size = draft(
-                *own.find_place()[:2],
+                *own.find_place(),
                 *outputs.find_place(),
                 *prompts.find_place(),
                 self._trie,
@@ -146,6 +147,8 @@ class Blended:
         """Learns from what followed the context, and moves all cursors on."""
         if self._drafted is not None and tokens.shape[0]:
             self._learn(tokens, *self._drafted)
+        else:
+            self._texts[OWN].find_place()[2][:] = 0  # an anchor that does not move along would mislead
         for cursor in self._cursors:
             cursor.observe(tokens, feedback)
 
@@ -153,7 +156,7 @@ class Blended:
         own, outputs, prompts = self._texts
         with outputs.lock, prompts.lock, self._learned.lock:
             learn(
-                *own.find_place()[:2],
+                *own.find_place(),
                 *outputs.find_place(),
                 *prompts.find_place(),
                 self._trie,

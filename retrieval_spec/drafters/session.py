@@ -13,6 +13,7 @@ from retrieval_spec.drafters.base import Budget, Cursor, Int64s
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.feedback import Feedback
+from retrieval_spec.kernels.anchor import ANCHOR_WORDS
 from retrieval_spec.kernels.automaton_draft import draft, scratch_words
 from retrieval_spec.kernels.blend_tables import OWN
 from retrieval_spec.kernels.commonest import ROW_WORDS
@@ -42,7 +43,6 @@ def _worth_table() -> Float32s:
 
 
 WORTH = _worth_table()
-_AT_ITS_END = np.zeros(2, np.int64)
 
 
 class SessionDrafter:
@@ -71,13 +71,14 @@ class SessionDrafter:
 class SessionCursor:
     """One session's text as an automaton; owned by that session, not thread-safe."""
 
-    __slots__ = ("_commonest", "_scratch", "automaton")
+    __slots__ = ("_anchor", "_commonest", "_scratch", "automaton")
 
     kind = OWN
     lock = nullcontext()
 
     def __init__(self, context: Tokens) -> None:
         self.automaton = SuffixAutomaton.from_tokens(context)
+        self._anchor: Int64s = np.zeros(ANCHOR_WORDS, np.int64)
         self._commonest: Int32s = np.zeros((1, ROW_WORDS), np.int32)
         self._scratch = np.empty(0, np.int64)
 
@@ -89,8 +90,8 @@ class SessionCursor:
         """Does nothing: what the session wrote ends with it."""
 
     def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
-        """Returns the automaton; the place in it is its end."""
-        return self.automaton.arena, self._commonest, _AT_ITS_END
+        """Returns the automaton, the row of its commonest tokens, and its anchor: the place is its end."""
+        return self.automaton.arena, self._commonest, self._anchor
 
     @property
     def match_length(self) -> int:

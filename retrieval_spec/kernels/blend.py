@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from retrieval_spec.kernels.anchor import ANCHOR_WORDS
 from retrieval_spec.kernels.blend_tables import (
     BIAS,
     NUM_FEATURES,
@@ -19,12 +20,14 @@ from retrieval_spec.kernels.blend_tables import (
     log_odds,
     outcome_of,
 )
-from retrieval_spec.kernels.evidence import (
+from retrieval_spec.kernels.candidates import (
     CANDIDATE,
     CANDIDATE_PROB,
     CANDIDATE_SOURCES,
     CANDIDATE_WORDS,
     CANDIDATES,
+)
+from retrieval_spec.kernels.evidence import (
     CELL,
     CONTEXT_WORDS,
     CONTEXTS,
@@ -38,7 +41,7 @@ from retrieval_spec.kernels.evidence import (
 )
 from retrieval_spec.kernels.features import describe_candidate, mixed
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
-from retrieval_spec.kernels.places import PLACE_WORDS, begin, follow_all
+from retrieval_spec.kernels.places import ANCHOR, PLACE_WORDS, begin, follow_all
 from retrieval_spec.kernels.ranking import (
     FIRST_OWN_WORD,
     NODE_WORDS,
@@ -140,6 +143,7 @@ def _correct(tables, size, parents, probs, path_probs, block):
 def draft(
     own_text,
     own_rows,
+    anchor,
     output_texts,
     output_rows,
     output_place,
@@ -162,6 +166,7 @@ def draft(
     Args:
         own_text: int32[words]  the automaton of the session's text (`kernels.automaton`).
         own_rows: int32[1, ROW_WORDS]  its commonest tokens (`kernels.commonest`), changed.
+        anchor: int64[ANCHOR_WORDS]  where a copy in it stood that the context left (`kernels.anchor`).
         output_texts: int32[words]  that of what was written before (`kernels.shared_automaton`).
         output_rows: int32[r, ROW_WORDS]  its commonest tokens and continuations, changed.
         output_place: int64[2]  state and match length of the context in it.
@@ -186,7 +191,7 @@ def draft(
     nodes = PLACES + (max_nodes + 1) * PLACE_WORDS
     ranking = nodes + (max_nodes + 1) * NODE_WORDS
     free_all(block, nodes, ranking, max_nodes + 1)
-    begin(own, output_place, prompt_place, block, PLACES)
+    begin(own, anchor, output_place, prompt_place, block, PLACES)
     size, waiting = 0, 0
     depth, path_prob, place = np.int64(0), 1.0, np.int64(PLACES)
     while size < max_nodes:
@@ -272,6 +277,7 @@ def _learn_candidates(own, outputs, prompts, trie, tables, block, floats, bits, 
 def learn(
     own_text,
     own_rows,
+    anchor,
     output_texts,
     output_rows,
     output_place,
@@ -289,6 +295,7 @@ def learn(
     Args:
         own_text: int32[words]  as for `draft`.
         own_rows: int32[1, ROW_WORDS]  likewise.
+        anchor: int64[ANCHOR_WORDS]  likewise; moved on by `tokens`.
         output_texts: int32[words]  likewise.
         output_rows: int32[r, ROW_WORDS]  likewise.
         output_place: int64[2]  where the context stood before `tokens`.
@@ -304,7 +311,7 @@ def learn(
     own, outputs = own_text.view(np.uint32), output_texts.view(np.uint32)
     prompts = prompt_texts.view(np.uint32)
     floats = block.view(np.float64)
-    begin(own, output_place, prompt_place, block, PLACES)
+    begin(own, anchor, output_place, prompt_place, block, PLACES)
     for depth in range(min(tokens.shape[0], MAX_LEARNED_TOKENS)):
         token = np.int64(tokens[depth])
         begin_walk(block, np.int64(PLACES), trie)
@@ -326,6 +333,10 @@ def learn(
         )
         _learn_contexts(tables, block, num_contexts, token)
         follow_all(own, outputs, prompts, trie, block, np.int64(PLACES), token)
+    for word in range(ANCHOR_WORDS):
+        anchor[word] = block[PLACES + ANCHOR + word]
+    if tokens.shape[0] > MAX_LEARNED_TOKENS:
+        anchor[:] = 0
 
 
 @allocation_free_kernel

@@ -14,11 +14,13 @@ import math
 
 import numpy as np
 
+from retrieval_spec.kernels.anchor import NUM_SUPPORTS
 from retrieval_spec.kernels.jit import inlined_kernel
 
-OWN, OUTPUTS, PROMPTS, TREES = range(4)
-"""Kinds of evidence: the own text, what was written and asked before, and what other sources propose."""
-NUM_KINDS, NUM_TEXTS = 4, 3
+OWN, OUTPUTS, PROMPTS, TREES, ANCHORED = range(5)
+"""Kinds of evidence: the own text, what was written and asked before, what other sources propose, and
+where a copy of the own text may go on after an edit."""
+NUM_KINDS, NUM_TEXTS = 5, 3
 
 NUM_LENGTHS, NUM_COUNTS, NUM_WIDTHS = 13, 8, 4
 ESCAPE_CELLS = NUM_KINDS * 2 * NUM_LENGTHS * NUM_COUNTS * NUM_WIDTHS
@@ -41,9 +43,10 @@ SUPPORTING_MATCHES = TREE_SUPPORT + NUM_PROBS + 2  # longest matches that a toke
 MATCHES = SUPPORTING_MATCHES + NUM_MATCHES**NUM_TEXTS  # longest matches, of all texts
 SHARES = MATCHES + NUM_MATCHES**NUM_TEXTS  # shares after the shorter matches, of all texts
 DEPTHS = SHARES + NUM_SHARES**NUM_TEXTS  # how many drafted tokens came before, and what the contexts say
-PRIOR_CELLS = DEPTHS + NUM_DEPTHS * NUM_PROBS
+ANCHORS = DEPTHS + NUM_DEPTHS * NUM_PROBS  # what an anchor says, and the longest match in the own text
+PRIOR_CELLS = ANCHORS + NUM_SUPPORTS * NUM_MATCHES
 
-NUM_FEATURES = NUM_TEXTS + 5
+NUM_FEATURES = NUM_TEXTS + 6
 
 SEEN = PRIOR_CELLS
 OUTCOMES = SEEN + ESCAPE_CELLS
@@ -72,7 +75,8 @@ def log_odds(prob):
 
 
 @inlined_kernel
-def _length_bin(length):
+def length_bin(length):
+    """Returns the bin of a match length among `NUM_LENGTHS`."""
     if length <= 6:
         return length
     if length <= 12:
@@ -83,8 +87,8 @@ def _length_bin(length):
 
 
 @inlined_kernel
-def escape_cell(kind, is_later, match_length, total, num_new):
-    """Returns the cell of a context by its kind, match length, count and number of continuations.
+def escape_cell(kind, is_later, stage, total, num_new):
+    """Returns the cell of a context by its kind, bin of its match, count and number of continuations.
 
     `is_later` is 1 if other contexts came before; then count and number are of new continuations.
     """
@@ -93,7 +97,7 @@ def escape_cell(kind, is_later, match_length, total, num_new):
         total >>= 1
         bits += 1
     width = 0 if num_new <= 1 else (1 if num_new == 2 else (2 if num_new <= 4 else 3))
-    cell = (kind * 2 + is_later) * NUM_LENGTHS + _length_bin(match_length)
+    cell = (kind * 2 + is_later) * NUM_LENGTHS + stage
     return (cell * NUM_COUNTS + bits) * NUM_WIDTHS + width
 
 

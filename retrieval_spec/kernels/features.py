@@ -13,8 +13,10 @@ import numpy as np
 from retrieval_spec.fusion import FIRST_CHILD, NEXT_SIBLING, PROB
 from retrieval_spec.fusion import SOURCE as TRIE_SOURCE
 from retrieval_spec.fusion import TOKEN as TRIE_TOKEN
-from retrieval_spec.kernels.automaton import COUNT, LENGTH, NONE, NUM_TOKENS, find, record_of
+from retrieval_spec.kernels.anchor import anchor_support, target_of
+from retrieval_spec.kernels.automaton import COUNT, LENGTH, NUM_TOKENS, record_of
 from retrieval_spec.kernels.blend_tables import (
+    ANCHORS,
     BIAS,
     DEPTH_STEPS,
     DEPTHS,
@@ -36,14 +38,14 @@ from retrieval_spec.kernels.blend_tables import (
     bin_of,
 )
 from retrieval_spec.kernels.evidence import FEATURES
-from retrieval_spec.kernels.jit import inlined_kernel
-from retrieval_spec.kernels.places import link_of
+from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
+from retrieval_spec.kernels.places import ANCHOR, link_of
 
 MAX_HOPS = 12
 """Shorter matches in which a candidate is looked for."""
 
 
-@inlined_kernel
+@allocation_free_kernel
 def _support(words, state, length, token):
     """Returns bins of the longest match that a token followed, and of its share after the next one.
 
@@ -52,18 +54,18 @@ def _support(words, state, length, token):
     for _ in range(MAX_HOPS):
         if state <= 0:
             break
-        if words[find(words, state, np.uint32(token))] != 0:
+        if target_of(words, state, token) > 0:
             shorter = link_of(words, state)
             share = -1.0
             if shorter > 0:
-                target = words[find(words, shorter, np.uint32(token))]
+                target = target_of(words, shorter, token)
                 count = np.float64(words[record_of(target) + COUNT])
                 share = count / max(np.float64(words[record_of(shorter) + COUNT]), 1.0)
             return bin_of(length, LENGTH_STEPS), bin_of(share, SHARE_STEPS)
         state = link_of(words, state)
         length = np.int64(words[record_of(state) + LENGTH])
-    found = words[find(words, np.int64(0), np.uint32(token))]
-    if found == 0 or found == NONE:
+    found = target_of(words, np.int64(0), token)
+    if found == 0:
         return 0, 0
     share = np.float64(words[record_of(found) + COUNT]) / max(np.float64(words[NUM_TOKENS]), 1.0)
     return 0, 1 + bin_of(share, TOKEN_SHARE_STEPS)
@@ -83,7 +85,7 @@ def _tree_support(trie, node, token):
     return 1, np.int64(0)
 
 
-@inlined_kernel
+@allocation_free_kernel
 def describe_candidate(own, outputs, prompts, trie, block, bits, place, depth, token, prob):
     """Writes the cells of a candidate's features; returns the sources that know it here, else at all."""
     sources, holders = np.int64(0), np.int64(0)
@@ -107,6 +109,9 @@ def describe_candidate(own, outputs, prompts, trie, block, bits, place, depth, t
     block[FEATURES + NUM_TEXTS + 3] = SHARES + shares
     depths = bin_of(depth, DEPTH_STEPS) * NUM_PROBS + bin_of(prob, PROB_STEPS)
     block[FEATURES + NUM_TEXTS + 4] = DEPTHS + depths
+    match = bin_of(block[place + 1], LENGTH_STEPS)
+    support = anchor_support(own, block, place + ANCHOR, token)
+    block[FEATURES + NUM_TEXTS + 5] = ANCHORS + support * NUM_MATCHES + match
     sources |= tree_sources
     return sources if sources > 0 else holders
 

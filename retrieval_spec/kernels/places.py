@@ -1,7 +1,7 @@
 """Where a context, or a node drafted after it, stands in every text and in the trees of other sources.
 
-A place is `PLACE_WORDS` words of a block: state and match length in each text, then the node in the
-trees counted from 1, with 0 for none.
+A place is `PLACE_WORDS` words of a block: state and match length in each text, the node in the trees
+counted from 1 with 0 for none, and the anchor in the own text.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import numpy as np
 
 from retrieval_spec.fusion import FIRST_CHILD, NEXT_SIBLING
 from retrieval_spec.fusion import TOKEN as TRIE_TOKEN
+from retrieval_spec.kernels.anchor import ANCHOR_WORDS, follow_anchor
 from retrieval_spec.kernels.automaton import LAST, LENGTH, LINK, NONE, find, record_of
 from retrieval_spec.kernels.blend_tables import NUM_TEXTS
-from retrieval_spec.kernels.jit import inlined_kernel
+from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 
 MAX_MATCH_TOKENS = 64
-PLACE_WORDS = 2 * NUM_TEXTS + 1
+ANCHOR = 2 * NUM_TEXTS + 1
+PLACE_WORDS = ANCHOR + ANCHOR_WORDS
 
 
 @inlined_kernel
@@ -26,7 +28,7 @@ def link_of(words, state):
 
 
 @inlined_kernel
-def begin(own, output_place, prompt_place, block, place):
+def begin(own, anchor, output_place, prompt_place, block, place):
     """Writes the place of a context: in its own text that is where its longest repeated suffix occurred."""
     state = np.int64(link_of(own, own[LAST]))
     block[place] = state
@@ -35,9 +37,11 @@ def begin(own, output_place, prompt_place, block, place):
         block[place + 2 + word] = output_place[word]
         block[place + 4 + word] = prompt_place[word]
     block[place + 2 * NUM_TEXTS] = 1
+    for word in range(ANCHOR_WORDS):
+        block[place + ANCHOR + word] = anchor[word]
 
 
-@inlined_kernel
+@allocation_free_kernel
 def follow(words, block, at, token):
     """Moves a place in a text on by one token, to the longest suffix that goes on so."""
     state, length = block[at], block[at + 1]
@@ -72,9 +76,10 @@ def follow_tree(trie, place, block, token):
         block[place + 2 * NUM_TEXTS] = child + 1
 
 
-@inlined_kernel
+@allocation_free_kernel
 def follow_all(own, outputs, prompts, trie, block, place, token):
     """Moves a place on by one token in all texts and trees."""
+    follow_anchor(own, block, place, place + ANCHOR, token)
     for kind in range(NUM_TEXTS):
         words = own if kind == 0 else (outputs if kind == 1 else prompts)
         follow(words, block, place + 2 * kind, token)
