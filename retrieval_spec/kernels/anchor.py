@@ -28,7 +28,7 @@ MOST_FOLLOWED, MOST_MISSED = 5, 4
 NUM_SUPPORTS = 4 + MOST_FOLLOWED + 2 * MOST_MISSED
 
 
-@allocation_free_kernel
+@inlined_kernel
 def target_of(words, state, token):
     """Returns where a token leads from a state, 0 if nowhere."""
     target = words[find(words, state, np.uint32(token))]

@@ -108,10 +108,12 @@ def _read_commonest(words, commonest, state, block, floats, first, rarest):
     num, num_new, known = first, np.int64(commonest[row, NUM_EDGES]), np.int64(0)
     for at in range(PAIRS, PAIRS + 2 * commonest[row, NUM_PAIRS], 2):
         token, count = np.int64(commonest[row, at]), np.int64(commonest[row, at + 1])
+        if count < rarest or num == MAX_CANDIDATES:
+            break
         if _is_known(block, first, token):
             known += count
             num_new -= 1
-        elif count >= rarest:
+        else:
             num = _add_candidate(block, floats, first, num, token, np.float64(count))
     return num, max(np.int64(commonest[row, TOTAL]) - known, np.int64(0)), num_new
 

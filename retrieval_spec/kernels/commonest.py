@@ -3,7 +3,7 @@
 A table of rows, each for one state, found by its number; a later state takes an earlier one's row. The first
 row is the root's alone: the commonest tokens of all. A table of one row is for the root only.
 
-    rows    int32[n, ROW_WORDS]    state, its count then, edges, pairs, then pairs of token and count
+    rows    int32[n, ROW_WORDS]    state, its count then, edges, pairs, then pairs of token and count, commonest first
 
 A row is written anew when the state has become an eighth more frequent, so that writing costs a
 constant share of the appends, however long the list of edges.
@@ -42,23 +42,22 @@ def _count_of(words, state):
 
 
 @inlined_kernel
-def _keep(rows, row, num, rarest, token, count):
-    """Enters a pair, in place of the rarest one if there are enough; returns their number and the rarest."""
+def _keep(rows, row, num, token, count):
+    """Enters a pair where it ranks, if it is among the commonest; returns how many pairs there are then."""
+    at = PAIRS + 2 * num
     if num < MAX_PAIRS:
-        at = PAIRS + 2 * num
         num += 1
-    elif count > rows[row, rarest + 1]:
-        at = rarest
+    elif count > rows[row, at - 1]:
+        at -= 2
     else:
-        return num, rarest
+        return num
+    while at > PAIRS and rows[row, at - 1] < count:
+        rows[row, at] = rows[row, at - 2]
+        rows[row, at + 1] = rows[row, at - 1]
+        at -= 2
     rows[row, at] = token
     rows[row, at + 1] = count
-    if num == MAX_PAIRS:
-        rarest = PAIRS
-        for other in range(PAIRS + 2, PAIRS + 2 * MAX_PAIRS, 2):
-            if rows[row, other + 1] < rows[row, rarest + 1]:
-                rarest = other
-    return num, rarest
+    return num
 
 
 @inlined_kernel
@@ -66,11 +65,11 @@ def _fill(words, rows, row, state):
     record = record_of(state)
     token, target = words[record + TOKEN], words[record + TARGET]
     edge = words[record + OVERFLOW]
-    num, num_edges, rarest = 0, 0, PAIRS
+    num, num_edges = 0, 0
     while True:
         count = np.int64(words[record_of(target) + COUNT])
         if count > 0:
-            num, rarest = _keep(rows, row, num, rarest, token, count)
+            num = _keep(rows, row, num, token, count)
             num_edges += 1
         if edge == 0:
             break

@@ -45,9 +45,9 @@ from retrieval_spec.kernels.places import ANCHOR, link_of
 
 MAX_CONTEXTS = 12
 """Contexts of all texts that are asked for candidates at one place, beside anchors and empty contexts."""
-RARE = 0.25
+RARE = 0.5
 """Exclusion can make a continuation so many times as probable as its count alone says, and hardly more."""
-LOWEST_MIXED_PROB = 0.003
+LOWEST_MIXED_PROB = 0.001
 """Candidates below are not worth correcting."""
 
 # Words of a context that gave candidates: its cell, and from which candidate to which.

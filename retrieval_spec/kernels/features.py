@@ -38,14 +38,14 @@ from retrieval_spec.kernels.blend_tables import (
     bin_of,
 )
 from retrieval_spec.kernels.evidence import FEATURES
-from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
+from retrieval_spec.kernels.jit import inlined_kernel
 from retrieval_spec.kernels.places import ANCHOR, link_of
 
 MAX_HOPS = 12
 """Shorter matches in which a candidate is looked for."""
 
 
-@allocation_free_kernel
+@inlined_kernel
 def _support(words, state, length, token):
     """Returns bins of the longest match that a token followed, and of its share after the next one.
 
@@ -85,7 +85,7 @@ def _tree_support(trie, node, token):
     return 1, np.int64(0)
 
 
-@allocation_free_kernel
+@inlined_kernel
 def describe_candidate(own, outputs, prompts, trie, block, bits, place, depth, token, prob):
     """Writes the cells of a candidate's features; returns the sources that know it here, else at all."""
     sources, holders = np.int64(0), np.int64(0)

@@ -41,7 +41,7 @@ def begin(own, anchor, output_place, prompt_place, block, place):
         block[place + ANCHOR + word] = anchor[word]
 
 
-@allocation_free_kernel
+@inlined_kernel
 def follow(words, block, at, token):
     """Moves a place in a text on by one token, to the longest suffix that goes on so."""
     state, length = block[at], block[at + 1]
