@@ -145,9 +145,9 @@ class Blended:
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Learns from what followed the context, and moves all cursors on."""
-        if self._drafted is not None and tokens.shape[0]:
+        if tokens.shape[0] and self._drafted is not None:
             self._learn(tokens, *self._drafted)
-        else:
+        elif tokens.shape[0]:
             self._texts[OWN].find_place()[2][:] = 0  # an anchor that does not move along would mislead
         for cursor in self._cursors:
             cursor.observe(tokens, feedback)

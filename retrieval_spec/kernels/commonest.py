@@ -3,7 +3,8 @@
 A table of rows, each for one state, found by its number; a later state takes an earlier one's row. The first
 row is the root's alone: the commonest tokens of all. A table of one row is for the root only.
 
-    rows    int32[n, ROW_WORDS]    state, its count then, edges, pairs, then pairs of token and count, commonest first
+    rows    int32[n, ROW_WORDS]    state, its count then, edges, pairs; then pairs of token and count, the
+                                   commonest first, of equals the one whose edge comes first
 
 A row is written anew when the state has become an eighth more frequent, so that writing costs a
 constant share of the appends, however long the list of edges.
