@@ -237,9 +237,8 @@ def test_what_long_matches_leave_over_is_learned_from_down_to_a_bound(escape):
     prior = shipped_prior().copy()
     prior[: prod(SHAPES["escapes"])] = escape
     both = Both(prior=prior)
-    session = both.start(
-        [1, 2, 3, 10, 9, 2, 3, 11, 8, 3, 12, 1, 2, 3]
-    )  # three matches, each with a new token
+    # Three matches, each with a new token.
+    session = both.start([1, 2, 3, 10, 9, 2, 3, 11, 8, 3, 12, 7, 3, 12, 6, 3, 12, 1, 2, 3])
     session.draft(8)
     session.commit([12])
     num_learned = np.count_nonzero(both.twin.tables.by_name["seen"])

@@ -86,7 +86,8 @@ def test_no_token_of_another_namespace_is_drafted():
     assert len(drafted(shared, [1, 2, *PASSAGE[:10]], "theirs")) > 4
     tree = drafted(shared, [1, 2, *PASSAGE[:10], 5, 1, 2, PASSAGE[0]], "ours")
     assert set(tree.token_ids.tolist()) <= {1, 2, 5, *PASSAGE[:10]}
-    assert len(drafted(shared, [1, 2], "ours")) == 0
+    assert set(drafted(shared, [1, 2], "ours").token_ids.tolist()) <= {1, 2}
+    assert len(drafted(shared, [], "ours")) == 0
 
 
 @given(STEPS, TOKENS)
@@ -241,20 +242,22 @@ def test_children_are_together_at_most_certain_before_outcomes_correct_them(prom
 
 @given(TOKENS, TOKENS, TOKENS)
 @settings(max_examples=60, deadline=None)
-def test_sources_are_the_texts_that_know_the_token_at_this_place(asked, written, prompt):
+def test_sources_are_the_texts_that_know_the_token_at_this_place_or_else_at_all(asked, written, prompt):
     shared = engine()
     write(shared, asked, written)
     tree = drafted(shared, prompt, max_nodes=30)
     assert tree.source_names == ("session", "history", "prompts")
     texts = [prompt, written, asked]
     for before, token, sources in with_paths(tree):
-        last = [*prompt, *before][-1]
-        known = [(last, token) in pairwise(text) for text in texts]
+        last = [*prompt, *before][-1:]
+        here = [(*last, token) in pairwise(text) for text in texts]
+        holders = [token in text for text in texts]
         found = [bool(sources >> bit & 1) for bit in range(3)]
         assert any(found)
-        assert all(known[bit] for bit in range(3) if found[bit])
         if len(prompt) + len(before) <= MAX_HOPS:  # so that every suffix is looked at
-            assert known == found
+            assert found == (here if any(here) else holders)
+        else:
+            assert found == holders or all(here[bit] for bit in range(3) if found[bit])
 
 
 def test_what_a_namespace_learned_changes_its_probabilities_alone():

@@ -46,25 +46,36 @@ class Counted:
                     found[text[at + len(string)]] += 1
         return found
 
+    def edges(self, string: list[int]) -> list[int]:
+        """The tokens that follow a string, as its edges follow each other."""
+        arena = self.automaton.arena
+        record = layout.record_of(layout.walk(arena, as_int32(string)))
+        tokens, edge = [int(arena[record + layout.TOKEN])], int(arena[record + layout.OVERFLOW])
+        while edge:
+            at = int(arena[layout.EDGES_AT]) + edge * layout.EDGE_WORDS
+            tokens.append(int(arena[at + layout.EDGE_TOKEN]))
+            edge = int(arena[at + layout.EDGE_NEXT])
+        return tokens
+
     def occurrences(self, string: list[int]) -> int:
-        return self.automaton.num_occurrences(as_int32(string))
+        """How often a string occurs: the empty one with every token."""
+        return self.automaton.num_occurrences(as_int32(string)) if string else self.automaton.num_tokens
 
 
 def pairs_of(row: list[int]) -> dict[int, int]:
+    """The pairs in their order."""
     pairs = row[PAIRS : PAIRS + 2 * row[NUM_PAIRS]]
     return dict(zip(pairs[::2], pairs[1::2], strict=True))
 
 
 def check_row(counted: Counted, string: list[int]) -> None:
-    """Any choice among equally common ones will do."""
     followers, row = counted.followers(string), counted.row(string)
     assert row[STATE] == layout.walk(counted.automaton.arena, as_int32(string))
     assert row[TOTAL] == counted.occurrences(string)
     assert row[NUM_EDGES] == len(followers)
-    pairs = pairs_of(row)
-    assert pairs.items() <= followers.items()
-    commonest = [count for _, count in followers.most_common(MAX_PAIRS)]
-    assert sorted(pairs.values(), reverse=True) == commonest
+    known = [token for token in counted.edges(string) if followers[token]]
+    commonest = sorted(known, key=lambda token: -followers[token])[:MAX_PAIRS]
+    assert list(pairs_of(row).items()) == [(token, followers[token]) for token in commonest]
 
 
 TOKENS = st.lists(st.integers(0, 4), min_size=2, max_size=40)
@@ -76,6 +87,7 @@ def test_rows_of_all_strings_hold_their_continuations(texts):
     counted = Counted()
     for text in texts:
         counted.add(text)
+    check_row(counted, [])
     for text in texts:
         for begin in range(len(text) - 1):
             for end in range(begin + 1, min(begin + 4, len(text))):
@@ -91,6 +103,7 @@ def test_of_many_continuations_the_commonest_are_kept(counts, random):
     counted = Counted()
     counted.add([token for follower in followers for token in (7, follower)])
     check_row(counted, [7])
+    check_row(counted, [])
 
 
 def test_a_continuation_that_no_text_has_any_more_is_left_out():
@@ -119,8 +132,25 @@ def test_a_row_is_written_anew_when_its_state_is_an_eighth_more_frequent(first_c
     check_row(counted, [1])
 
 
-def test_states_that_meet_in_one_row_take_it_by_turns():
+@pytest.mark.parametrize("first_count", [7, 8, 63, 64, 65])
+def test_the_row_of_all_texts_is_written_anew_when_they_are_an_eighth_longer(first_count):
     counted = Counted(num_rows=1)
+    counted.add([2] * first_count)
+    before = counted.row([])
+    for _ in range(first_count // 8):
+        counted.add([3])
+        assert counted.row([]) == before
+    counted.add([3])
+    assert pairs_of(counted.row([])) == {2: first_count, 3: first_count // 8 + 1}
+    check_row(counted, [])
+
+
+def test_states_that_meet_in_one_row_take_it_by_turns_but_for_that_of_all_texts():
+    counted = Counted(num_rows=2)
     counted.add([1, 2, 3, 2, 1, 3])
+    check_row(counted, [])
+    of_all = counted.rows[0].tolist()
     for string in ([1], [2], [1], [3], [2]):
         check_row(counted, string)
+        assert counted.rows[0].tolist() == of_all
+    check_row(counted, [])

@@ -6,26 +6,38 @@ Probabilities are computed in double precision; those that a draft tells and ran
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from retrieval_spec.tree import DraftTree
-from tests.reference.blend_evidence import OUTPUTS, PROMPTS, Candidate, Place, Rows, gathered
+from tests.reference.blend_anchor import Anchor, anchor_support
+from tests.reference.blend_evidence import (
+    OUTPUTS,
+    OWN,
+    PROMPTS,
+    Candidate,
+    Gathered,
+    Place,
+    Rows,
+    gathered,
+)
 from tests.reference.blend_tables import (
     DEPTH_STEPS,
     LENGTH_STEPS,
     PROB_STEPS,
     SHARE_STEPS,
+    TOKEN_SHARE_STEPS,
     Cell,
     Tables,
     bin_of,
 )
-from tests.reference.blend_texts import Match, State, Texts, TreeNode, repeated
+from tests.reference.blend_texts import Match, State, Texts, TreeNode, repeated, root_of
 
 MAX_HOPS = 12
-LOWEST_MIXED_PROB, LOWEST_LEARNED_PROB = 0.003, 1e-5
+LOWEST_MIXED_PROB, LOWEST_LEARNED_PROB = 0.001, 1e-5
 MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
 MIN_PATH_PROB = float(np.float32(5e-4))
 
@@ -43,8 +55,9 @@ class Namespace:
 
     def __init__(self, prior: np.ndarray) -> None:
         self.tables = Tables(prior)
+        self.contexts: Counter[tuple[int, int]] = Counter()  # kinds and stages of those that gave candidates
         self.texts = {OUTPUTS: Texts(), PROMPTS: Texts()}
-        self.rows: dict[int, Rows] = {OUTPUTS: {}, PROMPTS: {}}
+        self.rows = {OUTPUTS: Rows(is_for_all=True), PROMPTS: Rows(is_for_all=True)}
 
 
 class Session:
@@ -57,6 +70,8 @@ class Session:
         self.context, self.prompt, self.output = list(prompt), prompt[-MAX_LEARNED_PROMPT:], list[int]()
         self.own = Texts()
         self.end = self.own.extended(self.own.root, prompt)
+        self.rows = {OWN: Rows(is_for_all=False), **namespace.rows}
+        self.anchor: Anchor | None = None
         self.drafted: list[Node] | None = None
         self.num_kept = 0
         self.trees = TreeNode()
@@ -77,7 +92,8 @@ class Session:
         self.num_kept = num_nodes
 
     def observe(self, tokens: list[int]) -> None:
-        """Learns from what followed, if it was drafted for, and goes on."""
+        """Learns from what followed, if it was drafted for, and goes on; only then an anchor moves along."""
+        anchor = None if tokens else self.anchor
         if self.drafted is not None and tokens:
             place = self._place()
             for depth, token in enumerate(tokens[:MAX_LEARNED_TOKENS]):
@@ -86,6 +102,8 @@ class Session:
             drafted = [(node.token, node.parent, node.path_prob) for node in self.drafted]
             self.tables.judge(drafted, self.num_kept, tokens)
             self.drafted, self.trees = None, TreeNode()
+            anchor = place.anchor if len(tokens) <= MAX_LEARNED_TOKENS else None
+        self.anchor = anchor
         self.end = self.own.extended(self.end, tokens)
         self.context += tokens
         self.output += tokens
@@ -97,7 +115,7 @@ class Session:
 
     def _place(self) -> Place:
         matches = (self.namespace.texts[kind].match(self.context) for kind in (OUTPUTS, PROMPTS))
-        return Place((repeated(self.end), *matches), self.trees)
+        return Place((repeated(self.end), *matches), self.trees, self.anchor)
 
     def _expanded(self, max_nodes: int, max_depth: int) -> list[Node]:
         # Path probability (negative), depth, token and age rank those that wait; then what becomes a node.
@@ -124,7 +142,7 @@ class Session:
 
     def _children(self, place: Place, depth: int, least: float) -> list[Candidate]:
         """What may follow, with corrected probabilities; what is not worth correcting has no sources."""
-        candidates, _ = gathered(place, self.namespace.rows, self.tables, least)
+        candidates = self._gathered(place, least).candidates
         for one in candidates:
             if one.prob >= max(LOWEST_MIXED_PROB, 0.5 * least):
                 features, one.sources = self._described(place, depth, one)
@@ -138,22 +156,31 @@ class Session:
         return candidates
 
     def _learn(self, place: Place, depth: int, token: int) -> None:
-        candidates, contexts = gathered(place, self.namespace.rows, self.tables, LOWEST_LEARNED_PROB)
-        for one in candidates:
+        found = self._gathered(place, LOWEST_LEARNED_PROB)
+        for one in found.candidates:
             if one.prob >= LOWEST_MIXED_PROB:
                 features, _ = self._described(place, depth, one)
                 self.tables.learn_candidate(features, one.prob, one.token == token)
-        for context in contexts:
+        for context in found.contexts:
             self.tables.learn_escape(context.escape, token in context.tokens)
             if token in context.tokens:
                 break
 
+    def _gathered(self, place: Place, least: float) -> Gathered:
+        found = gathered(place, self.rows, self.tables, least)
+        self.namespace.contexts.update((kind, stage) for (kind, _, stage, _, _), _ in found.contexts)
+        return found
+
     def _described(self, place: Place, depth: int, one: Candidate) -> tuple[list[Cell], int]:
-        """The cells of what is known of a candidate beside its contexts, and the sources that know it."""
-        sources = 0
+        """The cells of what is known of a candidate beside its contexts, and the sources that know it.
+
+        If none knows it here, these are the texts that hold it at all.
+        """
+        sources, holders = 0, 0
         supports = [_support(match, one.token) for match in place.matches]
-        for bit, (longest, _) in zip(self.bits, supports, strict=True):
+        for bit, (longest, share) in zip(self.bits, supports, strict=True):
             sources |= (longest > 0) << bit
+            holders |= (share > 0) << bit
         support = 0
         if place.node and place.node.children:
             child = place.node.child(one.token)
@@ -164,9 +191,10 @@ class Session:
         cells.append(("tree_support", (support,)))
         cells.append(("supporting", tuple(longest for longest, _ in supports)))
         cells.append(("matches", matches))
-        cells.append(("shares", tuple(share for _, share in supports)))
+        cells.append(("shares", tuple(share if longest else 1 for longest, share in supports)))
         cells.append(("depths", (bin_of(depth, DEPTH_STEPS), bin_of(one.prob, PROB_STEPS))))
-        return cells, sources
+        cells.append(("anchors", (anchor_support(place.anchor, one.token), matches[OWN])))
+        return cells, sources or holders
 
     def _corrected(self, nodes: list[Node]) -> list[Node]:
         """The nodes with probabilities as outcomes say; path probabilities never rise again."""
@@ -192,10 +220,16 @@ def _shorter_matches(match: Match) -> Iterator[Match]:
 
 
 def _support(match: Match, token: int) -> tuple[int, int]:
-    """Bins of the longest match that the token followed, and of its share after the next shorter one."""
+    """Bins of the longest match that the token followed, and of its share after the next shorter one.
+
+    Without such a match, of its share of the whole text.
+    """
     for state, length in _shorter_matches(match):
         if token in state.next:
             shorter = state.shorter
             share = shorter.next[token].count / max(shorter.count, 1) if shorter else -1.0
             return bin_of(length, LENGTH_STEPS), bin_of(share, SHARE_STEPS)
-    return 0, 1
+    root = root_of(match[0])
+    if token not in root.next:
+        return 0, 0
+    return 0, 1 + bin_of(root.next[token].count / root.count, TOKEN_SHARE_STEPS)

@@ -11,10 +11,13 @@ from math import exp, log, prod
 
 import numpy as np
 
-KINDS, TEXTS = 4, 3
+from tests.reference.blend_anchor import SUPPORTS
+
+KINDS, TEXTS = 5, 3
 LENGTHS, COUNTS, WIDTHS = 13, 8, 4
 LENGTH_STEPS = [1, 2, 3, 4, 5, 7, 10, 16, 32]
 SHARE_STEPS = [0.0, 0.02, 0.05, 0.12, 0.25, 0.5, 0.75, 0.97]
+TOKEN_SHARE_STEPS = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03]
 PROB_STEPS = [0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98]
 DEPTH_STEPS = [1, 2, 4, 8, 16]
 OUTCOMES = 24
@@ -31,6 +34,7 @@ SHAPES = {
     "matches": (MATCH_BINS,) * TEXTS,
     "shares": (SHARE_BINS,) * TEXTS,
     "depths": (len(DEPTH_STEPS) + 1, PROB_BINS),
+    "anchors": (SUPPORTS, MATCH_BINS),
     "seen": ESCAPES,
     "outcomes": (2, OUTCOMES),
 }
@@ -119,11 +123,14 @@ def log_odds(prob: float) -> float:
     return log(bounded / (1.0 - bounded))
 
 
-def escape_place(kind: int, is_later: bool, match_length: int, total: int, num_new: int) -> tuple[int, ...]:
+def stage_of_match(length: int) -> int:
+    return bin_of(length, [1, 2, 3, 4, 5, 6, 7, 9, 13, 17, 25, 41])
+
+
+def escape_place(kind: int, is_later: bool, stage: int, total: int, num_new: int) -> tuple[int, ...]:
     """Where the tables say how likely a context knows the next token."""
-    length = bin_of(match_length, [1, 2, 3, 4, 5, 6, 7, 9, 13, 17, 25, 41])
     count = min(max(total, 1).bit_length(), COUNTS) - 1
-    return kind, int(is_later), length, count, bin_of(num_new, [2, 3, 5])
+    return kind, int(is_later), stage, count, bin_of(num_new, [2, 3, 5])
 
 
 def outcome_of(path_prob: float) -> tuple[int, float]:

@@ -6,7 +6,7 @@ longest of their suffixes that ends at more places: the next shorter match.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from retrieval_spec.tree import DraftTree
 
@@ -43,10 +43,8 @@ class Texts:
         """Appends tokens to the text that ends in a state, at first `root`; returns where it ends then."""
         for token in tokens:
             end = self._appended(end, token)
-            suffix = end
-            while suffix.link is not None:
+            for suffix in suffixes(end):
                 suffix.count += 1
-                suffix = suffix.link
         return end
 
     def _appended(self, end: State, token: int) -> State:
@@ -85,6 +83,18 @@ class Texts:
         for token in context[-MAX_MATCH_TOKENS:]:
             match = follow(match, token)
         return match
+
+
+def suffixes(state: State) -> Iterator[State]:
+    """A state and all shorter ones; the last one is the root: the empty string comes with every token."""
+    walk: State | None = state
+    while walk is not None:
+        yield walk
+        walk = walk.link
+
+
+def root_of(state: State) -> State:
+    return list(suffixes(state))[-1]
 
 
 def repeated(end: State) -> Match:
