@@ -45,6 +45,8 @@ from retrieval_spec.kernels.places import ANCHOR, link_of
 
 MAX_CONTEXTS = 12
 """Contexts of all texts that are asked for candidates at one place, beside anchors and empty contexts."""
+EMPTY_CONTEXTS = (OUTPUTS, OWN, PROMPTS)
+"""Whose commonest tokens are asked for, and in which order: what was written says most of what will be."""
 RARE = 0.5
 """Exclusion can make a continuation so many times as probable as its count alone says, and hardly more."""
 LOWEST_MIXED_PROB = 0.001
@@ -204,7 +206,7 @@ def gather(own, outputs, prompts, own_rows, output_rows, prompt_rows, trie, tabl
             )
             num_contexts += 1 if num > first else 0
             _shorten(words, block, kind)
-    for kind in (OUTPUTS, OWN, PROMPTS):
+    for kind in EMPTY_CONTEXTS:
         rows, first = _text_of(kind, own_rows, output_rows, prompt_rows), num
         if left >= least and rows.shape[0] > 0:
             words, root = _text_of(kind, own, outputs, prompts), np.int64(0)
