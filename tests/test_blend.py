@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod
 
 import numpy as np
@@ -10,145 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_spec.drafters.base import Budget
-from retrieval_spec.drafters.blend import Blend
-from retrieval_spec.drafters.history import HistoryDrafter
-from retrieval_spec.drafters.prompts import PromptsDrafter
-from retrieval_spec.drafters.session import SessionDrafter
 from retrieval_spec.structures.blend_tables import shipped_prior
-from retrieval_spec.tree import DraftTree
-from tests.reference.blend import Namespace, Session
+from tests.blended import BUDGETS, PRIORS, Both, Sessions, lived_through, replayed
+from tests.reference.blend_evidence import ANCHORED, OUTPUTS, OWN, PROMPTS
 from tests.reference.blend_tables import SHAPES
-from tests.replay import num_accepted, recorded
-from tests.strategies import as_int32
-
-VOCAB_SIZE = 151_936
-NAMES = ("session", "history", "prompts", "other", "another")
-OTHER_BITS = (3, 4)
-
-
-class OtherDrafter:
-    """Proposes a tree that looks arbitrary, but depends on the bit and the end of the context alone."""
-
-    def __init__(self, bit):
-        self.bit = bit
-
-    def start(self, context, namespace="default"):
-        return OtherCursor(self.bit, context)
-
-
-class OtherCursor:
-    def __init__(self, bit, context):
-        self.bit, self.context = bit, context.tolist()
-
-    def observe(self, tokens, feedback=None):
-        self.context += tokens.tolist()
-
-    def close(self):
-        pass
-
-    def propose(self, budget):
-        return proposed(self.bit, self.context, budget)
-
-
-def proposed(bit: int, context: list[int], budget: Budget) -> DraftTree:
-    """A tree over the context's own tokens and one that it has not."""
-    rng = np.random.default_rng([bit, len(context) % 5, *context[-2:]])
-    if rng.random() < 0.3 or not context:
-        return DraftTree.empty()
-    paths = {(): 1.0}
-    known = sorted({*context, 3})
-    for _ in range(min(budget.max_nodes, 6)):
-        above = list(paths)[rng.integers(len(paths))]
-        if len(above) < budget.max_depth_nodes:
-            paths.setdefault(
-                (*above, known[rng.integers(len(known))]), float(rng.choice([0.0, 0.1, 0.5, 1.0]))
-            )
-    order = list(paths)
-    parents = [order.index(path[:-1]) - 1 for path in order[1:]]
-    probs = [paths[path] for path in order[1:]]
-    return DraftTree.from_lists([path[-1] for path in order[1:]], parents, probs, [1] * len(probs))
-
-
-class Both:
-    """The blend and its twin, which are asked and told the same."""
-
-    def __init__(self, with_others: bool = False, prior: np.ndarray | None = None) -> None:
-        sources = (SessionDrafter, HistoryDrafter, PromptsDrafter)
-        self.drafters = [source.open(VOCAB_SIZE) for source in sources]
-        self.with_others = with_others
-        if with_others:
-            self.drafters += [OtherDrafter(bit) for bit in OTHER_BITS]
-        self.blend = Blend(NAMES[: len(self.drafters)], prior)
-        self.twin = Namespace(shipped_prior() if prior is None else prior)
-
-    def start(self, prompt: list[int]) -> BothSessions:
-        return BothSessions(self, prompt)
-
-    def check_tables(self) -> None:
-        cells = self.blend.cells_of("default")
-        assert cells.size == self.twin.tables.cells.size
-        np.testing.assert_allclose(cells, self.twin.tables.cells, rtol=1e-5, atol=1e-7)
-
-
-class BothSessions:
-    def __init__(self, both: Both, prompt: list[int]) -> None:
-        self.both = both
-        self.cursors = [drafter.start(as_int32(prompt)) for drafter in both.drafters]
-        self.joint = both.blend.start(self.cursors, "default")
-        self.twin = Session(both.twin, prompt)
-
-    def draft(self, max_nodes: int, max_depth: int = 64) -> DraftTree:
-        """The draft of both, which must be equal."""
-        budget = Budget(max_nodes, max_depth)
-        tree = self.joint.draft(budget)
-        bits = OTHER_BITS if self.both.with_others else ()
-        others = tuple((bit, proposed(bit, self.twin.context, budget)) for bit in bits)
-        expected = self.twin.draft(max_nodes, max_depth, others)
-        assert tree.token_ids.tolist() == [node.token for node in expected]
-        assert tree.parents.tolist() == [node.parent for node in expected]
-        assert tree.sources.tolist() == [node.sources for node in expected]
-        np.testing.assert_allclose(tree.probs, [node.prob for node in expected], rtol=1e-5, atol=1e-12)
-        return tree
-
-    def keep(self, num_nodes: int) -> None:
-        self.joint.keep(num_nodes)
-        self.twin.keep(num_nodes)
-
-    def commit(self, tokens: list[int]) -> None:
-        self.joint.observe(as_int32(tokens))
-        self.twin.observe(tokens)
-        self.both.check_tables()
-
-    def close(self) -> None:
-        for cursor in self.cursors:
-            cursor.close()
-        self.twin.close()
-
-
-def paths_of(tree: DraftTree) -> set[tuple[int, ...]]:
-    paths: list[tuple[int, ...]] = []
-    for token, parent in zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True):
-        paths.append((*(paths[parent] if parent >= 0 else ()), token))
-    return set(paths)
-
-
-def replayed(session: BothSessions, output: list[int], max_nodes: int) -> Iterator[int]:
-    """Lets both draft for an output, step by step; yields how many nodes each draft had."""
-    at = 0
-    while at < len(output):
-        tree = session.draft(max_nodes)
-        yield len(tree)
-        size = num_accepted(paths_of(tree), output[at:])
-        session.commit(output[at : at + size + 1])
-        at += size + 1
-
-
-BUDGETS = st.tuples(st.sampled_from([1, 2, 3, 8, 16, 40]), st.sampled_from([1, 2, 64, 64, 64]))
+from tests.replay import recorded
 
 
 @st.composite
-def sessions(draw) -> list[tuple[list[int], list[tuple[tuple[int, int] | None, list[int]]]]]:
+def sessions(draw) -> Sessions:
     """Prompts, each with what is committed after a draft of some budget, or after none."""
     alphabet = draw(st.sampled_from([1, 2, 3, 5, 9]))
     tokens = st.integers(0, alphabet - 1).map(lambda token: token * 30_011)
@@ -157,33 +26,10 @@ def sessions(draw) -> list[tuple[list[int], list[tuple[tuple[int, int] | None, l
     return draw(st.lists(session, min_size=1, max_size=4))
 
 
-def extreme_prior(seed: int) -> np.ndarray:
-    """Tables as no outcomes would make them."""
-    rng = np.random.default_rng(seed)
-    prior = rng.normal(0.0, 0.4, shipped_prior().size).astype(np.float32)
-    num_escapes = prod(SHAPES["escapes"])
-    prior[:num_escapes] = rng.choice([0.0, 0.01, 0.5, 0.9, 0.9963, 1.0], num_escapes)
-    prior[num_escapes] = 1.0  # the weight of what contexts give
-    return prior
-
-
-PRIORS = st.one_of(st.none(), st.integers(0, 99).map(extreme_prior))
-
-
 @given(sessions(), st.booleans(), PRIORS)
 @settings(max_examples=120, deadline=None)
 def test_drafts_and_tables_are_those_of_the_twin(asked, with_others, prior):
-    both = Both(with_others, prior)
-    for prompt, steps in asked:
-        session = both.start(prompt)
-        for budget, tokens in steps:
-            if budget:
-                tree = session.draft(*budget)
-                if len(tokens) % 3:
-                    session.keep(len(tree) * len(tokens) // 12)
-            session.commit(tokens)
-        session.draft(8)
-        session.close()
+    lived_through(Both(with_others, prior), asked)
 
 
 def test_the_twin_is_compared_on_drafts_that_say_something():
@@ -296,12 +142,73 @@ def test_passages_beyond_the_longest_match_are_followed_as_by_the_twin(num_token
     assert len(session.draft(16)) > 4
 
 
+@pytest.mark.parametrize("with_texts", [[0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]])
+def test_where_no_context_is_known_the_commonest_tokens_of_every_text_follow(with_texts):
+    own, written, asked = (
+        [10 + text] * 9 + [20 + text] * 3 if text in with_texts else [] for text in range(3)
+    )
+    both = Both()
+    before = both.start(asked)
+    before.commit(written)
+    before.close()
+    session = both.start([*own, 9])
+    for token in (10, 8, 11, 7, 12):
+        tree = session.draft(30, 2)
+        commonest = [10 + text for text in with_texts]
+        assert set(commonest) <= set(tree.token_ids[tree.parents < 0].tolist())
+        session.commit([token])
+        session.commit([6])
+    empty = {(kind, 0) for kind in (OWN, OUTPUTS, PROMPTS) if kind == OWN or kind in with_texts}
+    assert empty <= set(both.twin.contexts)
+
+
+def test_candidates_are_as_many_as_of_the_twin_where_every_text_has_more():
+    own, written, asked = (
+        [100 * text + token for token in range(60) for _ in range(token // 6 + 1)] for text in range(3)
+    )
+    both = Both(
+        prior=np.where(np.arange(shipped_prior().size) < prod(SHAPES["escapes"]), 0.3, shipped_prior())
+    )
+    before = both.start(asked)
+    before.commit(written)
+    before.close()
+    session = both.start([*own, 9_999])
+    assert len(session.draft(200, 1)) > 30
+    session.commit([59])
+
+
+SHARES = [1, 2, 3, 9, 10, 29, 30, 99, 100, 299, 300, 500]
+"""How often tokens come, about the shares of 10,000 tokens between which is told."""
+
+
+@pytest.mark.parametrize("num_tokens", [9_990, 10_000, 10_010, 16_000])
+def test_shares_of_a_whole_text_that_knows_no_context_are_those_of_the_twin(num_tokens):
+    asked = [token for token, count in enumerate(SHARES) for _ in range(count)]
+    both = Both()
+    before = both.start([*asked, *range(1_000, 1_000 + num_tokens - len(asked))])
+    before.close()
+    # The own text says what follows.
+    session = both.start([token for other in range(len(SHARES) + 1) for token in (500, other)] + [500])
+    tree = session.draft(40, 1)
+    assert set(range(len(SHARES) + 1)) <= set(tree.token_ids.tolist())
+    supports = both.twin.tables.by_name["supports"]
+    untouched = supports[PROMPTS].copy()
+    session.commit([3])
+    learned = np.flatnonzero((supports[PROMPTS] != untouched)[0])
+    smallest = 2 if num_tokens <= 10_000 else 1
+    assert set(learned.tolist()) >= {0, *range(smallest, 8)}
+
+
 def test_recorded_outputs_are_drafted_as_by_the_twin(data_dir):
     sizes: list[int] = []
+    kinds: set[tuple[int, int]] = set()
     for family in ("code", "chat", "sql", "agent_tools", "translation"):
         both = Both()
         for prompt, output in recorded(data_dir, family, 4):
             session = both.start(prompt[-400:])
             sizes += replayed(session, output[:200], 16)
             session.close()
+        kinds |= set(both.twin.contexts)
     assert np.mean(np.array(sizes) > 4) > 0.4
+    assert {(ANCHORED, stage) for stage in range(13)} <= kinds
+    assert {(OUTPUTS, 0), (OWN, 0), (PROMPTS, 0)} <= kinds
