@@ -175,3 +175,18 @@ def test_an_anchor_is_forgotten_when_nothing_was_drafted():
     session.commit([NEW[2]])
     assert session.twin.anchor is None
     assert PASSAGE[10] not in drafted_next(session)
+
+
+@pytest.mark.parametrize("matched", [4, 7, 10, 13, 14, 15, 16, 17])
+def test_an_anchor_is_worth_a_match_that_grows_up_to_a_bound(matched):
+    """Another output matches so far when five tokens have followed the anchor: which one is asked first?"""
+    both = Both()
+    before = both.start([])
+    before.commit([*PASSAGE[5:15], NEW[0], *PASSAGE[15:20]][-matched:] + NEW[1:3])
+    before.close()
+    session = both.start([*PASSAGE, 1])
+    write(session, [*PASSAGE[4:15], NEW[0], *PASSAGE[15:20]])
+    assert session.twin.anchor
+    assert session.twin.anchor.followed == 5
+    assert PASSAGE[20] in drafted_next(session)
+    session.commit(PASSAGE[20:22])
