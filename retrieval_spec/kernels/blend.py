@@ -67,7 +67,7 @@ MOST_SEEN = 2_000.0
 """A cell goes on following what changes as fast as after so many outcomes."""
 OUTCOME_PRIOR = 10.0
 """How many accepted nodes the assumption is worth that a path probability is true."""
-OUTCOME_DECAY = 0.9998
+OUTCOME_DECAY = 0.998
 
 
 def scratch_words(max_nodes: int) -> int:

@@ -47,7 +47,7 @@ MAX_HOPS = 12
 
 @inlined_kernel
 def _support(words, state, length, token):
-    """Returns bins of the longest match that a token followed, and of its share after the next one.
+    """Returns bins of the longest match that a token followed, and of a share: after the next shorter one.
 
     Without such a match, 0 and a bin of its share of the text, 0 if it does not occur there.
     """

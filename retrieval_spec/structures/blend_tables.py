@@ -32,7 +32,7 @@ class BlendTables:
     """Acceptance probabilities by evidence (`kernels.blend_tables`), corrected by every outcome.
 
     Attributes:
-        cells: float32[NUM_CELLS]  38 KB.
+        cells: float32[NUM_CELLS]  47 KB.
     """
 
     __slots__ = ("cells",)
