@@ -115,7 +115,7 @@ def _read_commonest(words, commonest, state, block, floats, first, rarest):
             num_new -= 1
         else:
             num = _add_candidate(block, floats, first, num, token, np.float64(count))
-    return num, max(np.int64(commonest[row, TOTAL]) - known, np.int64(0)), num_new
+    return num, max(np.int64(commonest[row, TOTAL]) - known, np.int64(1)), num_new
 
 
 @inlined_kernel
