@@ -22,7 +22,7 @@ from retrieval_spec.kernels.anchor import ANCHOR_WORDS
 from retrieval_spec.kernels.blend import draft, judge, learn, scratch_words
 from retrieval_spec.kernels.blend_tables import NUM_TEXTS, OWN
 from retrieval_spec.kernels.fusion import insert
-from retrieval_spec.structures.blend_tables import BlendTables
+from retrieval_spec.structures.blend_tables import new_tables
 from retrieval_spec.structures.shared_automaton import NO_ROWS
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
 from retrieval_spec.tree import DraftTree, Float32s, Int32s, Tokens
@@ -39,7 +39,7 @@ class _Learned:
 
     def __init__(self, prior: Float32s | None) -> None:
         self.lock = threading.Lock()
-        self.tables = BlendTables(prior).cells
+        self.tables = new_tables(prior)
 
 
 class Blend:

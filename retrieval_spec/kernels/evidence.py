@@ -41,7 +41,7 @@ from retrieval_spec.kernels.candidates import (
     read_state,
 )
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
-from retrieval_spec.kernels.places import ANCHOR, link_of
+from retrieval_spec.kernels.places import ANCHOR, link_of, text_of
 
 MAX_CONTEXTS = 12
 """Contexts of all texts that are asked for candidates at one place, beside anchors and empty contexts."""
@@ -172,12 +172,6 @@ def _visit_anchor(own, own_rows, tables, block, floats, num_contexts, num, left,
     return num, num_contexts, left
 
 
-@inlined_kernel
-def _text_of(kind, own, outputs, prompts):
-    """Returns what a kind of text has among three."""
-    return own if kind == OWN else (outputs if kind == OUTPUTS else prompts)
-
-
 @allocation_free_kernel
 def gather(own, outputs, prompts, own_rows, output_rows, prompt_rows, trie, tables, block, floats, least):
     """Finds the candidates of the place where the walk begins; returns their number and that of contexts.
@@ -198,8 +192,8 @@ def gather(own, outputs, prompts, own_rows, output_rows, prompt_rows, trie, tabl
             num_contexts += 1 if num > first else 0
             block[WALK + 2 * TREES] = 0
         else:
-            words = _text_of(kind, own, outputs, prompts)
-            rows = _text_of(kind, own_rows, output_rows, prompt_rows)
+            words = text_of(kind, own, outputs, prompts)
+            rows = text_of(kind, own_rows, output_rows, prompt_rows)
             state, stage = block[WALK + 2 * kind], length_bin(block[WALK + 2 * kind + 1])
             num, left = _visit_state(
                 words, rows, tables, block, floats, kind, state, stage, num_contexts, num, left, least
@@ -207,9 +201,9 @@ def gather(own, outputs, prompts, own_rows, output_rows, prompt_rows, trie, tabl
             num_contexts += 1 if num > first else 0
             _shorten(words, block, kind)
     for kind in EMPTY_CONTEXTS:
-        rows, first = _text_of(kind, own_rows, output_rows, prompt_rows), num
+        rows, first = text_of(kind, own_rows, output_rows, prompt_rows), num
         if left >= least and rows.shape[0] > 0:
-            words, root = _text_of(kind, own, outputs, prompts), np.int64(0)
+            words, root = text_of(kind, own, outputs, prompts), np.int64(0)
             num, left = _visit_state(
                 words, rows, tables, block, floats, kind, root, 0, num_contexts, num, left, least
             )

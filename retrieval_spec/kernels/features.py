@@ -39,7 +39,7 @@ from retrieval_spec.kernels.blend_tables import (
 )
 from retrieval_spec.kernels.evidence import FEATURES
 from retrieval_spec.kernels.jit import inlined_kernel
-from retrieval_spec.kernels.places import ANCHOR, link_of
+from retrieval_spec.kernels.places import ANCHOR, link_of, text_of
 
 MAX_HOPS = 12
 """Shorter matches in which a candidate is looked for."""
@@ -91,7 +91,7 @@ def describe_candidate(own, outputs, prompts, trie, block, bits, place, depth, t
     sources, holders = np.int64(0), np.int64(0)
     matches, supporting, shares = 0, 0, 0
     for kind in range(NUM_TEXTS):
-        words = own if kind == 0 else (outputs if kind == 1 else prompts)
+        words = text_of(kind, own, outputs, prompts)
         length = block[place + 2 * kind + 1]
         match, share = _support(words, block[place + 2 * kind], length, token)
         if match > 0:

@@ -12,12 +12,18 @@ from retrieval_spec.fusion import FIRST_CHILD, NEXT_SIBLING
 from retrieval_spec.fusion import TOKEN as TRIE_TOKEN
 from retrieval_spec.kernels.anchor import ANCHOR_WORDS, follow_anchor
 from retrieval_spec.kernels.automaton import LAST, LENGTH, LINK, NONE, find, record_of
-from retrieval_spec.kernels.blend_tables import NUM_TEXTS
+from retrieval_spec.kernels.blend_tables import NUM_TEXTS, OUTPUTS, OWN
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 
 MAX_MATCH_TOKENS = 64
 ANCHOR = 2 * NUM_TEXTS + 1
 PLACE_WORDS = ANCHOR + ANCHOR_WORDS
+
+
+@inlined_kernel
+def text_of(kind, own, outputs, prompts):
+    """Returns what a kind of text has among three."""
+    return own if kind == OWN else (outputs if kind == OUTPUTS else prompts)
 
 
 @inlined_kernel
@@ -81,6 +87,6 @@ def follow_all(own, outputs, prompts, trie, block, place, token):
     """Moves a place on by one token in all texts and trees."""
     follow_anchor(own, block, place, place + ANCHOR, token)
     for kind in range(NUM_TEXTS):
-        words = own if kind == 0 else (outputs if kind == 1 else prompts)
+        words = text_of(kind, own, outputs, prompts)
         follow(words, block, place + 2 * kind, token)
     follow_tree(trie, place, block, token)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_spec.kernels import blend as kernels
 from retrieval_spec.kernels import blend_tables as layout
 from retrieval_spec.tree import Float32s
 
@@ -28,20 +27,8 @@ def shipped_prior() -> Float32s:
     return prior
 
 
-class BlendTables:
-    """Acceptance probabilities by evidence (`kernels.blend_tables`), corrected by every outcome.
-
-    Attributes:
-        cells: float32[NUM_CELLS]  47 KB.
-    """
-
-    __slots__ = ("cells",)
-
-    def __init__(self, prior: Float32s | None = None) -> None:
-        self.cells: Float32s = np.zeros(layout.NUM_CELLS, np.float32)
-        self.cells[: layout.PRIOR_CELLS] = shipped_prior() if prior is None else prior
-
-
-def scratch_words(max_nodes: int) -> int:
-    """Returns how many words of scratch memory drafting and learning need."""
-    return kernels.scratch_words(max_nodes)
+def new_tables(prior: Float32s | None = None) -> Float32s:
+    """Returns float32[NUM_CELLS], 47 KB: the prior, or what ships, and nothing learned yet."""
+    tables: Float32s = np.zeros(layout.NUM_CELLS, np.float32)
+    tables[: layout.PRIOR_CELLS] = shipped_prior() if prior is None else prior
+    return tables
