@@ -7,8 +7,7 @@ knows of sessions, sockets or clocks. `tests/contract/` runs over every register
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +22,7 @@ MAX_DEPTH_NODES = 64
 """No path of a draft tree is longer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(NamedTuple):
     """What a tree may cost: an upper bound, never a target; the root is not counted.
 
     Attributes:
@@ -89,8 +87,12 @@ class TextCursor(Cursor, Protocol):
         """Returns the automaton, its table of commonest continuations, and the state and length of the match.
 
         The place in the context's own text is where that ends; there its anchor stands instead
-        (`kernels.anchor`), which the kernels move on.
+        (`kernels.anchor`).
         """
+        ...
+
+    def arrive(self) -> None:
+        """Says that a kernel moved the place on by the tokens that are observed next."""
         ...
 
 

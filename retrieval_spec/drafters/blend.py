@@ -19,8 +19,8 @@ from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import TRIE_ROWS
 from retrieval_spec.kernels.anchor import ANCHOR_WORDS
-from retrieval_spec.kernels.blend import draft, judge, learn, scratch_words
-from retrieval_spec.kernels.blend_tables import NUM_TEXTS, OWN
+from retrieval_spec.kernels.blend import MAX_LEARNED_TOKENS, draft, judge, learn, scratch_words
+from retrieval_spec.kernels.blend_tables import NUM_TEXTS
 from retrieval_spec.kernels.fusion import insert
 from retrieval_spec.structures.blend_tables import new_tables
 from retrieval_spec.structures.shared_automaton import NO_ROWS
@@ -70,6 +70,9 @@ class _NoText:
 
     def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
         return _NO_TEXT, NO_ROWS, _NO_PLACE
+
+    def arrive(self) -> None:
+        pass
 
 
 class Blended:
@@ -147,8 +150,6 @@ class Blended:
         """Learns from what followed the context, and moves all cursors on."""
         if tokens.shape[0] and self._drafted is not None:
             self._learn(tokens, *self._drafted)
-        elif tokens.shape[0]:
-            self._texts[OWN].find_place()[2][:] = 0  # an anchor that does not move along would mislead
         for cursor in self._cursors:
             cursor.observe(tokens, feedback)
 
@@ -166,17 +167,23 @@ class Blended:
                 self._scratch,
             )
             judge(token_ids, parents, path_probs, self._num_kept, tokens, self._learned.tables)
+        if tokens.shape[0] <= MAX_LEARNED_TOKENS:
+            for text in self._texts:
+                text.arrive()
         self._drafted, self._trie = None, _NOTHING
 
     def _proposed(self, budget: Budget) -> Int32s:
         """Returns the trees of the sources that are no texts, as one trie."""
-        trees = [(bit, cursor.propose(budget)) for bit, cursor in self._others]
-        num_nodes = sum(len(tree) for _, tree in trees)
+        trees, num_nodes = [], 0
+        for bit, cursor in self._others:
+            tree = cursor.propose(budget)
+            if tree.token_ids.shape[0]:
+                trees.append((bit, tree))
+                num_nodes += tree.token_ids.shape[0]
         if num_nodes == 0:
             return _NOTHING
         trie: Int32s = np.zeros((TRIE_ROWS, num_nodes + 1), np.int32)
         size = 1
         for bit, tree in trees:
-            if len(tree):
-                size = insert(trie, size, tree.token_ids, tree.parents, tree.probs, tree.sources, bit)
+            size = insert(trie, size, tree.token_ids, tree.parents, tree.probs, tree.sources, bit)
         return trie

@@ -76,6 +76,7 @@ class HistoryCursor:
     """One session's place in its namespace's history; owned by that session, not thread-safe."""
 
     __slots__ = (
+        "_has_arrived",
         "_history",
         "_is_live",
         "_num_new_tokens",
@@ -99,6 +100,7 @@ class HistoryCursor:
         self._tail = Tail(MAX_MATCH_TOKENS)
         self._tail.append(context)
         self._place = SharedAutomaton.new_place()
+        self._has_arrived = False
         self._num_new_tokens = 0  # since the place was found
         self._version = -1  # of the history in which it was found
         self._scratch = np.empty(0, np.int64)
@@ -130,20 +132,29 @@ class HistoryCursor:
 
     def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
         """Returns the history's automaton, and where the context stands in it; call with the lock held."""
+        texts = self._history.texts
+        if self._num_new_tokens or self._version != texts.version:
+            self._follow(texts)
+        return texts.automaton.arena, texts.automaton.commonest, self._place
+
+    def _follow(self, texts: RecentTexts) -> None:
         tokens = self._tail.tokens
-        if self._version != self._history.texts.version or self._num_new_tokens >= MAX_MATCH_TOKENS:
+        if self._version != texts.version or self._num_new_tokens >= MAX_MATCH_TOKENS:
             self._place[:] = 0
         else:
             tokens = tokens[tokens.shape[0] - self._num_new_tokens :]
-        if tokens.shape[0]:
-            self._history.texts.automaton.follow(self._place, tokens, MAX_MATCH_TOKENS)
-        self._version, self._num_new_tokens = self._history.texts.version, 0
-        automaton = self._history.texts.automaton
-        return automaton.arena, automaton.commonest, self._place
+        texts.automaton.follow(self._place, tokens, MAX_MATCH_TOKENS)
+        self._version, self._num_new_tokens = texts.version, 0
+
+    def arrive(self) -> None:
+        """Says that a kernel moved the place on by the tokens that are observed next."""
+        self._has_arrived = True
 
     def _move_on(self, tokens: Tokens) -> None:
         self._tail.append(tokens)
-        self._num_new_tokens += tokens.shape[0]
+        if not self._has_arrived:
+            self._num_new_tokens += tokens.shape[0]
+        self._has_arrived = False
 
     def _learn_output(self) -> None:
         output = np.frombuffer(self._output, TOKEN)

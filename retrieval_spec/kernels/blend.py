@@ -15,6 +15,8 @@ from retrieval_spec.kernels.blend_tables import (
     NUM_FEATURES,
     NUM_OUTCOMES,
     OUTCOMES,
+    OUTPUTS,
+    PROMPTS,
     SEEN,
     WEIGHT,
     log_odds,
@@ -65,6 +67,9 @@ PRIOR_COUNT = 20.0
 """How many outcomes the shipped value of an escape cell is worth."""
 MOST_SEEN = 2_000.0
 """A cell goes on following what changes as fast as after so many outcomes."""
+LEFT_FOR_SHORTER = 3.0
+"""Shorter matches are asked while they have so many times what a node must reach: what they offer late
+comes true less often than told, and takes the place of better nodes."""
 OUTCOME_PRIOR = 10.0
 """How many accepted nodes the assumption is worth that a path probability is true."""
 OUTCOME_DECAY = 0.998
@@ -211,7 +216,7 @@ def draft(
                 tables,
                 block,
                 floats,
-                least,
+                LEFT_FOR_SHORTER * least,
             )
             least = max(LOWEST_MIXED_PROB, 0.5 * least)
             _mix_candidates(
@@ -295,17 +300,18 @@ def learn(
     Args:
         own_text: int32[words]  as for `draft`.
         own_rows: int32[1, ROW_WORDS]  likewise.
-        anchor: int64[ANCHOR_WORDS]  likewise; moved on by `tokens`.
+        anchor: int64[ANCHOR_WORDS]  likewise, moved on by the tokens.
         output_texts: int32[words]  likewise.
         output_rows: int32[r, ROW_WORDS]  likewise.
-        output_place: int64[2]  where the context stood before `tokens`.
+        output_place: int64[2]  likewise, moved on.
         prompt_texts: int32[words]  as for `draft`.
         prompt_rows: int32[r, ROW_WORDS]  likewise.
-        prompt_place: int64[2]  likewise.
+        prompt_place: int64[2]  likewise, moved on.
         trie: int32[10, n]  what other sources proposed there.
         tables: float32[NUM_CELLS]  changed.
         bits: int64[3]  as for `draft`.
-        tokens: int32[n]  committed tokens: the accepted ones and the bonus token.
+        tokens: int32[n]  committed tokens: the accepted ones and the bonus token; the first
+            `MAX_LEARNED_TOKENS` of them are followed and learned from.
         block: int64[scratch_words(0)]  scratch memory.
     """
     own, outputs = own_text.view(np.uint32), output_texts.view(np.uint32)
@@ -335,8 +341,9 @@ def learn(
         follow_all(own, outputs, prompts, trie, block, np.int64(PLACES), token)
     for word in range(ANCHOR_WORDS):
         anchor[word] = block[PLACES + ANCHOR + word]
-    if tokens.shape[0] > MAX_LEARNED_TOKENS:
-        anchor[:] = 0
+    for word in range(2):
+        output_place[word] = block[PLACES + 2 * OUTPUTS + word]
+        prompt_place[word] = block[PLACES + 2 * PROMPTS + word]
 
 
 @allocation_free_kernel

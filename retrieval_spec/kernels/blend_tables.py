@@ -61,9 +61,10 @@ LOG_ODDS_STEP = 0.5
 @inlined_kernel
 def bin_of(value, steps):
     """Returns how many of the rising `steps` the value has reached."""
+    # All are compared: where to stop would be guessed wrong more often than a comparison costs.
     at = 0
-    while at < steps.shape[0] and value >= steps[at]:
-        at += 1
+    for step in range(steps.shape[0]):
+        at += value >= steps[step]
     return at
 
 

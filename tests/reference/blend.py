@@ -37,6 +37,7 @@ from tests.reference.blend_tables import (
 from tests.reference.blend_texts import Match, State, Texts, TreeNode, repeated, root_of
 
 MAX_HOPS = 12
+LEFT_FOR_SHORTER = 3.0
 LOWEST_MIXED_PROB, LOWEST_LEARNED_PROB = 0.001, 1e-5
 MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
 MIN_PATH_PROB = float(np.float32(5e-4))
@@ -142,7 +143,7 @@ class Session:
 
     def _children(self, place: Place, depth: int, least: float) -> list[Candidate]:
         """What may follow, with corrected probabilities; what is not worth correcting has no sources."""
-        candidates = self._gathered(place, least).candidates
+        candidates = self._gathered(place, LEFT_FOR_SHORTER * least).candidates
         for one in candidates:
             if one.prob >= max(LOWEST_MIXED_PROB, 0.5 * least):
                 features, one.sources = self._described(place, depth, one)
