@@ -114,10 +114,16 @@ def _add_verify(commands: Any) -> None:
         commands,
         "verify",
         _verify,
-        "Check every byte of a datastore against its manifest.",
-        "retrieval-spec verify datastores/docs",
+        "Check every byte of a datastore, its structure and the order of its contexts.",
+        "retrieval-spec verify datastores/docs --order whole",
     )
     parser.add_argument("datastore", metavar="DIR")
+    parser.add_argument(
+        "--order",
+        choices=["sampled", "whole"],
+        default="sampled",
+        help="compare contexts in samples, or every one with its neighbour (default: %(default)s)",
+    )
     _add_json(parser)
 
 
@@ -246,14 +252,9 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from retrieval_spec.commands.progress_bar import progress_bar
-    from retrieval_spec.datastore.store import verify_datastore
+    from retrieval_spec.commands.verify import verify_command
 
-    with progress_bar() as progress:
-        manifest = verify_datastore(arguments.datastore, progress)
-    _print(
-        {"datastore": arguments.datastore, "intact": True, "num_tokens": manifest.num_tokens}, arguments.json
-    )
+    _print(verify_command(arguments), arguments.json)
 
 
 def _serve(arguments: argparse.Namespace) -> None:

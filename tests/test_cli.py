@@ -122,6 +122,7 @@ BAD_INPUT = {
     "truncated": (("verify", "{truncated}"), "tokens.bin"),
     "truncated, served": (("serve", "--datastore", "{truncated}"), "tokens.bin"),
     "altered": (("verify", "{altered}"), "positions.bin"),
+    "an unknown order": (("verify", "{store}", "--order", "half"), "--order"),
     "altered, served": (("serve", "--datastore", "{altered}"), "positions.bin"),
     "newer format": (("inspect", "{newer}"), "99"),
     "nothing to serve": (("serve",), "--vocab-size"),
