@@ -88,7 +88,7 @@ def equal_range(tokens: Column, positions: Column, buckets: Column, context: Col
 
 
 @allocation_free_kernel
-def nearest(tokens, positions, buckets, context, max_tokens, num_neighbours, block, seen):
+def nearest(tokens, positions, buckets, context, max_tokens, num_neighbours, block, seen, floor=0):
     """Finds the occurrences whose contexts share most with `context` and returns how many these are.
 
     Sorted contexts share less and less on both sides of the place where `context` belongs, so the
@@ -104,10 +104,11 @@ def nearest(tokens, positions, buckets, context, max_tokens, num_neighbours, blo
         block: int64[..]  out, from `seen` on, `SEEN_WORDS` for each occurrence, best first: the `FOUND`
             position in the corpus and the `LENGTH` that it shares with the context, falling, above 0.
         seen: where in the block.
+        floor: the walk ends where nothing shares more than so many tokens.
     """
     num_ids = buckets.shape[0] - 1
     num_tokens = known_length(context, num_ids, max_tokens)
-    if num_tokens == 0:
+    if num_tokens <= floor:
         return 0
     start, stop = bucket_range(positions, buckets, context[context.shape[0] - 1])
     right = first_at_least(tokens, positions, start, stop, context, num_tokens, num_ids, 0)
@@ -123,7 +124,7 @@ def nearest(tokens, positions, buckets, context, max_tokens, num_neighbours, blo
         if fresh_right:
             right_at = np.int64(positions[right]) if right < stop else 0
             right_length = common_length(tokens, right_at, context, right_length)
-        if left_length == 0 and right_length == 0:
+        if max(left_length, right_length) <= floor:
             return count
         fresh_right = right_length > left_length or (right_length == left_length and balance <= 0)
         fresh_left = not fresh_right

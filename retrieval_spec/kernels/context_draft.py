@@ -123,6 +123,51 @@ def grow(tokens, num_ids, reliability, block, floats, waiting, capacity, behind,
 
 
 @allocation_free_kernel
+def best_first(tokens, num_ids, num_seen, reliability, max_depth, block, token_ids, parents, probs):
+    """Fills a tree with what the occurrences in the block went on with; returns its size.
+
+    Args:
+        tokens: uint16[n] or int32[n]  the text that they stand in.
+        num_ids: ids lie below; whatever else stands in the text ends a continuation.
+        num_seen: occurrences in the block.
+        reliability: float32[..]  what a share of 1.0 is worth, by the length of the match.
+        max_depth: nodes on one path at most.
+        block: int64[SCRATCH_WORDS]  the occurrences from `SEEN` on, their order is lost; scratch memory.
+        token_ids: int32[max_nodes]  written.
+        parents: int32[max_nodes]  written: index of an earlier node, or -1.
+        probs: float32[max_nodes]  written: P(node accepted | parent accepted).
+    """
+    max_nodes = token_ids.shape[0]
+    floats = block.view(np.float64)
+    free_all(block, NODES, RANKING, _NUM_NODES)
+    behind = all_seen(block, num_seen)
+    size, waiting, depth, path_prob = 0, 0, np.int64(0), 1.0
+    while size < max_nodes:
+        if depth < max_depth:
+            waiting = grow(
+                tokens,
+                num_ids,
+                reliability,
+                block,
+                floats,
+                waiting,
+                max_nodes - size,
+                behind,
+                depth + 1,
+                size - 1,
+                path_prob,
+            )
+        if waiting == 0:
+            break
+        waiting -= 1
+        best = block[RANKING + waiting]
+        behind = block[best + START], block[best + STOP], block[best + WEIGHT], block[best + LONGEST]
+        depth, path_prob = add_to_tree(block, floats, best, size, token_ids, parents, probs)
+        size += 1
+    return size
+
+
+@allocation_free_kernel
 def draft(
     tokens: Column,
     positions: Column,
@@ -152,32 +197,5 @@ def draft(
         probs: float32[max_nodes]  written: P(node accepted | parent accepted).
     """
     num_ids = np.int64(buckets.shape[0] - 1)
-    max_nodes = token_ids.shape[0]
-    floats = block.view(np.float64)
     num_seen = nearest(tokens, positions, buckets, context, depth_tokens, NUM_NEIGHBOURS, block, SEEN)
-    free_all(block, NODES, RANKING, _NUM_NODES)
-    behind = all_seen(block, num_seen)
-    size, waiting, depth, path_prob = 0, 0, np.int64(0), 1.0
-    while size < max_nodes:
-        if depth < max_depth:
-            waiting = grow(
-                tokens,
-                num_ids,
-                reliability,
-                block,
-                floats,
-                waiting,
-                max_nodes - size,
-                behind,
-                depth + 1,
-                size - 1,
-                path_prob,
-            )
-        if waiting == 0:
-            break
-        waiting -= 1
-        best = block[RANKING + waiting]
-        behind = block[best + START], block[best + STOP], block[best + WEIGHT], block[best + LONGEST]
-        depth, path_prob = add_to_tree(block, floats, best, size, token_ids, parents, probs)
-        size += 1
-    return size
+    return best_first(tokens, num_ids, num_seen, reliability, max_depth, block, token_ids, parents, probs)
