@@ -1,4 +1,4 @@
-"""The command line: `retrieval-spec build | inspect | verify | serve | generate | demo`.
+"""The command line: `retrieval-spec build | inspect | verify | export | serve | generate | demo`.
 
 Each command imports what it needs when it runs, so that `--help` and wrong usage answer at once.
 Bad input ends with exit code 2 and one line on standard error.
@@ -47,7 +47,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"retrieval-spec {__version__}")
     parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_build, _add_inspect, _add_verify, _add_serve, _add_generate, _add_demo):
+    for add in (_add_build, _add_inspect, _add_verify, _add_export, _add_serve, _add_generate, _add_demo):
         add(commands)
     return parser
 
@@ -124,6 +124,36 @@ def _add_verify(commands: Any) -> None:
         default="sampled",
         help="compare contexts in samples, or every one with its neighbour (default: %(default)s)",
     )
+    _add_json(parser)
+
+
+def _add_export(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "export",
+        _export,
+        "Write a datastore as a file that another program drafts from.",
+        "retrieval-spec export datastores/docs --format llamacpp-lookup --out docs.lookup",
+    )
+    parser.add_argument("datastore", metavar="DIR")
+    parser.add_argument(
+        "--format",
+        choices=["llamacpp-lookup"],
+        required=True,
+        help="llamacpp-lookup: for llama-server --lookup-cache-static",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE")
+    parser.add_argument(
+        "--min-count",
+        type=int,
+        default=1,
+        metavar="N",
+        help="leave out what followed less often (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-continuations", type=int, metavar="N", help="after each 2-gram, the N most frequent ones"
+    )
+    parser.add_argument("--replace", action="store_true", help="replace an existing file")
     _add_json(parser)
 
 
@@ -255,6 +285,12 @@ def _verify(arguments: argparse.Namespace) -> None:
     from retrieval_spec.commands.verify import verify_command
 
     _print(verify_command(arguments), arguments.json)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.commands.export import export_command
+
+    _print(export_command(arguments), arguments.json)
 
 
 def _serve(arguments: argparse.Namespace) -> None:

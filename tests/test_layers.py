@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
     },
     "build": {"structures", "drafters", "datastore", "errors", "tree"},
+    "export": {"structures", "datastore", "errors", "tree"},
     "dense_build": {
         "build",
         "projection",
@@ -125,6 +126,7 @@ OUTSIDE: dict[str, set[str]] = {
     "drafters": {"numpy"},
     "engine": {"numpy"},
     "build": {"numpy"},
+    "export": {"numpy"},
     "dense_build": {"numpy"},
     "v1": {"google", "grpc"},
     "wire": {"numpy", "google"},

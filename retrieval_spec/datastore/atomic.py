@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from retrieval_spec.errors import DatastoreError, DatastoreExists, MissingPath
 
@@ -121,6 +122,27 @@ def writing(target: Path) -> Iterator[None]:
             got=error.strerror or error,
             remedy="free space or choose another place, then build again",
         ) from error
+
+
+@contextmanager
+def draft_file(target: Path) -> Iterator[IO[bytes]]:
+    """Yields a file to fill; it takes the place of `target` once it is on disk, or nothing of it remains.
+
+    Raises:
+        DatastoreError: the file system refused, for want of space or of permission.
+    """
+    target = target.absolute()
+    draft = _sibling(target, "tmp")
+    with writing(target):
+        try:
+            with open(draft, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, target)
+        finally:
+            draft.unlink(missing_ok=True)
+        _sync_folder(target.parent)
 
 
 def check_free(target: Path) -> None:
