@@ -22,6 +22,7 @@ from retrieval_spec.datastore.atomic import check_free, writing
 from retrieval_spec.datastore.corpus import Corpus, Document
 from retrieval_spec.datastore.manifest import MAX_DEPTH_TOKENS, MAX_TOKENS, SEPARATORS, Facts, check_label
 from retrieval_spec.datastore.progress import NoProgress, Progress
+from retrieval_spec.datastore.readers.reading import OnError
 from retrieval_spec.datastore.recipe import load_recipe
 from retrieval_spec.datastore.store import (
     Datastore,
@@ -63,7 +64,10 @@ def build_recipe(
         out=plan.out if out is None else out,
         name=plan.name,
         text_field=plan.text_field,
+        include=plan.include,
         exclude=plan.exclude,
+        on_error=plan.on_error,
+        skip_licence_headers=plan.skip_licence_headers,
         depth_tokens=DEPTH_TOKENS if plan.depth_tokens is None else plan.depth_tokens,
         threads=threads,
         replace=replace,
@@ -78,7 +82,10 @@ def build_datastore(
     out: str | Path,
     name: str | None = None,
     text_field: str | None = None,
+    include: Collection[str] = (),
     exclude: Collection[str] = (),
+    on_error: OnError = "stop",
+    skip_licence_headers: bool = False,
     depth_tokens: int = DEPTH_TOKENS,
     threads: int | None = None,
     replace: bool = False,
@@ -87,12 +94,15 @@ def build_datastore(
     """Builds a datastore from text; on any error nothing is left behind. Returns its folder.
 
     Args:
-        inputs: files and folders of text, JSONL (plain, gz, zst), parquet or Arrow.
+        inputs: files and folders of text, JSONL (plain, gz, zst), parquet, Arrow or token arrays.
         tokenizer: the target model's `tokenizer.json` or folder.
         out: where the datastore goes.
         name: what it is called; the last part of `out` by default.
         text_field: the JSON field or column that holds the text.
-        exclude: names of folders that are not entered.
+        include: names or glob patterns of what alone is read in folders.
+        exclude: names or glob patterns of what is left out of folders.
+        on_error: whether what cannot be read stops the build, or is counted, told and passed over.
+        skip_licence_headers: whether source files are read without a licence comment at their top.
         depth_tokens: how many tokens of a context the order considers.
         threads: threads that sort; all cores by default.
         replace: whether a datastore that stands at `out` gives way.
@@ -108,7 +118,15 @@ def build_datastore(
     _check_numbers(depth_tokens, threads)
     (check_replaceable if replace else check_free)(target)
     encoder = load_tokenizer(tokenizer)
-    tokens, documents = encode_corpus(Corpus(inputs, text_field, exclude), encoder, target, progress)
+    corpus = Corpus(
+        inputs,
+        text_field,
+        exclude,
+        include=include,
+        on_error=on_error,
+        skip_licence_headers=skip_licence_headers,
+    )
+    tokens, documents = encode_corpus(corpus, encoder, target, progress)
     facts = _facts(label, encoder, depth_tokens)
     _write(target, tokens, documents, facts, threads, replace, progress)
     return target
@@ -124,7 +142,8 @@ def encode_corpus(
         LimitExceeded: more tokens than one datastore holds.
     """
     progress.start("encoding", corpus.num_bytes, "B")
-    tokens, documents = _encode(_batches(corpus.documents(progress.advance)), encoder, target)
+    batches = _batches(corpus.documents(progress.advance, encoder))
+    tokens, documents = _encode((_token_ids(batch, encoder) for batch in batches), target)
     if not len(documents):
         raise InvalidRequest(
             "no documents found: the inputs hold no text",
@@ -173,7 +192,8 @@ def translate_datastore(
     (check_replaceable if replace else check_free)(target)
     verify_datastore(datastore, progress)
     progress.start("translating", store.manifest.num_tokens, "tokens")
-    tokens, documents = _encode(_texts(store, old, progress), new, target)
+    batches = map(new.encode_batch, _texts(store, old, progress))
+    tokens, documents = _encode(batches, target)
     if not len(documents):
         raise InvalidRequest("the datastore holds no text", got=datastore, remedy="translate another one")
     facts = _facts(store.manifest.name, new, store.manifest.depth_tokens)
@@ -276,24 +296,31 @@ def _check_numbers(depth_tokens: int, threads: int | None) -> None:
         raise InvalidRequest("threads is out of range", got=threads, expected="1 or more")
 
 
-def _encode(
-    batches: Iterable[list[str]], encoder: Tokenizer, target: Path
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def _encode(batches: Iterable[Iterable[Tokens]], target: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Returns the corpus and where its documents start."""
     with writing(target), tempfile.TemporaryFile(dir=target.parent) as nameless:
         file = _TokenFile(nameless)
         for batch in batches:
-            file.append(encoder.encode_batch(batch))
+            file.append(batch)
         return file.tokens(), file.documents()
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
-    """Yields texts by the million characters: enough for all cores, and little memory."""
-    batch: list[str] = []
+def _token_ids(batch: Sequence[Document], encoder: Tokenizer) -> Iterator[Tokens]:
+    """Yields the ids of each document, encoding those that are texts."""
+    encoded = iter(encoder.encode_batch([document.text for document in batch if document.text is not None]))
+    for document in batch:
+        yield next(encoded) if document.token_ids is None else document.token_ids
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Yields documents by the million characters: enough for all cores, and little memory."""
+    batch: list[Document] = []
     characters = 0
     for document in documents:
-        batch.append(document.text)
-        characters += len(document.text)
+        batch.append(document)
+        characters += len(document.text or ()) + 4 * len(
+            () if document.token_ids is None else document.token_ids
+        )
         if characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

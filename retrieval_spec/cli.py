@@ -69,7 +69,7 @@ def _add_build(commands: Any) -> None:
         commands,
         "build",
         _build,
-        "Build a datastore from text files, folders, JSONL (plain, gz, zst), parquet or Arrow.",
+        "Build a datastore from text, JSONL, parquet, Arrow, chats, recorded outputs or token arrays.",
         "retrieval-spec build corpus/*.jsonl.zst --tokenizer tokenizer.json --out datastores/docs",
     )
     parser.add_argument("inputs", nargs="*", metavar="PATH", help="files or folders of text")
@@ -91,10 +91,39 @@ def _add_build(commands: Any) -> None:
         metavar="DIR",
         help="where the datastore goes; a translation: beside the old one, and used again the next time",
     )
-    parser.add_argument("--text-field", metavar="NAME", help="the field or column that holds the text")
+    _add_reading(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="threads for sorting (default: all cores)")
     parser.add_argument("--replace", action="store_true", help="replace an existing datastore")
     _add_json(parser)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text-field", metavar="NAME", help="the field or column that holds the text")
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="in folders, read only what this name or pattern is meant for, such as '*.py'; may be repeated",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="in folders, leave this out, such as 'tests' or 'build/**'; may be repeated",
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="what cannot be read: stop, or pass over it and say how much it was (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--skip-licence-headers",
+        action="store_true",
+        help="read source files without the comment at their top that states a licence",
+    )
 
 
 def _add_inspect(commands: Any) -> None:

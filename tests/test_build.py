@@ -164,6 +164,27 @@ def test_a_corpus_without_text_is_refused(tmp_path, place, tokenizer):
     assert list(place.parent.iterdir()) == []
 
 
+def test_recorded_ids_stand_among_texts_as_they_are(tmp_path, place, tokenizer):
+    rows = [{"text": "a b"}, {"prompt_ids": [7, 1], "output_ids": [300, 0]}, {"text": "c"}]
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_datastore([tmp_path / "one.jsonl"], tokenizer=tokenizer, out=place)
+    end = 65_535
+    assert open_datastore(place).columns["tokens"].tolist() == [0, 1, end, 7, 1, 300, 0, end, 7, end]
+
+
+def test_ids_of_another_tokenizer_stop_the_build_or_are_passed_over(tmp_path, place, tokenizer, caplog):
+    rows = [{"output_ids": [1]}, {"output_ids": [65_535]}, {"output_ids": [0]}]
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(
+        InvalidRequest, match=r"one\.jsonl:2: token id at index 0 is outside the vocab.*65535"
+    ):
+        build_datastore([tmp_path / "one.jsonl"], tokenizer=tokenizer, out=place)
+    build_datastore([tmp_path / "one.jsonl"], tokenizer=tokenizer, out=place, on_error="skip")
+    assert verify_datastore(place).num_documents == 2
+    assert "skipped of" in caplog.text
+    assert "1 row, the first because" in caplog.text
+
+
 def test_a_bad_line_at_the_end_leaves_nothing(tmp_path, place, tokenizer):
     lines = write_lines(tmp_path / "one.jsonl", ["a b"] * 100)
     lines.write_text(lines.read_text() + "{\n")
@@ -248,7 +269,8 @@ def test_every_field_of_a_recipe_arrives(tmp_path):
         write_recipe(
             tmp_path,
             'inputs = ["{stdlib}", "text"]\ntokenizer = "m"\nout = "o"\nname = "n"\ntext_field = "body"\n'
-            'exclude = ["test"]\ndepth_tokens = 16\n',
+            'exclude = ["test"]\ninclude = ["*.py"]\non_error = "skip"\nskip_licence_headers = true\n'
+            "depth_tokens = 16\n",
         )
     )
     assert recipe.inputs == (Path(sysconfig.get_path("stdlib")), tmp_path / "text")
@@ -259,6 +281,7 @@ def test_every_field_of_a_recipe_arrives(tmp_path):
         ("test",),
         16,
     )
+    assert (recipe.include, recipe.on_error, recipe.skip_licence_headers) == (("*.py",), "skip", True)
 
 
 @pytest.mark.parametrize(

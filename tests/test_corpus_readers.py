@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from retrieval_spec.datastore import corpus as corpus_module
 from retrieval_spec.datastore.corpus import Corpus
+from retrieval_spec.datastore.readers.jsonl import MAX_LINE_BYTES
 from retrieval_spec.errors import InvalidRequest, MissingDependency, MissingPath
 
 TEXTS = ["def f():\n    return 1\n", "čeština, 日本語, 🙂\n", "third"]
@@ -106,7 +107,7 @@ def test_text_files(tmp_path, name):
 def test_documents_know_their_file(tmp_path):
     path = write(tmp_path / "a.jsonl", jsonl([{"text": "one"}]))
     (document,) = Corpus([str(path)]).documents()
-    assert document.source == path
+    assert document.source == str(path)
 
 
 @given(st.lists(st.text(max_size=40), max_size=12))
@@ -267,7 +268,7 @@ def test_a_bad_line_is_named(tmp_path, line, said):
 
 
 def test_a_line_that_is_too_long_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrieval_spec.datastore.formats.MAX_LINE_BYTES", 40)
+    monkeypatch.setattr("retrieval_spec.datastore.readers.jsonl.MAX_LINE_BYTES", 40)
     path = write(tmp_path / "a.jsonl", jsonl([{"text": "fine"}, {"text": "x" * 40}]))
     with pytest.raises(InvalidRequest, match=r"a\.jsonl:2: the line is too long"):
         texts(path)
@@ -344,3 +345,177 @@ def test_without_pyarrow_plain_text_is_read_and_the_rest_says_what_is_missing(tm
     for name in ("a.parquet", "a.arrow", "a.jsonl.zst"):
         with pytest.raises(MissingDependency, match="pip install"):
             texts(write(tmp_path / name, b"data"))
+
+
+# What cannot be read is passed over when that was asked, and told
+
+
+DRIFTING = [{"text": "a"}, {"id": 1}, {"text": 7}, {"text": ["b"]}, {"text": None}, {"text": "c"}, [1]]
+
+
+def left_out(corpus: Corpus) -> dict[str, tuple[int, bool]]:
+    return {path.name: (skipped.num_rows, skipped.is_cut_short) for path, skipped in corpus.skipped.items()}
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".zst", zst)])
+def test_rows_of_drifting_types_are_skipped_and_counted(tmp_path, caplog, suffix, pack):
+    path = write(tmp_path / f"a.jsonl{suffix}", pack(jsonl(DRIFTING) + b"{\n"))
+    with pytest.raises(InvalidRequest, match=rf"a\.jsonl{suffix}:2: no text"):
+        texts(path)
+    corpus = Corpus([path], on_error="skip")
+    assert [document.text for document in corpus.documents()] == ["a", "c"]
+    assert left_out(corpus) == {path.name: (5, False)}
+    assert corpus.skipped[path].num_empty_rows == 1
+    assert f"skipped of {path}: 5 rows, the first because {path}:2: no text" in caplog.text
+
+
+def test_what_is_whole_is_not_told_about(tmp_path, caplog):
+    corpus = Corpus([write(tmp_path / "a.jsonl", jsonl([{"text": "a"}]))], on_error="skip")
+    assert [document.text for document in corpus.documents()] == ["a"]
+    assert corpus.skipped == {}
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("kind", TABLE_WRITERS)
+def test_a_damaged_table_is_left_and_the_next_file_is_read(tmp_path, kind):
+    name, write_table = TABLE_WRITERS[kind]
+    path = write_table(tmp_path / name, pa.table({"text": [f"{n} {n * n}" for n in range(3_000)]}))
+    path.write_bytes(path.read_bytes()[:20_000])
+    write(tmp_path / "z.txt", b"after")
+    corpus = Corpus([tmp_path], on_error="skip")
+    assert [document.text for document in corpus.documents()][-1] == "after"
+    assert left_out(corpus) == {name: (0, True)}
+    assert "all from the damaged place on, the first because cannot read" in str(corpus.skipped[path])
+
+
+def test_what_came_before_a_cut_is_kept(tmp_path):
+    data = jsonl([{"text": f"{n} {n * n} {n * n * n}"} for n in range(20_000)])
+    whole = gzip.compress(data)
+    path = write(tmp_path / "a.jsonl.gz", whole[: len(whole) // 2])
+    corpus = Corpus([path], on_error="skip")
+    assert 1_000 < sum(1 for _ in corpus.documents()) < 19_000
+    assert left_out(corpus) == {"a.jsonl.gz": (0, True)}
+
+
+def test_the_wrong_word_for_errors_is_refused(tmp_path):
+    with pytest.raises(InvalidRequest, match="on_error is wrong; got ignore"):
+        Corpus([write(tmp_path / "a.txt", b"a")], on_error="ignore")
+
+
+def peak_bytes_of(run) -> int:
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_huge_line_is_refused_or_passed_over_in_bounded_memory(tmp_path, monkeypatch):
+    part = gzip.compress(b"x" * (4 << 20), compresslevel=1)
+    path = write(tmp_path / "a.jsonl.gz", part * 50 + gzip.compress(b'\n{"text": "after"}\n'))
+
+    def stop():
+        with pytest.raises(InvalidRequest, match=r"a\.jsonl\.gz:1: the line is too long"):
+            texts(path)
+
+    assert peak_bytes_of(stop) < 3 * MAX_LINE_BYTES
+    monkeypatch.setattr("retrieval_spec.datastore.readers.jsonl.MAX_LINE_BYTES", 1 << 20)
+    corpus = Corpus([path], on_error="skip")
+    found: list[str] = []
+    assert peak_bytes_of(lambda: found.extend(d.text for d in corpus.documents())) < 8 << 20
+    assert found == ["after"]
+    assert left_out(corpus) == {path.name: (1, False)}
+
+
+# Which files of a folder
+
+
+TREE = ("a.py", "b.md", "tests/c.py", "docs/d.md", "docs/old/e.md", "docs/old/f.py", "Makefile")
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({}, {"a.py", "b.md", "tests/c.py", "docs/d.md", "docs/old/e.md", "docs/old/f.py"}),
+        ({"include": ["*.py"]}, {"a.py", "tests/c.py", "docs/old/f.py"}),
+        ({"include": ["*.py"], "exclude": ["tests/**"]}, {"a.py", "docs/old/f.py"}),
+        ({"include": ["*.py"], "exclude": ["tests"]}, {"a.py", "docs/old/f.py"}),
+        ({"exclude": ["tests/"]}, {"a.py", "b.md", "docs/d.md", "docs/old/e.md", "docs/old/f.py"}),
+        ({"include": ["docs/*.md"]}, {"docs/d.md"}),
+        ({"include": ["docs/**/*.md"]}, {"docs/d.md", "docs/old/e.md"}),
+        ({"include": ["docs"]}, {"docs/d.md", "docs/old/e.md", "docs/old/f.py"}),
+        ({"include": ["docs"], "exclude": ["docs/old"]}, {"docs/d.md"}),
+        ({"include": ["[ab].??", "Makefile"]}, {"a.py", "b.md", "Makefile"}),
+        ({"include": ["**/[!ab].py"]}, {"tests/c.py", "docs/old/f.py"}),
+        ({"exclude": ["*.*"]}, None),
+    ],
+    ids=str,
+)
+def test_files_are_chosen_by_patterns(tmp_path, options, found):
+    for name in TREE:
+        write(tmp_path / name, name.encode())
+    if found is None:
+        with pytest.raises(InvalidRequest, match="no documents found"):
+            Corpus([tmp_path], **options)
+    else:
+        assert set(texts(tmp_path, **options)) == found
+
+
+def test_patterns_do_not_touch_files_that_were_named(tmp_path):
+    path = write(tmp_path / "a.py", b"a")
+    assert texts(path, exclude=["*.py"], include=["*.md"]) == ["a"]
+
+
+def test_the_facts_that_stand_beside_saved_tables_are_no_documents(tmp_path):
+    folder = tmp_path / "saved"
+    for name in ("dataset_dict.json", "train/state.json", "train/dataset_info.json"):
+        write(folder / name, b'{"splits": ["train"]}')
+    write_arrow_stream(folder / "train" / "data-00000-of-00001.arrow", pa.table({"text": TEXTS}))
+    write(folder / "other" / "state.json", b"{}")
+    assert texts(folder) == ["{}", *TEXTS]
+
+
+# Licence headers
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "rest"),
+    [
+        ("a.py", "# Copyright 2020 A. Author\n#\n# MIT License\n\n", "import os\n"),
+        ("a.c", "/*\n * Licensed under the Apache Licence\n */\n\n", "/* adds */\nint add();\n"),
+        ("a.rs", "// SPDX-License-Identifier: MIT\n", "use std::fs;\n"),
+        ("a.go", "// Copyright X.\n// Use is governed by a license.\n\n/* (c) 2021 Y */\n", "package a\n"),
+        ("a.html", "<!-- Copyright X -->\n", "<p>License</p>\n"),
+        ("a.lua", "-- License: MIT\n", "return 1\n"),
+        ("a.el", ";; Copyright\n", "(defun f ())\n"),
+        ("a.tex", "% copyright\n", "\\begin{document}\n"),
+        ("a.ml", "(* Copyright *)\n", "let x = 1\n"),
+        ("a.py.gz", "# Licence\n", "x = 1\n"),
+    ],
+)
+def test_a_licence_header_is_left_out_on_request(tmp_path, name, header, rest):
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    path = write(tmp_path / name, pack((header + rest).encode()))
+    assert texts(path) == [header + rest]
+    assert texts(path, skip_licence_headers=True) == [rest]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.py", "# Adds numbers.\n\nx = 1  # copyright\n"),
+        ("a.py", '"""Copyright is in the docstring."""\n'),
+        ("a.c", "#include <license.h>\n/* Copyright */\n"),
+        ("a.c", "/* Copyright without an end\nint x;\n"),
+        ("a.txt", "# Copyright\n"),
+        ("a.md", "# License\n\nMIT\n"),
+    ],
+)
+def test_what_is_no_licence_header_stays(tmp_path, name, text):
+    assert texts(write(tmp_path / name, text.encode()), skip_licence_headers=True) == [text]
+
+
+def test_the_first_line_of_a_script_stays(tmp_path):
+    path = write(tmp_path / "a.sh", b"#!/bin/sh\n# Copyright X\n\necho\n")
+    assert texts(path, skip_licence_headers=True) == ["#!/bin/sh\necho\n"]

@@ -1,119 +1,161 @@
-"""A corpus: files and folders of text as one stream of documents, in the same order every time.
+"""A corpus: files and folders as one stream of documents, in the same order every time.
 
-Finds the files and chooses the reader; how a format is read stands in `formats.py`.
+Chooses the files and passes on what their readers find; how a format is read stands in `readers/`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrieval_spec.datastore.formats import (
-    NotText,
-    Reader,
-    read_arrow,
-    read_jsonl,
-    read_parquet,
-    read_text,
-)
-from retrieval_spec.errors import InvalidRequest, MissingPath
+from retrieval_spec.datastore.chat_template import ChatTemplate
+from retrieval_spec.datastore.files import CorpusFile, find_files
+from retrieval_spec.datastore.patterns import Patterns
+from retrieval_spec.datastore.readers.reading import Content, NotText, OnError, Reading, Skipped
+from retrieval_spec.datastore.tokenizer import Tokenizer
+from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.tree import Tokens
 
 MAX_DOCUMENT_CHARACTERS = 1 << 20
 """A longer text becomes several documents, cut after a line where there is one."""
-
-_TEXT_SUFFIXES = (
-    ".adoc .asm .astro .bash .bat .bib .c .cc .cfg .clj .cljs .cmake .conf .cpp .cs .css .csv .cu .cuh .cxx "
-    ".dart .diff .el .elm .erl .ex .exs .f .f90 .fs .go .gradle .graphql .groovy .h .hh .hpp .hrl .hs .htm "
-    ".html .hxx .ini .java .jl .js .json .jsx .kt .kts .less .lisp .log .lua .m .markdown .md .ml .mli .mm "
-    ".nim .nix .org .pas .patch .php .pl .pm .properties .proto .ps1 .py .pyi .pyx .r .rb .rs .rst .s .sass "
-    ".scala .scm .scss .sh .sql .sv .svelte .swift .tcl .tex .tf .toml .ts .tsv .tsx .txt .v .vhd .vim .vue "
-    ".xml .yaml .yml .zig .zsh"
-)
-_COMPRESSION_SUFFIXES = (".gz", ".zst")
-_READERS: dict[str, Reader] = {
-    ".jsonl": read_jsonl,
-    ".ndjson": read_jsonl,
-    ".parquet": read_parquet,
-    ".arrow": read_arrow,
-    ".feather": read_arrow,
-    ".ipc": read_arrow,
-    **dict.fromkeys(_TEXT_SUFFIXES.split(), read_text),
-}
-_COMPRESSIBLE = (read_text, read_jsonl)
+MAX_DOCUMENT_TOKENS = 1 << 20
+"""A longer vector of token ids becomes several documents."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text of a corpus, and the file that it stands in."""
+    """One text of a corpus, or its token ids where the file holds those; and the file that it stands in."""
 
-    text: str
-    source: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: Path
-    reader: Reader
+    text: str | None
+    token_ids: Tokens | None
+    source: str
 
 
 class Corpus:
-    """The documents of the inputs; `num_skipped_files` counts the files that turned out to be no text."""
+    """The documents of the inputs.
+
+    Attributes:
+        num_skipped_files: how many files turned out to be no text.
+        skipped: what else was left out, by file; complete when all documents were read.
+    """
 
     def __init__(
-        self, inputs: Sequence[str | Path], text_field: str | None = None, exclude: Collection[str] = ()
+        self,
+        inputs: Sequence[str | Path],
+        text_field: str | None = None,
+        exclude: Collection[str] = (),
+        *,
+        include: Collection[str] = (),
+        on_error: OnError = "stop",
+        skip_licence_headers: bool = False,
     ) -> None:
         """Finds the files.
 
         Args:
             inputs: files, and folders of files with known suffixes; hidden ones are left out.
-            text_field: the JSON field or column with the text; without it see `formats.py`.
-            exclude: names of folders that are not entered.
+            text_field: the JSON field or column with the document; without it see `readers/rows.py`.
+            exclude: names or glob patterns of what is left out of folders; see `Patterns`.
+            include: names or glob patterns of what alone is read in folders, whatever its suffix.
+            on_error: whether what cannot be read stops the reading, or is counted and passed over.
+            skip_licence_headers: whether source files are read without a licence comment at their top.
 
         Raises:
             MissingPath: an input does not exist.
             InvalidRequest: an input is of an unknown format, or there is no file at all.
         """
-        files = {file.path: file for name in inputs for file in _find(Path(name), exclude)}
+        if on_error not in ("stop", "skip"):
+            raise InvalidRequest("on_error is wrong", got=on_error, expected="stop or skip")
+        chosen = Patterns(include) if include else None
+        found = (find_files(Path(name), chosen, Patterns(exclude)) for name in inputs)
+        files = {file.path: file for some in found for file in some}
         if not files:
             raise InvalidRequest(
                 "no documents found",
                 got=", ".join(map(str, inputs)) or "no input",
-                expected="text files, JSONL, parquet or Arrow files, or folders of them",
+                expected="text files, JSONL, parquet or Arrow files, token arrays, or folders of them",
             )
         self._files = list(files.values())
         self._text_field = text_field
+        self._on_error: OnError = on_error
+        self._skip_licence_headers = skip_licence_headers
         self.num_skipped_files = 0
+        self.skipped: dict[Path, Skipped] = {}
 
     @property
     def num_bytes(self) -> int:
         """The size of all files as they are on disk."""
         return sum(file.path.stat().st_size for file in self._files)
 
-    def documents(self, advance: Callable[[int], None] | None = None) -> Iterator[Document]:
-        """Yields the documents that are not empty; `advance` is told how many bytes of files were read.
+    def fingerprint(self) -> dict[str, object]:
+        """Returns what the documents follow from, as far as can be told without reading them."""
+        stats = [(str(file.path.absolute()), file.path.stat()) for file in self._files]
+        files = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        options = [self._text_field, self._on_error, self._skip_licence_headers]
+        return {"files": files, "options": options}
+
+    def documents(
+        self, advance: Callable[[int], None] | None = None, tokenizer: Tokenizer | None = None
+    ) -> Iterator[Document]:
+        """Yields the documents that are not empty.
+
+        Args:
+            advance: told how many bytes of files were read.
+            tokenizer: the target model's, for its vocabulary and its chat template; without it any id passes,
+                and chats lose their roles.
 
         Raises:
-            InvalidRequest: a file is damaged, a line is no JSON, or a record has no text.
+            InvalidRequest: a file is damaged, or a row has no document; not where errors are skipped.
+            MissingDependency: a format needs a package that is not installed.
         """
+        self.num_skipped_files, self.skipped = 0, {}
+        chat = ChatTemplate(tokenizer.folder if tokenizer else None)
         for file in self._files:
-            for text in self._texts(file, advance or _ignore):
-                yield from (Document(piece, file.path) for piece in _pieces(text) if piece)
+            reading = Reading(file.path, advance or _ignore, self._text_field, self._on_error)
+            reading.chat = chat
+            reading.without_licence_header = self._skip_licence_headers
+            if tokenizer is not None:
+                reading.vocab_size = tokenizer.vocab_size
+            for content in self._contents(file, reading):
+                yield from _documents(content, reading)
+            self._close(reading)
 
-    def _texts(self, file: _File, advance: Callable[[int], None]) -> Iterator[str]:
+    def _contents(self, file: CorpusFile, reading: Reading) -> Iterator[Content]:
         try:
-            yield from file.reader(file.path, self._text_field, advance)
+            yield from file.reader(reading)
         except NotText as error:
             self.num_skipped_files += 1
             _log.warning("skipped: %s", error)
+        except InvalidRequest as error:
+            if self._on_error == "stop":
+                raise
+            reading.skipped.add_rest(error)
+
+    def _close(self, reading: Reading) -> None:
+        skipped = reading.skipped
+        if skipped.num_empty_rows:
+            _log.info("%s: %d documents are empty", reading.path, skipped.num_empty_rows)
+        if skipped:
+            self.skipped[reading.path] = skipped
+            _log.warning("skipped of %s: %s", reading.path, skipped)
 
 
 def _ignore(num_bytes: int) -> None:
     """Tells nobody."""
+
+
+def _documents(content: Content, reading: Reading) -> Iterator[Document]:
+    source = str(reading.path)
+    if not len(content):
+        reading.skipped.num_empty_rows += 1
+    elif isinstance(content, str):
+        yield from (Document(piece, None, source) for piece in _pieces(content) if piece)
+    else:
+        for start in range(0, len(content), MAX_DOCUMENT_TOKENS):
+            yield Document(None, content[start : start + MAX_DOCUMENT_TOKENS], source)
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -124,37 +166,3 @@ def _pieces(text: str) -> Iterator[str]:
         yield text[start:end]
         start = end
     yield text[start:] if start else text
-
-
-def _find(path: Path, exclude: Collection[str]) -> Iterator[_File]:
-    if path.is_dir():
-        yield from _find_in_folder(path, exclude)
-    elif path.is_file():
-        reader = _reader_of(path) if path.suffix else read_text
-        if reader is None:
-            raise InvalidRequest(
-                f"cannot tell how to read {path}",
-                got=f"suffix {path.suffix}",
-                expected="a text or source file or .jsonl, each also with .gz or .zst, .parquet or .arrow",
-            )
-        yield _File(path, reader)
-    else:
-        raise MissingPath("no such file or folder", got=path)
-
-
-def _find_in_folder(folder: Path, exclude: Collection[str]) -> Iterator[_File]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not (name.startswith(".") or name in exclude))
-        for name in sorted(names):
-            path = Path(parent, name)
-            reader = _reader_of(path)
-            if reader is not None and not name.startswith(".") and path.is_file():
-                yield _File(path, reader)
-
-
-def _reader_of(path: Path) -> Reader | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSION_SUFFIXES:
-        reader = _READERS.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return reader if reader in _COMPRESSIBLE else None
-    return _READERS.get(suffixes[-1]) if suffixes else None

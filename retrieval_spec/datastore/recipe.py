@@ -5,7 +5,10 @@
     out = "python-stdlib"           where the datastore goes, seen from the recipe's folder
     name = "python-stdlib"          optional, as are the rest; the last part of `out` by default
     text_field = "text"
-    exclude = ["test"]              folders that are not entered
+    include = ["*.py", "docs/**"]   names or glob patterns of what alone is read in folders
+    exclude = ["test", "build/**"]  names or glob patterns of what is left out of folders
+    on_error = "skip"               pass over rows and files that cannot be read; "stop" by default
+    skip_licence_headers = true     leave out the comment at the top of a source file that states its licence
     depth_tokens = 32
 
 `{stdlib}` stands for the folder of the running interpreter's standard library.
@@ -22,6 +25,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from retrieval_spec.datastore.readers.reading import OnError
 from retrieval_spec.errors import InvalidRequest, MissingDependency, MissingPath
 
 _REQUIRED = ("inputs", "tokenizer", "out")
@@ -31,7 +35,10 @@ _TYPES: dict[str, type] = {
     "out": str,
     "name": str,
     "text_field": str,
+    "include": list,
     "exclude": list,
+    "on_error": str,
+    "skip_licence_headers": bool,
     "depth_tokens": int,
 }
 
@@ -45,7 +52,10 @@ class Recipe:
     out: Path
     name: str | None = None
     text_field: str | None = None
+    include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    on_error: OnError = "stop"
+    skip_licence_headers: bool = False
     depth_tokens: int | None = None
 
 
@@ -66,7 +76,10 @@ def load_recipe(path: str | Path) -> Recipe:
         out=folder / _filled(fields["out"]),
         name=fields.get("name"),
         text_field=fields.get("text_field"),
+        include=tuple(fields.get("include", ())),
         exclude=tuple(fields.get("exclude", ())),
+        on_error=fields.get("on_error", "stop"),
+        skip_licence_headers=fields.get("skip_licence_headers", False),
         depth_tokens=fields.get("depth_tokens"),
     )
 

@@ -31,10 +31,12 @@ class Tokenizer:
 
     A control token that is spelled out inside a text becomes that token's id, as in the target model's
     own tokenizer: a corpus of recorded chats keeps its turns. Safe to use from several threads.
+    `folder` is where its file stands, beside which a model folder has more, such as its chat template.
     """
 
-    def __init__(self, backend: Any, facts: TokenizerFacts) -> None:
+    def __init__(self, backend: Any, facts: TokenizerFacts, folder: Path | None = None) -> None:
         self._backend = backend
+        self.folder = folder
         self._encode_batch = getattr(backend, "encode_batch_fast", backend.encode_batch)
         self.facts = facts
 
@@ -91,7 +93,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise InvalidRequest(
             f"{file} is no tokenizer", got=error, expected="the tokenizer.json of a model"
         ) from error
-    return Tokenizer(backend, facts)
+    return Tokenizer(backend, facts, file.parent)
 
 
 def check_same_tokenizer(

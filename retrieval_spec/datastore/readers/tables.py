@@ -1,0 +1,72 @@
+"""Parquet, and Arrow as a file or as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from retrieval_spec.datastore.readers.reading import Content, Reading
+from retrieval_spec.datastore.readers.rows import choose_fields, content_of
+from retrieval_spec.datastore.readers.streams import readable, require_pyarrow
+
+_ROWS = 256
+_ARROW_FILE_MAGIC = b"ARROW1"
+
+
+def read_parquet(reading: Reading) -> Iterator[Content]:
+    """Yields the document of each row, reading no other column."""
+    require_pyarrow()
+    from pyarrow import parquet
+
+    with readable(reading.path), parquet.ParquetFile(reading.path) as file:
+        fields = choose_fields(file.schema_arrow.names, reading.text_field, str(reading.path))
+        batches = file.iter_batches(batch_size=_ROWS, columns=list(fields))
+        metered = _metered(batches, -(-file.metadata.num_rows // _ROWS), reading)
+        yield from _contents(metered, fields, reading)
+
+
+def read_arrow(reading: Reading) -> Iterator[Content]:
+    """Yields the document of each row of an Arrow file or an Arrow stream, as `save_to_disk` writes it."""
+    pyarrow = require_pyarrow()
+    with readable(reading.path), pyarrow.memory_map(str(reading.path)) as source:
+        is_file = source.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
+        source.seek(0)
+        if is_file:
+            reader = pyarrow.ipc.open_file(source)
+            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+            metered = _metered(batches, reader.num_record_batches, reading)
+        else:
+            reader = pyarrow.ipc.open_stream(source)
+            metered = _metered(reader, 1, reading)
+        fields = choose_fields(reader.schema.names, reading.text_field, str(reading.path))
+        yield from _contents(metered, fields, reading)
+
+
+def _contents(batches: Iterable[Any], fields: Sequence[str], reading: Reading) -> Iterator[Content]:
+    number = 0
+    for batch in batches:
+        columns = [batch.column(name) for name in fields]
+        for column in columns:
+            column.validate(full=True)  # a damaged offset would read past the buffer
+        for start in range(0, len(columns[0]), _ROWS):
+            values = [column.slice(start, _ROWS).to_pylist() for column in columns]
+            for row in zip(*values, strict=True):
+                named = dict(zip(fields, row, strict=True))
+                where = f"{reading.path}: row {number}"
+                content = reading.attempt(partial(content_of, named, fields, where, reading))
+                if content is not None:
+                    yield content
+                number += 1
+
+
+def _metered(batches: Iterable[Any], num_batches: int, reading: Reading) -> Iterator[Any]:
+    """Yields the batches; each stands for an equal share of the file's bytes."""
+    num_bytes = reading.path.stat().st_size
+    told = 0
+    for number, batch in enumerate(batches, 1):
+        yield batch
+        done = num_bytes * min(number, num_batches) // max(num_batches, 1)
+        reading.advance(done - told)
+        told = done
+    reading.advance(num_bytes - told)
