@@ -131,10 +131,22 @@ def _add_inspect(commands: Any) -> None:
         commands,
         "inspect",
         _inspect,
-        "Show what a datastore holds.",
-        "retrieval-spec inspect datastores/docs --json",
+        "Show what a datastore holds, what repeats in it, and what it would accept of text like its own.",
+        "retrieval-spec inspect datastores/docs --tokenizer tokenizer.json",
     )
     parser.add_argument("datastore", metavar="DIR")
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=100,
+        metavar="N",
+        help="documents to replay, each over drafts from the others; 0 shows the manifest alone "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ngrams", type=int, nargs="+", metavar="N", help="tokens of repeated n-grams (default: 4 8 16)"
+    )
+    parser.add_argument("--tokenizer", metavar="PATH", help="shows n-grams as text")
     _add_json(parser)
 
 
@@ -305,9 +317,10 @@ def _build(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from retrieval_spec.datastore.store import inspect_datastore
+    from retrieval_spec.commands.inspect import inspect_command, readable
 
-    _print(inspect_datastore(arguments.datastore), arguments.json)
+    facts = inspect_command(arguments)
+    _print(facts if arguments.json else readable(facts), arguments.json)
 
 
 def _verify(arguments: argparse.Namespace) -> None:

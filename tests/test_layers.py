@@ -55,6 +55,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "build": {"structures", "drafters", "datastore", "errors", "tree"},
     "export": {"structures", "datastore", "errors", "tree"},
+    "corpus_stats": {"structures", "kernels", "datastore", "errors", "tree"},
+    "leave_one_out": {"corpus_stats", "structures", "kernels", "tree"},
     "dense_build": {
         "build",
         "projection",
@@ -127,6 +129,8 @@ OUTSIDE: dict[str, set[str]] = {
     "engine": {"numpy"},
     "build": {"numpy"},
     "export": {"numpy"},
+    "corpus_stats": {"numpy"},
+    "leave_one_out": {"numpy"},
     "dense_build": {"numpy"},
     "v1": {"google", "grpc"},
     "wire": {"numpy", "google"},

@@ -1,0 +1,115 @@
+"""`retrieval-spec inspect`: what a datastore's manifest says, and what was measured of its corpus."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from retrieval_spec.commands.progress_bar import progress_bar
+from retrieval_spec.corpus_stats import (
+    NGRAM_TOKENS,
+    NGram,
+    Part,
+    frequent_ngrams,
+    num_distinct_ids,
+    open_parts,
+    quantiles,
+    repeat_lengths,
+)
+from retrieval_spec.datastore.progress import Progress
+from retrieval_spec.datastore.store import Datastore, inspect_datastore, open_datastore
+from retrieval_spec.datastore.tokenizer import Tokenizer, check_same_tokenizer, load_tokenizer
+from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.leave_one_out import MAX_NODES, predict_acceptance
+
+_NUM_NGRAMS = 10
+
+
+def inspect_command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what there is to say of a datastore, ready for JSON.
+
+    A corpus is measured too, unless no document shall be replayed.
+
+    Raises:
+        InvalidRequest: a number out of range.
+        TokenizerMismatch: `--tokenizer` is not the one that the datastore was built with.
+    """
+    if arguments.sample < 0:
+        raise InvalidRequest("--sample is out of range", got=arguments.sample, expected="0 or more")
+    store = open_datastore(arguments.datastore)
+    tokenizer = _tokenizer_of(store, arguments.tokenizer)
+    facts = inspect_datastore(arguments.datastore)
+    if store.manifest.kind != "context_array" or not arguments.sample:
+        return facts
+    with progress_bar() as progress:
+        measured = _measured([store], arguments, tokenizer, progress)
+    return {**facts, **measured}
+
+
+def _tokenizer_of(store: Datastore, path: str | None) -> Tokenizer | None:
+    if path is None:
+        return None
+    tokenizer = load_tokenizer(path)
+    check_same_tokenizer(
+        tokenizer, store.manifest, store.path, remedy="name the tokenizer that it was built with"
+    )
+    return tokenizer
+
+
+def _measured(
+    stores: Sequence[Datastore],
+    arguments: argparse.Namespace,
+    tokenizer: Tokenizer | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    parts = open_parts(stores)
+    depth = min(part.array.depth_tokens for part in parts)
+    sizes = arguments.ngrams or [size for size in NGRAM_TOKENS if size <= depth]
+    progress.start("repeats", sum(len(part.array.positions) for part in parts), "positions")
+    ngrams = frequent_ngrams(parts, sizes, _NUM_NGRAMS, progress.advance)
+    progress.start("replay", arguments.sample, "documents")
+    predicted = predict_acceptance(parts, arguments.sample, MAX_NODES, progress.advance)
+    return {
+        "num_distinct_ids": num_distinct_ids(parts),
+        "document_tokens": quantiles(np.concatenate([part.lengths for part in parts])),
+        "repeated_ngrams": {str(size): _described(ngrams[size], tokenizer) for size in sizes},
+        "longest_repeats": _histogram(parts),
+        "predicted_acceptance": predicted,
+    }
+
+
+def _described(ngrams: list[NGram], tokenizer: Tokenizer | None) -> list[dict[str, Any]]:
+    described: list[dict[str, Any]] = [
+        {"count": ngram.count, "token_ids": list(ngram.token_ids)} for ngram in ngrams
+    ]
+    if tokenizer is not None:
+        texts = tokenizer.decode_batch([np.array(ngram.token_ids, np.int32) for ngram in ngrams])
+        for one, text in zip(described, texts, strict=True):
+            one["text"] = text
+    return described
+
+
+def _histogram(parts: Sequence[Part]) -> dict[str, Any]:
+    """Returns the shares of positions by the length of their longest repeat, and its mean."""
+    counts = repeat_lengths(parts)
+    total = max(int(counts.sum()), 1)
+    shares = {str(length): round(count / total, 4) for length, count in enumerate(counts.tolist()) if count}
+    mean = float(counts @ np.arange(len(counts))) / total
+    return {"num_positions": int(counts.sum()), "mean_tokens": round(mean, 3), "share_by_tokens": shares}
+
+
+def readable(facts: dict[str, Any]) -> dict[str, Any]:
+    """Returns the same for people: n-grams in a line each."""
+    if "repeated_ngrams" not in facts:
+        return facts
+    lines = {
+        f"{size}_tokens": {
+            repr(one["text"]) if "text" in one else " ".join(map(str, one["token_ids"])): one["count"]
+            for one in ngrams
+        }
+        for size, ngrams in facts["repeated_ngrams"].items()
+    }
+    return {**facts, "repeated_ngrams": lines}
