@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrieval_spec.datastore.patterns import Patterns
-from retrieval_spec.datastore.readers.arrays import read_datatrove, read_infini_gram, read_npy
+from retrieval_spec.datastore.readers.arrays import read_datatrove, read_infini_gram
 from retrieval_spec.datastore.readers.jsonl import read_jsonl
 from retrieval_spec.datastore.readers.megatron import read_megatron
+from retrieval_spec.datastore.readers.npy import read_npy
 from retrieval_spec.datastore.readers.reading import Content, Reading
 from retrieval_spec.datastore.readers.streams import CODECS
 from retrieval_spec.datastore.readers.tables import read_arrow, read_parquet

@@ -1,4 +1,4 @@
-"""Token ids that another tool wrote: datatrove, infini-gram and numpy files, read in parts.
+"""Token ids that another tool wrote: datatrove and infini-gram files, read in parts.
 
 Sizes are compared before anything is read; a file is never mapped, so one that shrinks meanwhile is an error.
 """
@@ -26,11 +26,19 @@ _WIDTHS: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 class TokenArray:
     """The ids of a file from `start_byte` on, read in parts, each checked and told to the progress."""
 
-    def __init__(self, reading: Reading, file: BinaryIO, dtype: np.dtype[Any], start_byte: int = 0) -> None:
+    def __init__(
+        self,
+        reading: Reading,
+        file: BinaryIO,
+        dtype: np.dtype[Any],
+        start_byte: int = 0,
+        separator: int | None = None,
+    ) -> None:
         self._reading = reading
         self._file = file
         self._dtype = dtype
         self._start_byte = start_byte
+        self._separator = separator
 
     def document(self, number: int, start: int, stop: int) -> Iterator[Content]:
         """Yields the ids from `start` to `stop`, document `number` of the file, in parts of bounded size."""
@@ -39,9 +47,14 @@ class TokenArray:
         for first in range(start, stop, _PART_ITEMS):
             values = self._read(first, min(_PART_ITEMS, stop - first))
             where = f"{self._reading.path}: document {number}"
-            content = self._reading.attempt(partial(self._reading.tokens, values, where))
+            content = self._reading.attempt(partial(self._checked, values, where))
             if content is not None:
                 yield content
+
+    def _checked(self, values: NDArray[Any], where: str) -> Content:
+        if self._separator is not None and (values == self._separator).any():
+            raise InvalidRequest(f"{where}: a separator inside", expected="an offset for each document")
+        return self._reading.tokens(values, where)
 
     def _read(self, start: int, count: int) -> NDArray[Any]:
         self._file.seek(self._start_byte + start * self._dtype.itemsize)
@@ -124,7 +137,7 @@ def read_infini_gram(reading: Reading) -> Iterator[Content]:
         offsets = chain(numbers_of(index, _U64, 0, num_documents), [num_bytes])
         with reading.path.open("rb", buffering=0) as file:
             dtype = _WIDTHS[_separator_bytes(reading, index, file, num_documents)]
-            tokens = TokenArray(reading, file, dtype)
+            tokens = TokenArray(reading, file, dtype, separator=np.iinfo(dtype).max)
             for number, (start, stop) in enumerate(pairwise(offsets)):
                 _check_document(reading, index, (number, start, stop), dtype, file)
                 reading.advance(dtype.itemsize)
@@ -153,34 +166,3 @@ def _check_document(
     file.seek(start)
     if file.read(width) != b"\xff" * width:
         raise disagreement(reading, index, f"no separator at byte {start}, document {number}", "0xff bytes")
-
-
-def read_npy(reading: Reading) -> Iterator[Content]:
-    """Yields the rows of a matrix of ids, or a vector of ids as one document."""
-    with readable(reading.path), reading.path.open("rb") as file:
-        shape, dtype = _npy_header(reading, file)
-        start_byte, num_bytes = file.tell(), reading.path.stat().st_size
-        num_documents, length = shape if len(shape) == 2 else (1, shape[0])
-        if start_byte + num_documents * length * dtype.itemsize != num_bytes:
-            raise InvalidRequest(
-                f"cannot read {reading.path}", got=f"{num_bytes} bytes", expected=f"{shape} of {dtype}"
-            )
-        reading.advance(start_byte)
-        tokens = TokenArray(reading, file, dtype, start_byte)
-        for number in range(num_documents if length else 0):
-            yield from tokens.document(number, number * length, (number + 1) * length)
-
-
-def _npy_header(reading: Reading, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):  # a vector or matrix of integers needs no other
-        raise InvalidRequest(f"cannot read {reading.path}", got=f"version {version}", expected="version 1.0")
-    shape, is_by_column, dtype = np.lib.format.read_array_header_1_0(file)
-    is_shape = len(shape) in (1, 2) and all(isinstance(size, int) and size >= 0 for size in shape)
-    if dtype.kind not in "iu" or not is_shape or (is_by_column and len(shape) == 2):
-        raise InvalidRequest(
-            f"{reading.path} holds no token ids",
-            got=f"{dtype} of shape {shape}{' by column' if is_by_column else ''}",
-            expected="a vector or, by row, a matrix of integers",
-        )
-    return shape, dtype
