@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from retrieval_spec.corpus_stats import Advance, Int64s, Part, quantiles, sample
 from retrieval_spec.kernels.context_draft import NUM_NEIGHBOURS
 from retrieval_spec.kernels.leave_one_out import mark_equal, nearest_elsewhere, num_confirmed
-from retrieval_spec.structures.context_array import ContextArray, new_scratch
+from retrieval_spec.structures.context_array import ContextArray
+from retrieval_spec.structures.context_arrays import ContextArrays, new_scratch
 from retrieval_spec.tree import TOKEN, Tokens
 
 NUM_DOCUMENTS = 100
@@ -111,6 +112,7 @@ class _Drafts:
 
     def __init__(self, parts: Sequence[Part], max_nodes: int) -> None:
         self._windows = [_Window(part) for part in parts]
+        self.arrays = ContextArrays([window.array for window in self._windows])
         self._max_nodes = max_nodes
         self._scratch = new_scratch()
 
@@ -123,8 +125,7 @@ class _Drafts:
         """Returns how many tokens of `text` a draft after `context` holds, from the first one on."""
         for window in self._windows:
             window.move(context)
-        (window,) = self._windows
-        token_ids, parents, _ = window.array.draft(context, self._max_nodes, self._max_nodes, self._scratch)
+        token_ids, parents, _ = self.arrays.draft(context, self._max_nodes, self._max_nodes, self._scratch)
         return int(num_confirmed(token_ids, parents, text))
 
 

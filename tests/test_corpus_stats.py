@@ -18,6 +18,7 @@ from retrieval_spec.corpus_stats import (
     sample,
 )
 from retrieval_spec.datastore.store import open_datastore
+from retrieval_spec.demo_model import demo_model_dir
 from retrieval_spec.errors import DatastoreCorrupt, InvalidRequest
 from tests.golden import GOLDEN, change_column, copy_golden
 from tests.reference import corpus_stats as reference
@@ -186,11 +187,29 @@ def test_inspect_of_an_empty_corpus_has_nothing_to_replay(capsys):
     assert facts["document_tokens"] == {}
 
 
-def test_inspect_for_people_has_a_line_for_every_ngram(capsys):
+def test_inspect_for_people_has_a_line_for_every_ngram_and_a_bar_for_lengths(capsys):
     assert main(["inspect", str(GOLDEN / "uint16"), "--ngrams", "2", "3"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["2", "2", "6"] in lines
-    assert ["1", "4", "1", "3"] in lines
+    assert ["1", "6", "x", "2", "2"] in lines
+    assert ["2", "3", "x", "1", "4", "1"] in lines
+    bars = [line for line in lines if line[0] == "from"]
+    assert [line[1] for line in bars] == ["0", "1", "2", "3", "4"]
+    assert sum(float(line[2].rstrip("%")) for line in bars) == pytest.approx(100, abs=0.5)
+    assert sum(len(line[3]) for line in bars if len(line) > 3) == pytest.approx(60, abs=3)
+
+
+def test_ngrams_are_shown_as_the_text_of_the_tokenizer(tmp_path, capsys):
+    text = "snake_case = other_case\n" * 30
+    (tmp_path / "text.py").write_text(text)
+    command = ["build", str(tmp_path / "text.py"), "--tokenizer", str(demo_model_dir()), "--json"]
+    assert main([*command, "--out", str(tmp_path / "store")]) == 0
+    capsys.readouterr()
+    facts = inspected(capsys, tmp_path / "store", "--tokenizer", demo_model_dir())
+    assert all(ngram["text"] in text for ngram in facts["repeated_ngrams"]["8"])
+    assert main(["inspect", str(tmp_path / "store"), "--tokenizer", str(demo_model_dir())]) == 0
+    assert f" x {facts['repeated_ngrams']['8'][0]['text']!r}" in capsys.readouterr().out
+    assert main(["inspect", str(GOLDEN / "uint16"), "--tokenizer", str(demo_model_dir())]) == 2
+    assert "another tokenizer" in capsys.readouterr().err
 
 
 def test_bad_numbers_end_with_one_line_and_exit_code_2(capsys):

@@ -13,12 +13,18 @@ from retrieval_spec.datastore.store import open_datastore
 from retrieval_spec.kernels.context_draft import NUM_NEIGHBOURS
 from retrieval_spec.leave_one_out import _Drafts, predict_acceptance, replay_documents
 from retrieval_spec.structures.context_array import ContextArray
+from retrieval_spec.structures.context_arrays import ContextArrays
 from tests.golden import change_column
 from tests.stores import array_of, write_corpus
 
 
-def parts_of(folder, documents, vocab_size=5000, dtype=np.uint16):
-    return open_parts([open_datastore(write_corpus(folder / "store", documents, vocab_size, dtype))])
+def parts_of(folder, *segments, vocab_size=5000):
+    """The corpora as segments of one, with narrow and wide ids in turn."""
+    paths = [
+        write_corpus(folder / f"segment{number}", documents, vocab_size, (np.uint16, np.int32)[number % 2])
+        for number, documents in enumerate(segments)
+    ]
+    return open_parts([open_datastore(path) for path in paths])
 
 
 def ignore(amount: int) -> None:
@@ -30,46 +36,63 @@ def random_documents(num: int, num_tokens: int, vocab_size: int, seed: int = 0) 
     return [rng.integers(0, vocab_size, num_tokens).tolist() for _ in range(num)]
 
 
-def array_without(documents, document, num_ids: int) -> ContextArray:
-    """A corpus that never held the document, over as many ids."""
-    array = array_of([other for other in documents if other != document], np.uint16)
-    missing = num_ids + 1 - len(array.buckets)
+def array_without(part, documents, document) -> ContextArray:
+    """A segment that never held the document, over as many ids."""
+    array = array_of([other for other in documents if other != document], part.array.tokens.dtype)
+    missing = part.array.num_ids + 1 - len(array.buckets)
     buckets = np.append(array.buckets, np.full(missing, array.buckets[-1]))
     return ContextArray(array.tokens, array.positions, buckets, array.depth_tokens)
 
 
-def assert_drafts_as_without(part, documents, document) -> int:
+def assert_drafts_as_without(parts, segments, document) -> int:
     """Compares the drafts at every place of a document; returns how many nodes they had."""
-    drafts = _Drafts([part], 16)
+    drafts = _Drafts(parts, 16)
     drafts.leave_out(np.array(document, np.int32))
-    oracle = array_without(documents, document, part.array.num_ids)
+    oracle = ContextArrays(
+        [array_without(part, documents, document) for part, documents in zip(parts, segments, strict=True)]
+    )
     num_nodes = 0
     for at in range(1, len(document)):
         context = np.array(document[:at], np.int32)
         drafts.num_accepted(context, np.array(document[at:], np.int32))
-        (window,) = drafts._windows
-        drafted = window.array.draft(context, 16, 16)
+        drafted = drafts.arrays.draft(context, 16, 16)
         for column, expected in zip(drafted, oracle.draft(context, 16, 16), strict=True):
             np.testing.assert_array_equal(column, expected)
         num_nodes += len(drafted[0])
     return num_nodes
 
 
+corpora = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=8)
+
+
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=8))
-def test_drafts_are_those_of_a_corpus_without_the_document(tmp_path_factory, documents):
-    (part,) = parts_of(tmp_path_factory.mktemp("left_out"), documents)
-    for document in documents:
-        assert_drafts_as_without(part, documents, document)
+@given(st.lists(corpora, min_size=1, max_size=3))
+def test_drafts_are_those_of_a_corpus_without_the_document(tmp_path_factory, segments):
+    parts = parts_of(tmp_path_factory.mktemp("left_out"), *segments)
+    for documents in segments:
+        for document in documents:
+            assert_drafts_as_without(parts, segments, document)
 
 
-def test_drafts_are_those_of_a_corpus_without_the_document_where_neighbours_abound(tmp_path):
+@pytest.mark.parametrize("num_segments", [1, 3])
+def test_drafts_are_those_of_a_corpus_without_the_document_where_neighbours_abound(tmp_path, num_segments):
     documents = random_documents(40, 120, 3)
     documents += documents[:10] * 5
-    (part,) = parts_of(tmp_path, documents)
-    assert len(part.array.positions) > 50 * NUM_NEIGHBOURS
-    num_nodes = sum(assert_drafts_as_without(part, documents, document) for document in documents[:6])
+    segments = [documents[start::num_segments] for start in range(num_segments)]
+    parts = parts_of(tmp_path, *segments)
+    assert min(len(part.array.positions) for part in parts) > 50 * NUM_NEIGHBOURS
+    num_nodes = sum(assert_drafts_as_without(parts, segments, document) for document in documents[:6])
     assert num_nodes > 1000
+
+
+def test_a_corpus_in_segments_predicts_what_it_does_in_one(tmp_path):
+    documents = random_documents(20, 200, 5000)
+    twins = [[*document[:90], 4999 - document[90], *document[91:]] for document in documents]
+    segments = [documents[:10] + twins[5:15], documents[10:] + documents[:5], twins[:5] + twins[15:]]
+    whole = parts_of(tmp_path, [document for documents in segments for document in documents])
+    (tmp_path / "parts").mkdir()
+    apart = parts_of(tmp_path / "parts", *segments)
+    assert predict_acceptance(whole, 45, 16, ignore) == predict_acceptance(apart, 45, 16, ignore)
 
 
 def test_distinct_random_text_predicts_no_acceptance(tmp_path):
@@ -93,6 +116,7 @@ def test_exact_copies_do_not_count(tmp_path):
     alone = predict_acceptance(parts_of(tmp_path, documents), 20, 16, ignore)
     (tmp_path / "copies").mkdir()
     copied = predict_acceptance(parts_of(tmp_path / "copies", documents * 3), 60, 16, ignore)
+    assert alone["mean_acceptance_length"] < 1.02
     assert copied["mean_acceptance_length"] == alone["mean_acceptance_length"]
     assert copied["num_steps"] == 3 * alone["num_steps"]
 

@@ -26,6 +26,9 @@ from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.leave_one_out import MAX_NODES, predict_acceptance
 
 _NUM_NGRAMS = 10
+_LAST = ("files", "stray_files")
+_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_BAR_CHARACTERS = 60
 
 
 def inspect_command(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -102,14 +105,29 @@ def _histogram(parts: Sequence[Part]) -> dict[str, Any]:
 
 
 def readable(facts: dict[str, Any]) -> dict[str, Any]:
-    """Returns the same for people: n-grams in a line each."""
+    """Returns the same for people: a line for each n-gram, bars for lengths, files at the end."""
     if "repeated_ngrams" not in facts:
         return facts
-    lines = {
-        f"{size}_tokens": {
-            repr(one["text"]) if "text" in one else " ".join(map(str, one["token_ids"])): one["count"]
-            for one in ngrams
-        }
+    shown = {key: value for key, value in facts.items() if key not in _LAST}
+    shown["repeated_ngrams"] = {
+        f"{size}_tokens": {str(rank): _line(ngram) for rank, ngram in enumerate(ngrams, 1)}
         for size, ngrams in facts["repeated_ngrams"].items()
     }
-    return {**facts, "repeated_ngrams": lines}
+    repeats = facts["longest_repeats"]
+    shown["longest_repeats"] = {**repeats, "share_by_tokens": _bars(repeats["share_by_tokens"])}
+    return {**shown, **{key: facts[key] for key in _LAST}}
+
+
+def _line(ngram: dict[str, Any]) -> str:
+    said = repr(ngram["text"]) if "text" in ngram else " ".join(map(str, ngram["token_ids"]))
+    return f"{ngram['count']:,} x {said}"
+
+
+def _bars(shares: dict[str, float]) -> dict[str, str]:
+    """Returns a bar for each range of lengths, up to the next edge."""
+    sums = dict.fromkeys((edge for edge in _EDGES if edge <= max(map(int, shares), default=0)), 0.0)
+    for length, share in shares.items():
+        sums[max(edge for edge in sums if edge <= int(length))] += share
+    return {
+        f"from {edge}": f"{share:6.1%} {'#' * round(_BAR_CHARACTERS * share)}" for edge, share in sums.items()
+    }
