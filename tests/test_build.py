@@ -309,7 +309,15 @@ def test_a_recipe_that_is_not_there_or_matches_nothing(tmp_path):
 
 
 def test_the_recipes_that_ship_can_be_read():
-    recipes = {path.stem: load_recipe(path) for path in (REPOSITORY / "datastores").glob("*.toml")}
+    recipes = {path.stem: load_recipe(path) for path in (REPOSITORY / "datastores").rglob("*.toml")}
     assert all(recipe.tokenizer.is_dir() for recipe in recipes.values())
     assert recipes["python-stdlib"].out == REPOSITORY / "datastores" / "python-stdlib"
     assert recipes["python-stdlib"].inputs[0].joinpath("json", "__init__.py").is_file()
+    assert {"source-tree", "documentation", "chat-log", "recorded-outputs"} < set(recipes)
+    assert all(recipe.out.resolve() == REPOSITORY / "datastores" / name for name, recipe in recipes.items())
+
+
+@pytest.mark.parametrize(("name", "num_documents"), [("chat-log", 2), ("recorded-outputs", 2)])
+def test_the_recipes_with_samples_can_be_built(place, name, num_documents):
+    build_recipe(REPOSITORY / "datastores" / "recipes" / f"{name}.toml", out=place)
+    assert verify_datastore(place).num_documents == num_documents

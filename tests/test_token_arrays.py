@@ -97,6 +97,37 @@ def test_documents_come_back(tmp_path, kind, documents, dtype):
     assert sum(told) == corpus.num_bytes
 
 
+REAL_DOCUMENTS = [
+    [4299, 277, 33529, 198, 220, 220, 220, 1441, 352, 198],
+    [12227, 3188],
+    [17089, 10545, 245, 98, 17312, 105, 45739, 252, 530],
+]
+REAL_IDS = "cb101501f982c600dc00dc00dc00a1056001c600c32f740cc1423129f5006200a0436900abb2fc001202"
+REAL_FILES = {
+    "datatrove 0.10.1": {
+        "0.ds": REAL_IDS,
+        "0.ds.index": "0a000000000000000c000000000000001500000000000000",
+    },
+    "megatron-core 0.16.1": {
+        "a.bin": REAL_IDS,
+        "a.idx": "4d4d49444944580000010000000000000008030000000000000004000000000000000a00000002000000"
+        "090000000000000000000000140000000000000018000000000000000000000000000000010000000000000002000000000000000300"
+        "000000000000",
+    },
+    "infini-gram 2.6.0": {
+        "tokenized.0": f"ffff{REAL_IDS[:40]}ffff{REAL_IDS[40:48]}ffff{REAL_IDS[48:]}",
+        "offset.0": "000000000000000016000000000000001c00000000000000",
+    },
+}
+
+
+@pytest.mark.parametrize("tool", REAL_FILES)
+def test_files_that_the_tools_themselves_wrote_are_read(tmp_path, tool):
+    for name, data in REAL_FILES[tool].items():
+        (tmp_path / name).write_bytes(bytes.fromhex(data))
+    assert ids(tmp_path, vocab_size=50_257) == REAL_DOCUMENTS
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_no_documents_are_none(tmp_path, kind):
     assert ids(WRITERS[kind](tmp_path, [])) == []
