@@ -71,7 +71,7 @@ def test_every_command_shows_an_example():
 
 
 def newer(data: bytes) -> bytes:
-    from retrieval_spec.datastore.manifest import seal
+    from retrieval_spec.datastore.sealed_json import seal
 
     unsealed = json.loads(data)
     unsealed["version"] = 99

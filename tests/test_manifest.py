@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval_spec.datastore.manifest import MAX_MANIFEST_BYTES, format_manifest, parse_manifest
+from retrieval_spec.datastore.manifest import format_manifest, parse_manifest
+from retrieval_spec.datastore.sealed_json import MAX_BYTES
 from retrieval_spec.datastore.store import open_datastore
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreError, DatastoreVersion
 from tests.golden import GOLDEN, change_manifest, copy_golden, reseal
@@ -145,7 +146,7 @@ def test_garbage_is_refused(data):
         b'{"format": NaN}',
         b"\xff\xfe",
         SEALED[:-20],
-        SEALED + b" " * MAX_MANIFEST_BYTES,
+        SEALED + b" " * MAX_BYTES,
         SEALED.replace(b'"version": 1,', b'"version": 1, "version": 1,'),
         b'{"format": "retrieval-spec-datastore", "version": 1}',
         b'{"format": "safetensors", "version": 1}',

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec.datastore.background import Background
-from retrieval_spec.datastore.manifest import REBUILD, FileEntry, Manifest
+from retrieval_spec.datastore.manifest import FileEntry, Manifest
+from retrieval_spec.datastore.sealed_json import REBUILD
 from retrieval_spec.errors import DatastoreCorrupt
 
 _HASHED_BYTES = 32 << 20

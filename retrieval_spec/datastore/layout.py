@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.datastore.manifest import REBUILD, Manifest
+from retrieval_spec.datastore.manifest import Manifest
 from retrieval_spec.datastore.progress import Progress
+from retrieval_spec.datastore.sealed_json import REBUILD
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreVersion
 
 Column = NDArray[Any]

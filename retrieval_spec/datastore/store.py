@@ -25,8 +25,6 @@ from retrieval_spec.datastore.layout import check_columns, check_manifest
 from retrieval_spec.datastore.manifest import (
     DTYPES,
     MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
-    REBUILD,
     SEPARATORS,
     Facts,
     FileEntry,
@@ -35,6 +33,7 @@ from retrieval_spec.datastore.manifest import (
     parse_manifest,
 )
 from retrieval_spec.datastore.progress import NoProgress, Progress
+from retrieval_spec.datastore.sealed_json import MAX_BYTES, REBUILD
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreError, InvalidRequest, MissingPath
 
 _CHUNK_BYTES = 4 << 20
@@ -261,7 +260,7 @@ def _regular_file(dir_fd: int, name: str) -> Iterator[int]:
 
 def _read_manifest(dir_fd: int) -> Manifest:
     with _regular_file(dir_fd, MANIFEST_NAME) as fd, open(fd, "rb", closefd=False) as file:
-        manifest = parse_manifest(file.read(MAX_MANIFEST_BYTES + 1))
+        manifest = parse_manifest(file.read(MAX_BYTES + 1))
     check_manifest(manifest)
     return manifest
 
