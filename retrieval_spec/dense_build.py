@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec import __version__
-from retrieval_spec.build import encode_corpus
 from retrieval_spec.datastore.atomic import check_free
 from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.manifest import Facts, check_label
@@ -26,6 +25,7 @@ from retrieval_spec.datastore.shards import Shards
 from retrieval_spec.datastore.store import check_replaceable, replace_datastore, write_datastore
 from retrieval_spec.datastore.tokenizer import Tokenizer, load_tokenizer
 from retrieval_spec.drafters.dense import CONTINUATION_TOKENS, KIND
+from retrieval_spec.encoding import encode_corpus
 from retrieval_spec.errors import InvalidRequest, LimitExceeded
 from retrieval_spec.projection import DIMENSIONS, Projection
 from retrieval_spec.structures.dense_index import DenseIndex
@@ -99,7 +99,8 @@ def build_dense(
     label = check_label("the name of the datastore", target.name)
     (check_replaceable if replace else check_free)(target)
     encoder = load_tokenizer(tokenizer)
-    tokens, documents = encode_corpus(Corpus(inputs, text_field), encoder, target, progress)
+    corpus = encode_corpus(Corpus(inputs, text_field), encoder, target, progress)
+    tokens, documents = corpus.tokens, corpus.starts
     reader = StateReader(model, encoder, tokens)
     windows = list(windows_of(tokens.shape[0], documents))
     shards = Shards(target, reader.plan(windows), np.float16, reader.hidden_size)

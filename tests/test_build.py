@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval_spec import build as build_module
+from retrieval_spec import encoding as encoding_module
 from retrieval_spec.build import build_datastore, build_recipe
+from retrieval_spec.datastore import documents as documents_module
 from retrieval_spec.datastore.recipe import load_recipe
 from retrieval_spec.datastore.store import open_datastore, verify_datastore
 from retrieval_spec.errors import (
     DatastoreError,
     DatastoreExists,
     InvalidRequest,
-    LimitExceeded,
     MissingPath,
 )
 from retrieval_spec.structures.context_array import ContextArray
@@ -88,7 +88,7 @@ def test_texts_become_a_datastore(tmp_path, place, tokenizer):
     [("last", "<u2", 65_535), ("first", "<i4", 2**31 - 1), ("far", "<i4", 2**31 - 1)],
 )
 def test_ids_are_as_wide_as_they_need_to_be(tmp_path, place, word, dtype, end, monkeypatch):
-    monkeypatch.setattr(build_module, "_CHUNK_TOKENS", 3)
+    monkeypatch.setattr(documents_module, "_CHUNK_TOKENS", 3)
     tokenizer = write_tokenizer(tmp_path / "wide", WIDE_WORDS)
     texts = ["a b c d", f"b {word}", "d c b a"]
     build_datastore([write_lines(tmp_path / "one.jsonl", texts)], tokenizer=tokenizer, out=place)
@@ -101,7 +101,7 @@ def test_ids_are_as_wide_as_they_need_to_be(tmp_path, place, word, dtype, end, m
 def test_batches_change_nothing(tmp_path, place, tokenizer, monkeypatch):
     lines = write_lines(tmp_path / "one.jsonl", ["a b c d"[: n % 8] for n in range(200)])
     whole = build_datastore([lines], tokenizer=tokenizer, out=place)
-    monkeypatch.setattr(build_module, "_BATCH_CHARACTERS", 10)
+    monkeypatch.setattr(encoding_module, "_BATCH_CHARACTERS", 10)
     small = build_datastore(
         [lines], tokenizer=tokenizer, out=place.with_name("other"), name="words", threads=1
     )
@@ -217,15 +217,6 @@ def test_a_full_disk_is_named(tmp_path, place, tokenizer, monkeypatch):
         DatastoreError, match=r"cannot write .*words; got No space left on device; free space"
     ):
         build_datastore([lines], tokenizer=tokenizer, out=place)
-
-
-def test_more_tokens_than_positions_can_name_are_refused(tmp_path, place, tokenizer, monkeypatch):
-    monkeypatch.setattr(build_module, "MAX_TOKENS", 5)
-    with pytest.raises(LimitExceeded, match="build several datastores"):
-        build_datastore(
-            [write_lines(tmp_path / "one.jsonl", ["a b c d last"])], tokenizer=tokenizer, out=place
-        )
-    assert list(place.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("stage", ["encoding", "sorting", "writing"])

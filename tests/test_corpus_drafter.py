@@ -67,6 +67,10 @@ class Store:
     manifest: Facts
     columns: dict[str, Any]
 
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        return (self,)
+
 
 @pytest.mark.parametrize(
     ("facts", "largest_id", "error"),
@@ -78,14 +82,14 @@ class Store:
 )
 def test_a_manifest_that_does_not_fit_is_refused(facts, largest_id, error, monkeypatch):
     columns = ContextArray.build(ids([1, largest_id])).columns()
-    monkeypatch.setattr(corpus, "open_datastore", lambda path: Store(facts, columns))
+    monkeypatch.setattr(corpus, "open_segments", lambda path: Store(facts, columns))
     # The largest id has no continuation here, yet it may be drafted: the directory has to cover it.
     with pytest.raises(error):
         CorpusDrafter.open(5, "store")
 
 
 def test_missing_columns_are_refused(monkeypatch):
-    monkeypatch.setattr(corpus, "open_datastore", lambda path: Store(Facts(), {}))
+    monkeypatch.setattr(corpus, "open_segments", lambda path: Store(Facts(), {}))
     with pytest.raises(DatastoreCorrupt):
         CorpusDrafter.open(5, "store")
 

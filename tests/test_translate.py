@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval_spec import build as build_module
-from retrieval_spec.build import build_datastore, translate_datastore
+from retrieval_spec import translate as translate_module
+from retrieval_spec.build import build_datastore
+from retrieval_spec.datastore.segments import Segments
 from retrieval_spec.datastore.store import open_datastore, verify_datastore, write_datastore
 from retrieval_spec.datastore.tokenizer import check_same_tokenizer, load_tokenizer
 from retrieval_spec.drafters.corpus import CorpusDrafter
@@ -22,6 +23,7 @@ from retrieval_spec.errors import (
     TokenizerMismatch,
 )
 from retrieval_spec.structures.context_array import ContextArray
+from retrieval_spec.translate import translate_datastore
 from tests.fake_progress import InterruptedProgress, ToldProgress
 from tests.golden import FILES
 
@@ -121,7 +123,7 @@ def test_drafts_come_in_the_new_ids(place, tokenizers, translate):
 def test_batches_change_nothing(place, tokenizers, translate, monkeypatch):
     old = built(place / "old", tokenizers["old"], texts=TEXTS * 40)
     whole = translate(old, out=place / "whole")
-    monkeypatch.setattr(build_module, "_BATCH_TOKENS", 70)
+    monkeypatch.setattr(translate_module, "_BATCH_TOKENS", 70)
     small = translate(old, out=place / "small", threads=1)
     assert [(whole / name).read_bytes() for name in FILES] == [(small / name).read_bytes() for name in FILES]
 
@@ -134,7 +136,7 @@ def test_documents_that_do_not_come_back_exactly_are_text_all_the_same(place, to
     separator = 2**16 - 1
     array = ContextArray.build(np.array([*horse[:1], separator, *horse, separator], np.uint16))
     facts = dataclasses.replace(
-        build_module._facts("half", old, array.depth_tokens), created_by="somebody else"
+        translate_module.facts_of("half", old, array.depth_tokens), created_by="somebody else"
     )
     columns = {**array.columns(), "documents": np.array([0, 2], np.int64)}
     write_datastore(place / "half", facts, columns)
@@ -167,7 +169,7 @@ def test_a_translation_is_kept_beside_the_old_one_and_used_again(place, tokenize
     assert first.name.startswith("old.")
     assert names(place) == ["old", first.name]
     with monkeypatch.context() as patched:
-        patched.setattr(build_module, "_encode", None)
+        patched.setattr(translate_module, "only_part", None)
         assert translate(str(old)) == first
     to_lower = translate(old, to_tokenizer=tokenizers["lower"])
     assert to_lower not in (old, first)
@@ -188,13 +190,13 @@ def test_what_is_kept_can_be_built_anew(place, tokenizers, translate):
 
 
 def test_of_two_processes_the_slower_one_uses_the_other_ones_work(place, tokenizers, translate, monkeypatch):
-    write = build_module._write
+    write = translate_module.write_alone
 
     def twice(*arguments):
         write(*arguments)
         write(*arguments)
 
-    monkeypatch.setattr(build_module, "_write", twice)
+    monkeypatch.setattr(translate_module, "write_alone", twice)
     old = built(place / "old", tokenizers["old"], replace=True)
     first = translate(old)
     verify_datastore(first)
@@ -265,13 +267,14 @@ def test_other_kinds_of_datastores_and_empty_ones_are_refused(place, tokenizers,
     with pytest.raises(InvalidRequest, match="threads"):
         translate(old, threads=0)
     store = open_datastore(old)
-    dense = dataclasses.replace(store, manifest=dataclasses.replace(store.manifest, kind="dense"))
+    other = dataclasses.replace(store, manifest=dataclasses.replace(store.manifest, kind="dense"))
+    dense = Segments(old, 0, (other,))
     with monkeypatch.context() as patched:
-        patched.setattr(build_module, "open_datastore", lambda path: dense)
+        patched.setattr(translate_module, "open_segments", lambda path: dense)
         with pytest.raises(InvalidRequest, match="of kind dense"):
             translate(old)
     array = ContextArray.build(np.zeros(0, np.int32))
-    facts = build_module._facts("empty", load_tokenizer(tokenizers["old"]), array.depth_tokens)
+    facts = translate_module.facts_of("empty", load_tokenizer(tokenizers["old"]), array.depth_tokens)
     write_datastore(place / "empty", facts, {**array.columns(), "documents": np.zeros(0, np.int64)})
     with pytest.raises(InvalidRequest, match="no text"):
         translate(place / "empty")

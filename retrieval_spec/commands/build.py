@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from retrieval_spec.build import build_datastore, build_recipe, translate_datastore
+from retrieval_spec.build import build_datastore, build_recipe
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.translate import translate_datastore
 
 
 def build_command(arguments: argparse.Namespace) -> Path:

@@ -141,10 +141,10 @@ def open_engine(arguments: argparse.Namespace, vocab_size: int) -> LocalClient:
         TokenizerMismatch: a datastore was built with another tokenizer.
     """
     from retrieval_spec.commands.serve import check_tokenizers
-    from retrieval_spec.datastore.store import open_datastore
+    from retrieval_spec.datastore.segments import open_segments
     from retrieval_spec.engine import Engine
 
-    manifests = {path: open_datastore(path).manifest for path in arguments.datastore}
+    manifests = {path: open_segments(path).manifest for path in arguments.datastore}
     check_tokenizers(arguments.model, manifests)
     return LocalClient(Engine(vocab_size, preset=arguments.preset, datastores=arguments.datastore))
 

@@ -14,7 +14,7 @@ from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.background import Background
 from retrieval_spec.datastore.manifest import Manifest
 from retrieval_spec.datastore.progress import Progress
-from retrieval_spec.datastore.store import open_datastore, verify_datastore
+from retrieval_spec.datastore.segments import open_segments, verify_segments
 from retrieval_spec.datastore.tokenizer import check_same_tokenizer, load_tokenizer
 from retrieval_spec.errors import InvalidRequest
 
@@ -24,7 +24,7 @@ NICENESS = 10
 
 def serve_command(arguments: argparse.Namespace) -> None:
     """Checks the datastores, opens the engine and serves; prints one line when it is ready."""
-    manifests = {path: open_datastore(path).manifest for path in arguments.datastore}
+    manifests = {path: open_segments(path).manifest for path in arguments.datastore}
     with progress_bar() as progress:
         checked = Background(lambda: verify(arguments, progress))
         load_kernels()
@@ -47,7 +47,7 @@ def verify(arguments: argparse.Namespace, progress: Progress) -> None:
     let_others_go_first()
     if not arguments.trust_datastores:
         for path in arguments.datastore:
-            verify_datastore(path, progress)
+            verify_segments(path, progress)
 
 
 def let_others_go_first() -> None:

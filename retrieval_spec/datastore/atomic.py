@@ -57,7 +57,7 @@ class Draft:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise _taken(self.target) from error
             raise
-        _sync_folder(self.target.parent)
+        sync_folder(self.target.parent)
 
     def exchange(self) -> None:
         """Puts the folder in its place; what was there before is removed once that is on disk."""
@@ -67,7 +67,7 @@ class Draft:
             return
         old = self.path if _swap(self.path, self.target) else self._move_in()
         try:
-            _sync_folder(self.target.parent)
+            sync_folder(self.target.parent)
         finally:
             _remove(old)
 
@@ -216,7 +216,8 @@ def _sibling(target: Path, role: str) -> Path:
     return target.with_name(f".{target.name}.{role}-{secrets.token_hex(8)}")
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Brings the names in a folder to the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

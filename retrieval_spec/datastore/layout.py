@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.datastore.manifest import Manifest
+from retrieval_spec.datastore.manifest import FileEntry, Manifest
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.sealed_json import REBUILD
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreVersion
@@ -44,6 +44,13 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 """Kind -> column -> the types it may have; every column is a vector. Other columns are left alone."""
+
+DOCUMENT_COLUMNS: dict[str, tuple[str, ...]] = {
+    "ids": ("<i8",),
+    "origins": ("<u4",),
+    "origin_names": ("|u1",),
+}
+"""What a segment of kind context_array may know of its documents beside where they are: all of it or none."""
 
 ROW_IDS = 8
 """Ids that a document of adjacency rows has behind its key tokens at most."""
@@ -84,8 +91,22 @@ def check_manifest(manifest: Manifest) -> None:
     for column, length in _lengths(manifest, found).items():
         if found[column] != length:
             raise _corrupt(f"column {column!r} has another length", found[column], length)
+    if manifest.kind == "context_array":
+        _check_document_entries(manifest, entries)
     if manifest.kind == "dense" and not manifest.model_fingerprint:
         raise _corrupt("the datastore does not say which model its states are of", None, "model_fingerprint")
+
+
+def _check_document_entries(manifest: Manifest, entries: Mapping[str, FileEntry]) -> None:
+    present = [name for name in DOCUMENT_COLUMNS if name in entries]
+    if present and len(present) < len(DOCUMENT_COLUMNS):
+        raise _corrupt("some columns about documents are missing", present, list(DOCUMENT_COLUMNS))
+    for name in present:
+        allowed, entry = DOCUMENT_COLUMNS[name], entries[name]
+        if entry.dtype not in allowed:
+            raise _corrupt(f"column {name!r} is of another type", entry.dtype, " or ".join(allowed))
+        if name != "origin_names" and entry.shape[0] != manifest.num_documents:
+            raise _corrupt(f"column {name!r} has another length", entry.shape[0], manifest.num_documents)
 
 
 def _lengths(manifest: Manifest, found: Mapping[str, int]) -> dict[str, int]:
@@ -132,6 +153,19 @@ def check_columns(manifest: Manifest, columns: Mapping[str, Column], progress: P
 def _check_context_array(manifest: Manifest, columns: Mapping[str, Column], progress: Progress) -> None:
     _check_positions(manifest, columns["positions"], progress)
     _check_buckets(columns["buckets"], len(columns["positions"]), progress)
+    if "origins" in columns:
+        _check_origins(columns["origins"], columns["origin_names"])
+
+
+def _check_origins(origins: Column, origin_names: Column) -> None:
+    num_names = 1 + int(np.count_nonzero(origin_names == 0)) if len(origin_names) else 0
+    for start in range(0, len(origins), _CHUNK):
+        chunk = origins[start : start + _CHUNK]
+        _refuse_first("origins", "names no origin", start, chunk, chunk >= num_names)
+    try:
+        origin_names.tobytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _corrupt("column 'origin_names' is no text", error, "UTF-8") from error
 
 
 def _check_dense(manifest: Manifest, columns: Mapping[str, Column], progress: Progress) -> None:

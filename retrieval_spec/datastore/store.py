@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from retrieval_spec.datastore.atomic import Draft, check_free, check_parent, draft_folder
 from retrieval_spec.datastore.checksums import byte_chunks, check_all_sha256, check_sha256
+from retrieval_spec.datastore.generation import GENERATION_NAME
 from retrieval_spec.datastore.layout import check_columns, check_manifest
 from retrieval_spec.datastore.manifest import (
     DTYPES,
@@ -210,8 +211,12 @@ def check_replaceable(path: Path) -> None:
         DatastoreError: something else is there.
     """
     check_parent(path)
-    if os.path.lexists(path) and (path.is_symlink() or not (path / MANIFEST_NAME).is_file()):
+    if os.path.lexists(path) and (path.is_symlink() or not _is_datastore(path)):
         raise DatastoreError("will not replace what is no datastore", got=path, remedy="choose another --out")
+
+
+def _is_datastore(path: Path) -> bool:
+    return (path / MANIFEST_NAME).is_file() or (path / GENERATION_NAME).is_file()
 
 
 @contextmanager

@@ -5,16 +5,19 @@ The corpus never changes, so a cursor is only the last tokens of the context.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from retrieval_spec.datastore.manifest import TRANSLATE
-from retrieval_spec.datastore.store import open_datastore
+from retrieval_spec.datastore.segments import open_segments
 from retrieval_spec.drafters.base import Budget, Cursor, own_source
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
 from retrieval_spec.feedback import Feedback
-from retrieval_spec.structures.context_array import ContextArray, new_scratch
+from retrieval_spec.structures.context_array import ContextArray
+from retrieval_spec.structures.context_arrays import ContextArrays, new_scratch
 from retrieval_spec.tree import DraftTree, Tokens
 
 KIND = "context_array"
@@ -28,19 +31,24 @@ class Rule(Protocol):
         ...
 
 
-def open_array(vocab_size: int, path: str | Path) -> tuple[ContextArray, str]:
+def open_arrays(vocab_size: int, path: str | Path) -> tuple[ContextArrays, str]:
     """Returns the corpus of a datastore, mapped from disk, and its tokenizer's fingerprint.
 
     Raises:
         DatastoreError: the datastore is damaged, of another format, or of another kind.
         TokenizerMismatch: it holds token ids that the target model does not have.
     """
-    datastore = open_datastore(path)
-    manifest = datastore.manifest
+    segments = open_segments(path)
+    manifest = segments.manifest
     if manifest.kind != KIND:
         raise InvalidRequest(f"datastore {path} is of another kind", got=manifest.kind, expected=KIND)
-    array = ContextArray.from_columns(datastore.columns, depth_tokens=manifest.depth_tokens)
-    needed = max(manifest.vocab_size, array.num_ids)
+    arrays = ContextArrays(
+        [
+            ContextArray.from_columns(store.columns, depth_tokens=store.manifest.depth_tokens)
+            for store in segments.stores
+        ]
+    )
+    needed = max(manifest.vocab_size, arrays.num_ids)
     if needed > vocab_size:
         raise TokenizerMismatch(
             f"datastore {path} was built for a larger vocabulary",
@@ -48,17 +56,45 @@ def open_array(vocab_size: int, path: str | Path) -> tuple[ContextArray, str]:
             expected=f"at most {vocab_size}",
             remedy=TRANSLATE,
         )
-    return array, manifest.tokenizer.fingerprint
+    return arrays, manifest.tokenizer.fingerprint
+
+
+def open_array(vocab_size: int, path: str | Path) -> tuple[ContextArray, str]:
+    """Does as `open_arrays` for sources that read one segment.
+
+    Raises:
+        InvalidRequest: the datastore has several.
+        RetrievalSpecError: as `open_arrays`.
+    """
+    arrays, tokenizer_fingerprint = open_arrays(vocab_size, path)
+    return _only_array(arrays), tokenizer_fingerprint
+
+
+def _only_array(corpus: ContextArray | ContextArrays) -> ContextArray:
+    if isinstance(corpus, ContextArray):
+        return corpus
+    if len(corpus.arrays) != 1:
+        raise InvalidRequest(
+            "the datastore has several segments, which this source does not read",
+            got=len(corpus.arrays),
+            expected=1,
+            remedy="retrieval-spec compact DIR",
+        )
+    return corpus.arrays[0]
 
 
 class CorpusDrafter:
-    """One context array as a source of drafts; immutable, shared by all sessions and threads."""
+    """A corpus as a source of drafts; immutable, shared by all sessions and threads."""
 
     def __init__(
-        self, array: ContextArray, tokenizer_fingerprint: str = "", rule: Rule | None = None
+        self,
+        corpus: ContextArray | ContextArrays,
+        tokenizer_fingerprint: str = "",
+        rule: Rule | None = None,
     ) -> None:
-        self._array = array
-        self._rule = rule
+        self._start: Callable[[Tokens], Cursor] = partial(CorpusCursor, corpus)
+        if rule is not None:
+            self._start = partial(rule.start, _only_array(corpus))
         self.tokenizer_fingerprint = tokenizer_fingerprint
 
     @classmethod
@@ -72,27 +108,25 @@ class CorpusDrafter:
 
         Raises:
             DatastoreError: the datastore is damaged, of another format, or of another kind.
+            InvalidRequest: it has several segments, and the rule reads one.
             TokenizerMismatch: it holds token ids that the target model does not have.
         """
-        array, tokenizer_fingerprint = open_array(vocab_size, path)
-        return cls(array, tokenizer_fingerprint, rule)
+        return cls(*open_arrays(vocab_size, path), rule)
 
     def start(self, context: Tokens, namespace: str = "default") -> Cursor:
         """Returns a cursor that has observed `context`."""
-        if self._rule is not None:
-            return self._rule.start(self._array, context)
-        return CorpusCursor(self._array, context)
+        return self._start(context)
 
 
 class CorpusCursor:
     """One session's position in a corpus: its last tokens. Owned by that session, not thread-safe."""
 
-    __slots__ = ("_array", "_scratch", "_tail")
+    __slots__ = ("_corpus", "_scratch", "_tail")
 
-    def __init__(self, array: ContextArray, context: Tokens) -> None:
-        self._array = array
+    def __init__(self, corpus: ContextArray | ContextArrays, context: Tokens) -> None:
+        self._corpus = corpus
         self._scratch = new_scratch()
-        self._tail = Tail(array.depth_tokens)
+        self._tail = Tail(corpus.depth_tokens)
         self._tail.append(context)
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
@@ -107,7 +141,7 @@ class CorpusCursor:
         context = self._tail.tokens
         if budget.max_nodes <= 0 or not context.shape[0]:
             return DraftTree.empty()
-        token_ids, parents, probs = self._array.draft(
+        token_ids, parents, probs = self._corpus.draft(
             context, budget.max_nodes, budget.max_depth_nodes, self._scratch
         )
         return DraftTree(token_ids, parents, probs, own_source(token_ids.shape[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from retrieval_spec.datastore.store import open_datastore
+from retrieval_spec.datastore.segments import open_segments
 from retrieval_spec.drafters.base import Drafter
 from retrieval_spec.drafters.preset import Preset, Source
 from retrieval_spec.drafters.registry import drafter_class
@@ -33,7 +33,7 @@ def open_sources(vocab_size: int, preset: Preset, datastores: Paths) -> dict[str
         InvalidRequest: two sources with one name.
         DatastoreError, MissingPath: a datastore that cannot be used.
     """
-    kinds = {path: open_datastore(path).manifest.kind for path in datastores}
+    kinds = {path: open_segments(path).manifest.kind for path in datastores}
     drafters: dict[str, Drafter] = {}
     for source in preset.sources:
         opened = drafter_class(source.kind).open

@@ -1,0 +1,319 @@
+"""Datastores that grow: a list of immutable segments, and writers that put the next list in its place.
+
+A reader keeps the generation that it opened, whatever writers do meanwhile. Knows files; what is in a
+segment, and which documents go into a new one, is decided above.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from retrieval_spec.datastore.atomic import sync_folder, writing
+from retrieval_spec.datastore.generation import (
+    GENERATION_NAME,
+    MAX_SEGMENTS,
+    OWN_FOLDER,
+    SEGMENTS_NAME,
+    Generation,
+    SegmentEntry,
+    format_generation,
+    parse_generation,
+)
+from retrieval_spec.datastore.manifest import MANIFEST_NAME, Facts, Manifest
+from retrieval_spec.datastore.progress import Progress
+from retrieval_spec.datastore.sealed_json import MAX_BYTES, corrupt
+from retrieval_spec.datastore.store import Column, Datastore, open_datastore, write_datastore
+from retrieval_spec.errors import DatastoreCorrupt, DatastoreError, LimitExceeded, MissingPath
+
+_MAX_TRIES = 8
+_NEW_GENERATION = f".{GENERATION_NAME}.new"
+
+
+@dataclass(frozen=True)
+class Segments:
+    """One generation of a datastore, open: it stays readable when later ones replace it.
+
+    Attributes:
+        path: the datastore's folder.
+        generation: its number; 0 for a store that never changed.
+        stores: the segments, oldest first; at least one.
+    """
+
+    path: Path
+    generation: int
+    stores: tuple[Datastore, ...]
+
+    @property
+    def manifest(self) -> Manifest:
+        """The facts that all segments share, with the numbers of all of them together."""
+        manifests = [store.manifest for store in self.stores]
+        return replace(
+            manifests[0],
+            vocab_size=max(manifest.vocab_size for manifest in manifests),
+            num_tokens=sum(manifest.num_tokens for manifest in manifests),
+            num_documents=sum(manifest.num_documents for manifest in manifests),
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all columns."""
+        return sum(store.num_bytes for store in self.stores)
+
+    def check(self, progress: Progress | None = None) -> None:
+        """Reads every byte of every segment; see `Datastore.check`.
+
+        Raises:
+            DatastoreCorrupt: a byte was altered, or columns contradict each other.
+        """
+        for store in self.stores:
+            store.check(progress)
+
+
+def open_segments(path: str | Path) -> Segments:
+    """Opens the current generation of a datastore as `open_datastore` opens a segment: in milliseconds.
+
+    Raises:
+        MissingPath: no such folder.
+        DatastoreCorrupt: the generation or a segment is not what was written.
+        DatastoreVersion: a format or a kind that this version does not read.
+    """
+    folder = Path(path)
+    for _ in range(_MAX_TRIES):
+        before = _generation_bytes(folder)
+        try:
+            return _opened(folder, before)
+        except (DatastoreCorrupt, MissingPath):
+            # A segment may have been deleted because a newer generation does without it.
+            if _generation_bytes(folder) == before:
+                raise
+    raise DatastoreError("the datastore changed again and again while it was opened", got=folder)
+
+
+def verify_segments(path: str | Path, progress: Progress | None = None) -> Manifest:
+    """Reads every byte of the current generation; returns what the manifests say of it together.
+
+    Raises:
+        MissingPath: no such folder.
+        DatastoreCorrupt: a byte was altered, or columns contradict each other.
+        DatastoreVersion: a format or a kind that this version does not read.
+    """
+    segments = open_segments(path)
+    segments.check(progress)
+    return segments.manifest
+
+
+def _opened(folder: Path, generation_bytes: bytes | None) -> Segments:
+    if generation_bytes is None:
+        return Segments(folder, 0, (open_datastore(folder),))
+    generation = parse_generation(generation_bytes)
+    stores = tuple(_open_segment(folder, entry) for entry in generation.segments)
+    _check_alike([store.manifest for store in stores])
+    return Segments(folder, generation.number, stores)
+
+
+def _open_segment(folder: Path, entry: SegmentEntry) -> Datastore:
+    place = folder / entry.place
+    try:
+        store = open_datastore(place)
+    except MissingPath as error:
+        raise corrupt("a segment is missing", entry.place, "a folder") from error
+    found = entry_of(store, entry.place)
+    if found != entry:
+        raise corrupt(f"segment {entry.place} is another one", found.manifest_sha256, entry.manifest_sha256)
+    return store
+
+
+def _check_alike(manifests: Sequence[Manifest]) -> None:
+    first = manifests[0]
+    for manifest in manifests[1:]:
+        if (manifest.kind, manifest.tokenizer.fingerprint, manifest.depth_tokens) != (
+            first.kind,
+            first.tokenizer.fingerprint,
+            first.depth_tokens,
+        ):
+            raise corrupt(
+                "the segments do not fit each other", manifest.name, "one kind, tokenizer and depth"
+            )
+
+
+def entry_of(store: Datastore, place: str) -> SegmentEntry:
+    """Returns how a generation lists an open segment that lies at `place`."""
+    data = (store.path / MANIFEST_NAME).read_bytes()
+    manifest = store.manifest
+    return SegmentEntry(place, hashlib.sha256(data).hexdigest(), manifest.num_tokens, manifest.num_documents)
+
+
+def _generation_bytes(folder: Path) -> bytes | None:
+    try:
+        fd = os.open(folder / GENERATION_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise corrupt(f"cannot open {GENERATION_NAME}", error, "a regular file") from error
+    try:
+        with open(fd, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise corrupt(f"cannot read {GENERATION_NAME}", error, "a regular file") from error
+
+
+def entries_of(segments: Segments) -> tuple[SegmentEntry, ...]:
+    """Returns how a generation lists these segments."""
+    return tuple(entry_of(store, os.path.relpath(store.path, segments.path)) for store in segments.stores)
+
+
+def has_generation(folder: Path) -> bool:
+    """Tells whether a folder is a datastore that has changed, or was built in parts."""
+    return (folder / GENERATION_NAME).is_file()
+
+
+class Change:
+    """A writer's way to the next generation; `changing` makes one. Owned by one thread."""
+
+    def __init__(self, segments: Segments) -> None:
+        self.segments = segments
+        self.entries = entries_of(segments)
+
+    def write(
+        self, facts: Facts, columns: Mapping[str, Column], progress: Progress | None = None
+    ) -> SegmentEntry:
+        """Writes a segment that no generation lists yet.
+
+        Raises:
+            InvalidRequest: the columns are not what the kind asks for.
+            DatastoreError: the file system refused.
+        """
+        return write_segment(self.segments.path, facts, columns, progress)
+
+    def publish(self, entries: Sequence[SegmentEntry]) -> None:
+        """Makes these segments the next generation, in one step; then deletes what it does without.
+
+        Raises:
+            LimitExceeded: more segments than a generation lists.
+            DatastoreError: the file system refused.
+        """
+        if len(entries) > MAX_SEGMENTS:
+            raise LimitExceeded(
+                "too many segments",
+                got=len(entries),
+                expected=f"<= {MAX_SEGMENTS}",
+                remedy="run `retrieval-spec compact`",
+            )
+        publish_generation(self.segments.path, Generation(self.segments.generation + 1, tuple(entries)))
+        sweep_segments(self.segments.path)
+
+
+@contextmanager
+def changing(path: str | Path) -> Iterator[Change]:
+    """Lets one writer at a time change a datastore; what crashed writers left is deleted first.
+
+    Raises:
+        MissingPath: no such folder.
+        DatastoreCorrupt: the datastore is damaged.
+        DatastoreError: another process is changing it, or the file system refused.
+    """
+    folder = Path(path).absolute()
+    with locked(folder):
+        segments = open_segments(folder)
+        sweep_segments(folder)
+        yield Change(segments)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder that exists; it goes with the process.
+
+    Raises:
+        MissingPath: no such folder.
+        DatastoreError: another process holds it.
+    """
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MissingPath("no such datastore", got=folder) from error
+    try:
+        _lock(fd, folder)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, folder: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DatastoreError(
+            "another process is changing the datastore", got=folder, remedy="try again when it is done"
+        ) from error
+
+
+def write_segment(
+    folder: Path, facts: Facts, columns: Mapping[str, Column], progress: Progress | None = None
+) -> SegmentEntry:
+    """Writes a segment into a store's folder, whole or not at all, and returns how to list it."""
+    place = f"{SEGMENTS_NAME}/{secrets.token_hex(8)}"
+    parent = folder / SEGMENTS_NAME
+    with writing(folder):
+        parent.mkdir(exist_ok=True)
+        sync_folder(folder)
+    write_datastore(folder / place, facts, columns, progress)
+    return entry_of(open_datastore(folder / place), place)
+
+
+def publish_generation(folder: Path, generation: Generation) -> None:
+    """Puts a generation in the place of the one before, in one step.
+
+    Raises:
+        DatastoreError: the file system refused.
+    """
+    data = format_generation(generation)
+    new = folder / _NEW_GENERATION
+    with writing(folder):
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            view = memoryview(data)
+            while view.nbytes:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(new, folder / GENERATION_NAME)
+        sync_folder(folder)
+
+
+def sweep_segments(folder: Path) -> None:
+    """Deletes segments that the current generation does not list; call with the lock held.
+
+    Raises:
+        DatastoreError: the file system refused.
+    """
+    data = _generation_bytes(folder)
+    places = {OWN_FOLDER} if data is None else {entry.place for entry in parse_generation(data).segments}
+    with writing(folder):
+        (folder / _NEW_GENERATION).unlink(missing_ok=True)
+        if OWN_FOLDER not in places:
+            _delete_own_segment(folder)
+        parent = folder / SEGMENTS_NAME
+        for path in sorted(parent.iterdir()) if parent.is_dir() else ():
+            if f"{SEGMENTS_NAME}/{path.name}" not in places:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete_own_segment(folder: Path) -> None:
+    """Deletes the columns beside `generation.json`; the manifest goes last, it says which they are."""
+    if not (folder / MANIFEST_NAME).is_file():
+        return
+    try:
+        names = list(open_datastore(folder).manifest.files)
+    except DatastoreCorrupt:  # a part is gone already: the rest are files of our names
+        names = [path.name for path in folder.glob("*.bin")]
+    for name in (*names, MANIFEST_NAME):
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,185 @@
+"""From a corpus to documents of token ids, part by part, so that memory stays within a limit."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from retrieval_spec.datastore.atomic import writing
+from retrieval_spec.datastore.corpus import Corpus, Document
+from retrieval_spec.datastore.documents import DocumentFile, Documents, document_id
+from retrieval_spec.datastore.progress import Progress
+from retrieval_spec.datastore.tokenizer import Tokenizer
+from retrieval_spec.errors import InvalidRequest, LimitExceeded
+from retrieval_spec.tree import Tokens
+
+MAX_SEGMENT_TOKENS = 1 << 31
+MIN_SEGMENT_TOKENS = 1 << 16
+BUILD_BYTES_PER_TOKEN = 12
+BUILD_BYTES = 500_000_000
+"""What building takes beside that, whatever the size."""
+_BATCH_CHARACTERS = 1 << 20
+
+
+class Part(NamedTuple):
+    """Documents of one segment.
+
+    Attributes:
+        documents: never none.
+        num_read: documents that were read up to here, those left out included.
+        is_last: whether nothing follows.
+    """
+
+    documents: Documents
+    num_read: int
+    is_last: bool
+
+
+def segment_tokens_for(memory_limit_bytes: int | None) -> int:
+    """Returns how many tokens a segment may have that is built within so much memory.
+
+    Without a limit, half of what the machine has is taken to be free.
+
+    Raises:
+        InvalidRequest: too little to build anything.
+    """
+    if memory_limit_bytes is None:
+        memory_limit_bytes = max(
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, 2 * BUILD_BYTES
+        )
+    tokens = (memory_limit_bytes - BUILD_BYTES) // BUILD_BYTES_PER_TOKEN
+    if tokens < MIN_SEGMENT_TOKENS:
+        least = BUILD_BYTES + MIN_SEGMENT_TOKENS * BUILD_BYTES_PER_TOKEN
+        raise InvalidRequest(
+            "too little memory to build with", got=memory_limit_bytes, expected=f">= {least}"
+        )
+    return min(tokens, MAX_SEGMENT_TOKENS)
+
+
+class Encoder:
+    """Encodes texts into parts of so many tokens at most.
+
+    Args:
+        tokenizer: the target model's.
+        place: documents wait in a nameless file beside it.
+        max_tokens: of a part, separators included; a longer document is one part by itself.
+        known_ids: documents with these ids are left out, and so is what comes twice; None keeps all.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, place: Path, max_tokens: int, known_ids: set[int] | None = None
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._place = place
+        self._max_tokens = max_tokens
+        self._known_ids = known_ids
+        self.num_duplicates = 0
+
+    def parts(self, batches: Iterable[list[Document]], num_read: int = 0) -> Iterator[Part]:
+        """Yields parts; the first `num_read` documents are passed over.
+
+        Raises:
+            DatastoreError: the file system refused.
+        """
+        with writing(self._place), closing(self._documents(batches, num_read)) as documents:
+            pending = next(documents, None)
+            while pending is not None:
+                with tempfile.TemporaryFile(dir=self._place.parent) as nameless:
+                    file = DocumentFile(nameless)
+                    while pending is not None and (not len(file) or self._fits(file, pending[1])):
+                        num_read, token_ids, origin, number = pending
+                        file.append(token_ids, origin, number)
+                        pending = next(documents, None)
+                    part = Part(file.documents(), num_read, pending is None)
+                yield part
+
+    def _fits(self, file: DocumentFile, token_ids: Tokens) -> bool:
+        return file.num_tokens + len(token_ids) < self._max_tokens
+
+    def _documents(
+        self, batches: Iterable[list[Document]], num_passed: int
+    ) -> Generator[tuple[int, Tokens, str, int], None, None]:
+        """Yields documents that have tokens and are wanted, each with how many were read with it."""
+        num_read = 0
+        for batch in batches:
+            skipped = min(max(num_passed - num_read, 0), len(batch))
+            num_read += skipped
+            for document, token_ids in self._encoded(batch[skipped:]):
+                num_read += 1
+                if len(token_ids):
+                    number = document_id(token_ids)
+                    if not self._is_duplicate(number):
+                        yield num_read, token_ids, document.source, number
+
+    def _encoded(self, batch: list[Document]) -> Iterator[tuple[Document, Tokens]]:
+        """Yields documents with their ids; those that are texts are encoded together."""
+        texts = [document.text for document in batch if document.text is not None]
+        encoded = iter(self._tokenizer.encode_batch(texts))
+        for document in batch:
+            yield document, next(encoded) if document.token_ids is None else document.token_ids
+
+    def _is_duplicate(self, number: int) -> bool:
+        if self._known_ids is None:
+            return False
+        if number in self._known_ids:
+            self.num_duplicates += 1
+            return True
+        self._known_ids.add(number)
+        return False
+
+
+def batches_of(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Yields documents by the million characters: enough for all cores, and little memory."""
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text or ())
+        characters += 0 if document.token_ids is None else 4 * len(document.token_ids)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, target: Path, progress: Progress) -> Documents:
+    """Returns a corpus that is one part.
+
+    Raises:
+        InvalidRequest: the inputs hold no text.
+        LimitExceeded: more tokens than one segment holds.
+    """
+    progress.start("encoding", corpus.num_bytes, "B")
+    encoder = Encoder(tokenizer, target, MAX_SEGMENT_TOKENS)
+    documents = only_part(encoder.parts(batches_of(corpus.documents(progress.advance, tokenizer))))
+    if documents is None:
+        raise no_documents(corpus)
+    return documents
+
+
+def only_part(parts: Iterator[Part]) -> Documents | None:
+    """Returns the documents of the only part; None if there is none.
+
+    Raises:
+        LimitExceeded: there are more.
+    """
+    part = next(parts, None)
+    if part is not None and not part.is_last:
+        raise LimitExceeded(
+            "the corpus is too long for one segment", expected=f"at most {MAX_SEGMENT_TOKENS} tokens"
+        )
+    return part.documents if part else None
+
+
+def no_documents(corpus: Corpus) -> InvalidRequest:
+    """Returns the error for inputs without text."""
+    return InvalidRequest(
+        "no documents found: the inputs hold no text",
+        got=f"{corpus.num_skipped_files} files that are no UTF-8 text",
+        remedy="name other inputs",
+    )
