@@ -16,7 +16,7 @@ from retrieval_spec.datastore.readers.reading import OnError
 from retrieval_spec.datastore.recipe import load_recipe
 from retrieval_spec.datastore.store import check_replaceable
 from retrieval_spec.datastore.tokenizer import load_tokenizer
-from retrieval_spec.encoding import Encoder, no_documents, segment_tokens_for, batches_of
+from retrieval_spec.encoding import Encoder, batches_of, no_documents, segment_tokens_for
 from retrieval_spec.indexing import Plan, check_numbers, facts_of, unfinished
 from retrieval_spec.structures.context_array import DEPTH_TOKENS
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.datastore.manifest import REBUILD
+from retrieval_spec.datastore.sealed_json import REBUILD
 from retrieval_spec.datastore.store import Datastore
 from retrieval_spec.errors import DatastoreCorrupt, InvalidRequest
 from retrieval_spec.kernels.corpus_stats import count_repeats, longest_repeats

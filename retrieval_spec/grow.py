@@ -23,7 +23,7 @@ from retrieval_spec.datastore.progress import NoProgress, Progress
 from retrieval_spec.datastore.segments import Change, changing
 from retrieval_spec.datastore.store import Datastore
 from retrieval_spec.datastore.tokenizer import check_same_tokenizer, load_tokenizer
-from retrieval_spec.encoding import Encoder, no_documents, segment_tokens_for, batches_of
+from retrieval_spec.encoding import Encoder, batches_of, no_documents, segment_tokens_for
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.indexing import indexed
 

@@ -23,26 +23,10 @@ from retrieval_spec.structures.context_array import ContextArray
 from tests.conftest import REPOSITORY
 from tests.fake_progress import InterruptedProgress, ToldProgress
 from tests.golden import FILES
+from tests.word_tokenizers import write_tokenizer
 
 WORDS = {"a": 0, "b": 1, "c": 7, "d": 300, "last": 65_534}
 WIDE_WORDS = {**WORDS, "first": 65_535, "far": 151_000}
-
-
-def write_tokenizer(folder: Path, words: dict[str, int]) -> Path:
-    fields = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": words, "unk_token": "a"},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(json.dumps(fields))
-    return folder
 
 
 def write_lines(path: Path, texts: list[str]) -> Path:

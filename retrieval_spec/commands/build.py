@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from retrieval_spec.build import build_datastore, build_recipe
+from retrieval_spec.commands.grow import size_of
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.errors import InvalidRequest
@@ -55,6 +56,8 @@ def _from_text(arguments: argparse.Namespace, progress: Progress) -> Path:
         on_error=arguments.on_error,
         skip_licence_headers=arguments.skip_licence_headers,
         threads=arguments.threads,
+        memory_limit_bytes=size_of(arguments.memory_limit),
+        drop_duplicates=arguments.drop_duplicates,
         replace=arguments.replace,
         progress=progress,
     )

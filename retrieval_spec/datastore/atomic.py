@@ -142,7 +142,7 @@ def draft_file(target: Path) -> Iterator[IO[bytes]]:
             os.replace(draft, target)
         finally:
             draft.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 def check_free(target: Path) -> None:

@@ -7,7 +7,6 @@ segment, and which documents go into a new one, is decided above.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import secrets
 import shutil
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from retrieval_spec.datastore.atomic import sync_folder, writing
 from retrieval_spec.datastore.generation import (
@@ -30,7 +30,13 @@ from retrieval_spec.datastore.generation import (
 from retrieval_spec.datastore.manifest import MANIFEST_NAME, Facts, Manifest
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.sealed_json import MAX_BYTES, corrupt
-from retrieval_spec.datastore.store import Column, Datastore, open_datastore, write_datastore
+from retrieval_spec.datastore.store import (
+    Column,
+    Datastore,
+    inspect_datastore,
+    open_datastore,
+    write_datastore,
+)
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreError, LimitExceeded, MissingPath
 
 _MAX_TRIES = 8
@@ -110,6 +116,27 @@ def verify_segments(path: str | Path, progress: Progress | None = None) -> Manif
     return segments.manifest
 
 
+def inspect_segments(path: str | Path) -> dict[str, Any]:
+    """Returns what the manifests say as plain values, ready for JSON: of all segments, then of each."""
+    segments = open_segments(path)
+    if not segments.generation:
+        return inspect_datastore(path)
+    each = {
+        os.path.relpath(store.path, segments.path): inspect_datastore(store.path) for store in segments.stores
+    }
+    first, manifest = next(iter(each.values())), segments.manifest
+    return {
+        **{key: value for key, value in first.items() if key not in ("files", "stray_files")},
+        "path": str(segments.path),
+        "generation": segments.generation,
+        "num_tokens": manifest.num_tokens,
+        "num_documents": manifest.num_documents,
+        "num_bytes": segments.num_bytes,
+        "bytes_per_token": round(segments.num_bytes / max(manifest.num_tokens, 1), 3),
+        "segments": each,
+    }
+
+
 def _opened(folder: Path, generation_bytes: bytes | None) -> Segments:
     if generation_bytes is None:
         return Segments(folder, 0, (open_datastore(folder),))
@@ -146,9 +173,8 @@ def _check_alike(manifests: Sequence[Manifest]) -> None:
 
 def entry_of(store: Datastore, place: str) -> SegmentEntry:
     """Returns how a generation lists an open segment that lies at `place`."""
-    data = (store.path / MANIFEST_NAME).read_bytes()
     manifest = store.manifest
-    return SegmentEntry(place, hashlib.sha256(data).hexdigest(), manifest.num_tokens, manifest.num_documents)
+    return SegmentEntry(place, store.manifest_sha256, manifest.num_tokens, manifest.num_documents)
 
 
 def _generation_bytes(folder: Path) -> bytes | None:

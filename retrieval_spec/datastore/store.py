@@ -54,6 +54,7 @@ class Datastore:
     path: Path
     manifest: Manifest
     columns: Mapping[str, Column]
+    manifest_sha256: str
 
     @property
     def num_bytes(self) -> int:
@@ -101,8 +102,8 @@ def open_datastore(path: str | Path) -> Datastore:
     for _ in range(_MAX_TRIES):
         with _folder_fd(folder) as dir_fd:
             try:
-                manifest = _read_manifest(dir_fd)
-                return Datastore(folder, manifest, _map_columns(dir_fd, manifest))
+                manifest, sha256 = _read_manifest(dir_fd)
+                return Datastore(folder, manifest, _map_columns(dir_fd, manifest), sha256)
             except DatastoreCorrupt:
                 if _is_current(folder, dir_fd):
                     raise
@@ -263,11 +264,12 @@ def _regular_file(dir_fd: int, name: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _read_manifest(dir_fd: int) -> Manifest:
+def _read_manifest(dir_fd: int) -> tuple[Manifest, str]:
     with _regular_file(dir_fd, MANIFEST_NAME) as fd, open(fd, "rb", closefd=False) as file:
-        manifest = parse_manifest(file.read(MAX_BYTES + 1))
+        data = file.read(MAX_BYTES + 1)
+    manifest = parse_manifest(data)
     check_manifest(manifest)
-    return manifest
+    return manifest, hashlib.sha256(data).hexdigest()
 
 
 def _map_columns(dir_fd: int, manifest: Manifest) -> dict[str, Column]:

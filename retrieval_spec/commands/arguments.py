@@ -1,0 +1,304 @@
+"""What every command takes: parsers, and nothing that takes time to import."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from retrieval_spec import __version__
+
+BAD_INPUT = 2
+"""The exit code for it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like those of the commands."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with exit code 2."""
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def new_parser() -> Parser:
+    """Returns the parser of all commands; what it parses says which `command` it is."""
+    parser = Parser(prog="retrieval-spec", description="Drafts tokens from text that exists already.")
+    parser.add_argument("--version", action="version", version=f"retrieval-spec {__version__}")
+    parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    datastores = (_add_build, _add_append, _add_remove, _add_compact, _add_inspect, _add_verify, _add_export)
+    for add in (*datastores, _add_serve, _add_generate, _add_demo):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _add_build(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "build",
+        "Build a datastore from text, JSONL, parquet, Arrow, chats, recorded outputs or token arrays.",
+        "retrieval-spec build corpus/*.jsonl.zst --tokenizer tokenizer.json --out datastores/docs",
+    )
+    parser.add_argument("inputs", nargs="*", metavar="PATH", help="files or folders of text")
+    parser.add_argument("--recipe", metavar="TOML", help="a recipe that names inputs, tokenizer and output")
+    parser.add_argument(
+        "--from-datastore", metavar="DIR", help="translate this datastore's text into ids of --tokenizer"
+    )
+    parser.add_argument("--from-tokenizer", metavar="PATH", help="the tokenizer that it was built with")
+    parser.add_argument(
+        "--kind",
+        choices=["context_array", "dense"],
+        default="context_array",
+        help="matched by text, or by the target's hidden states (default: %(default)s)",
+    )
+    parser.add_argument("--model", metavar="DIR", help="dense: the target model, which is run on the corpus")
+    parser.add_argument("--tokenizer", metavar="PATH", help="a tokenizer.json or a model folder")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where the datastore goes; a translation: beside the old one, and used again the next time",
+    )
+    _add_reading(parser)
+    parser.add_argument("--drop-duplicates", action="store_true", help="leave out documents that came before")
+    _add_limits(parser)
+    parser.add_argument("--replace", action="store_true", help="replace an existing datastore")
+    _add_json(parser)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text-field", metavar="NAME", help="the field or column that holds the text")
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="in folders, read only what this name or pattern is meant for, such as '*.py'; may be repeated",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="in folders, leave this out, such as 'tests' or 'build/**'; may be repeated",
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="what cannot be read: stop, or pass over it and say how much it was (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--skip-licence-headers",
+        action="store_true",
+        help="read source files without the comment at their top that states a licence",
+    )
+
+
+def _add_append(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "append",
+        "Add documents to a datastore, those that it holds already left out.",
+        "retrieval-spec append datastores/docs new.jsonl --tokenizer tokenizer.json",
+    )
+    parser.add_argument("datastore", metavar="DIR")
+    parser.add_argument("inputs", nargs="+", metavar="PATH", help="files or folders, as for build")
+    parser.add_argument("--tokenizer", required=True, metavar="PATH", help="the one that it was built with")
+    _add_reading(parser)
+    _add_limits(parser)
+    _add_json(parser)
+
+
+def _add_remove(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "remove",
+        "Take documents out of a datastore, also from the disk.",
+        "retrieval-spec remove datastores/docs --origin 'drafts/*.md'",
+    )
+    parser.add_argument("datastore", metavar="DIR")
+    parser.add_argument(
+        "--origin", action="append", default=[], metavar="NAME", help="the file it came from; * and ? allowed"
+    )
+    parser.add_argument("--id", action="append", default=[], metavar="ID", help="16 hexadecimal digits")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads for sorting (default: all cores)")
+    _add_json(parser)
+
+
+def _add_compact(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "compact",
+        "Make one of a datastore's segments; drafts get faster, and what it holds stays the same.",
+        "retrieval-spec compact datastores/docs",
+    )
+    parser.add_argument("datastore", metavar="DIR")
+    _add_limits(parser)
+    _add_json(parser)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, metavar="N", help="threads for sorting (default: all cores)")
+    parser.add_argument(
+        "--memory-limit", metavar="SIZE", help="such as 4G; a longer corpus becomes several segments"
+    )
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "inspect",
+        "Show what a datastore holds, what repeats in it, and what it would accept of text like its own.",
+        "retrieval-spec inspect datastores/docs --tokenizer tokenizer.json",
+    )
+    parser.add_argument("datastore", metavar="DIR")
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=100,
+        metavar="N",
+        help="documents to replay, each over drafts from the others; 0 shows the manifest alone "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ngrams", type=int, nargs="+", metavar="N", help="tokens of repeated n-grams (default: 4 8 16)"
+    )
+    parser.add_argument("--tokenizer", metavar="PATH", help="shows n-grams as text")
+    _add_json(parser)
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "verify",
+        "Check every byte of a datastore, its structure and the order of its contexts.",
+        "retrieval-spec verify datastores/docs --order whole",
+    )
+    parser.add_argument("datastore", metavar="DIR")
+    parser.add_argument(
+        "--order",
+        choices=["sampled", "whole"],
+        default="sampled",
+        help="compare contexts in samples, or every one with its neighbour (default: %(default)s)",
+    )
+    _add_json(parser)
+
+
+def _add_export(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "export",
+        "Write a datastore as a file that another program drafts from.",
+        "retrieval-spec export datastores/docs --format llamacpp-lookup --out docs.lookup",
+    )
+    parser.add_argument("datastore", metavar="DIR")
+    parser.add_argument(
+        "--format",
+        choices=["llamacpp-lookup"],
+        required=True,
+        help="llamacpp-lookup: for llama-server --lookup-cache-static",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE")
+    parser.add_argument(
+        "--min-count",
+        type=int,
+        default=1,
+        metavar="N",
+        help="leave out what followed less often (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-continuations", type=int, metavar="N", help="after each 2-gram, the N most frequent ones"
+    )
+    parser.add_argument("--replace", action="store_true", help="replace an existing file")
+    _add_json(parser)
+
+
+def _add_serve(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "serve",
+        "Serve draft trees over gRPC, as a sidecar of an inference engine.",
+        "retrieval-spec serve --datastore datastores/docs --listen unix:/run/retrieval-spec.sock",
+    )
+    _add_sources(parser)
+    parser.add_argument(
+        "--listen",
+        default="127.0.0.1:7431",
+        metavar="ADDRESS",
+        help="unix:PATH or HOST:PORT (default: %(default)s)",
+    )
+    parser.add_argument("--trust-datastores", action="store_true", help="skip the checksums at start")
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "generate",
+        "Generate with a local Hugging Face model over draft trees.",
+        'retrieval-spec generate --model MODEL_DIR --server unix:/run/retrieval-spec.sock --prompt "..."',
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="a local model folder")
+    parser.add_argument("--prompt", required=True, help="the prompt; @FILE reads it from a file")
+    parser.add_argument(
+        "--server", metavar="ADDRESS", help="the sidecar; without it drafts are made in process"
+    )
+    parser.add_argument(
+        "--datastore", action="append", default=[], metavar="DIR", help="in process: a datastore"
+    )
+    parser.add_argument("--preset", default="default", help="in process: which sources draft")
+    parser.add_argument(
+        "--draft-model", metavar="DIR", help="a small model of the same tokenizer, fused with the drafts"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    parser.add_argument(
+        "--max-nodes", type=int, default=16, metavar="N", help="nodes of a draft tree at most"
+    )
+    parser.add_argument(
+        "--node-budget",
+        choices=["fixed", "measured"],
+        default="fixed",
+        help="draft all of --max-nodes, or measure what a step costs and draft only what pays "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy decoding (the default)")
+    parser.add_argument("--top-k", type=int, metavar="K")
+    parser.add_argument("--top-p", type=float, metavar="P")
+    parser.add_argument("--seed", type=int, default=0, help="sampling: equal seeds give equal text")
+    _add_json(parser)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        "Build, serve, generate and compare with plain decoding, all on this machine.",
+        "retrieval-spec demo --json",
+    )
+    parser.add_argument("--model", metavar="DIR", help="a local model folder (default: the one that ships)")
+    parser.add_argument("--prompts", type=int, default=8, metavar="N")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    parser.add_argument("--max-nodes", type=int, default=16, metavar="N")
+    _add_json(parser)
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--datastore", action="append", default=[], metavar="DIR", help="may be given more than once"
+    )
+    parser.add_argument("--preset", default="default", help="which sources draft (default: %(default)s)")
+    parser.add_argument("--vocab-size", type=int, metavar="N", help="default: the largest of the datastores")
+    parser.add_argument("--model", metavar="DIR", help="check the datastores against this model's tokenizer")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")

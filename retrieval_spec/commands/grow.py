@@ -1,0 +1,106 @@
+"""`retrieval-spec append | remove | compact`: changes to a datastore that exists."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from retrieval_spec.commands.progress_bar import progress_bar
+from retrieval_spec.datastore.corpus import Corpus
+from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.grow import append_documents, compact, remove_documents
+
+_ID = re.compile(r"[0-9a-f]{16}")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def append_command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Adds documents; returns what that did."""
+    with progress_bar() as progress:
+        changed = append_documents(
+            arguments.datastore,
+            corpus_of(arguments),
+            tokenizer=arguments.tokenizer,
+            threads=arguments.threads,
+            memory_limit_bytes=size_of(arguments.memory_limit),
+            progress=progress,
+        )
+    return asdict(changed)
+
+
+def corpus_of(arguments: argparse.Namespace) -> Corpus:
+    """Returns the corpus that the arguments name.
+
+    Raises:
+        RetrievalSpecError: as `Corpus`.
+    """
+    return Corpus(
+        arguments.inputs,
+        arguments.text_field,
+        arguments.exclude,
+        include=arguments.include,
+        on_error=arguments.on_error,
+        skip_licence_headers=arguments.skip_licence_headers,
+    )
+
+
+def remove_command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Takes documents out; returns what that did."""
+    ids = [id_of(text) for text in arguments.id]
+    with progress_bar() as progress:
+        changed = remove_documents(
+            arguments.datastore,
+            ids=ids,
+            origins=arguments.origin,
+            threads=arguments.threads,
+            progress=progress,
+        )
+    return asdict(changed)
+
+
+def compact_command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Makes one of several segments; returns what that did."""
+    with progress_bar() as progress:
+        changed = compact(
+            arguments.datastore,
+            threads=arguments.threads,
+            memory_limit_bytes=size_of(arguments.memory_limit),
+            progress=progress,
+        )
+    return asdict(changed)
+
+
+CHANGES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "append": append_command,
+    "remove": remove_command,
+    "compact": compact_command,
+}
+
+
+def id_of(text: str) -> int:
+    """Returns a document's id from the 16 hexadecimal digits that people see.
+
+    Raises:
+        InvalidRequest: it is something else.
+    """
+    if not _ID.fullmatch(text):
+        raise InvalidRequest("no document's id", got=text[:40], expected="16 hexadecimal digits")
+    return int.from_bytes(bytes.fromhex(text), "big", signed=True)
+
+
+def size_of(text: str | None) -> int | None:
+    """Returns the bytes of a size such as `2G` or `512M`.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InvalidRequest("no size", got=text[:40], expected="a number with K, M, G or T, such as 4G")
+    return int(float(match[1]) * _UNITS[match[2].upper()])

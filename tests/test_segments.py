@@ -1,0 +1,502 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval_spec import encoding as encoding_module
+from retrieval_spec.build import build_datastore
+from retrieval_spec.cli import main
+from retrieval_spec.datastore.corpus import Corpus
+from retrieval_spec.datastore.documents import Documents, document_id, joined
+from retrieval_spec.datastore.generation import (
+    GENERATION_NAME,
+    Generation,
+    SegmentEntry,
+    format_generation,
+    parse_generation,
+)
+from retrieval_spec.datastore.segments import changing, open_segments, verify_segments
+from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.corpus import CorpusDrafter
+from retrieval_spec.engine import Engine
+from retrieval_spec.errors import (
+    DatastoreCorrupt,
+    DatastoreError,
+    DatastoreVersion,
+    InvalidRequest,
+    MissingPath,
+    TokenizerMismatch,
+)
+from retrieval_spec.grow import append_documents, compact, remove_documents
+from tests.stores import write_corpus, write_dense
+from tests.word_tokenizers import write_tokenizer
+
+WORDS = {f"w{n}": n for n in range(61)}
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def tokenizer(tmp_path) -> Path:
+    return write_tokenizer(tmp_path / "model", WORDS)
+
+
+def texts(first: int, count: int) -> list[str]:
+    """Documents that no other `first` has."""
+    return [" ".join(f"w{(first + n * step) % 60}" for n in range(5 + step)) for step in range(1, count + 1)]
+
+
+def write_texts(path: Path, lines: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path, tokenizer) -> Path:
+    one = write_texts(tmp_path / "one.jsonl", texts(0, 6))
+    return build_datastore([one], tokenizer=tokenizer, out=tmp_path / "store")
+
+
+def held(path: Path) -> list[list[int]]:
+    """All documents of the current generation, as a reader finds them."""
+    found = []
+    for segment in open_segments(path).stores:
+        documents = Documents.from_columns(segment.columns)
+        edges = [*documents.starts.tolist(), len(documents.tokens)]
+        for start, stop in pairwise(edges):
+            found.append(documents.tokens[start : stop - 1].tolist())
+    return found
+
+
+def ids_of(lines: list[str]) -> list[list[int]]:
+    return [[WORDS[word] for word in line.split()] for line in lines]
+
+
+# Generations
+
+
+ENTRY = SegmentEntry("segments/0123456789abcdef", "a" * 64, 12, 3)
+
+
+def test_a_generation_is_read_as_it_was_written():
+    generation = Generation(7, (SegmentEntry(".", "b" * 64, 5, 1), ENTRY))
+    assert parse_generation(format_generation(generation)) == generation
+
+
+@pytest.mark.parametrize("place", ["..", "segments/..", "/etc", "segments/0123456789ABCDEF", "segments", ""])
+def test_a_place_outside_the_store_is_refused(place):
+    with pytest.raises(DatastoreCorrupt, match="place"):
+        parse_generation(format_generation(Generation(1, (SegmentEntry(place, "a" * 64, 1, 1),))))
+
+
+def test_every_flipped_bit_of_a_generation_is_found():
+    data = format_generation(Generation(3, (ENTRY,)))
+    for at in range(len(data)):
+        for bit in (0, 3, 7):
+            altered = bytearray(data)
+            altered[at] ^= 1 << bit
+            with pytest.raises((DatastoreCorrupt, DatastoreVersion)):
+                parse_generation(bytes(altered))
+
+
+def test_a_generation_without_segments_or_with_one_twice_is_refused():
+    for entries in ((), (ENTRY, ENTRY)):
+        with pytest.raises(DatastoreCorrupt):
+            parse_generation(format_generation(Generation(1, entries)))
+
+
+# Documents
+
+
+def test_documents_of_several_parts_become_one_corpus():
+    narrow = Documents(
+        np.array([1, 2, 65_535, 3, 65_535], np.uint16),
+        np.array([0, 3]),
+        np.array([10, 11]),
+        np.array([0, 1], np.uint32),
+        ("a", "b"),
+    )
+    end = 2**31 - 1
+    wide = Documents(
+        np.array([70_000, end], np.int32),
+        np.array([0]),
+        np.array([12]),
+        np.array([0], np.uint32),
+        ("b",),
+    )
+    both = joined([narrow, wide])
+    assert both.tokens.tolist() == [1, 2, end, 3, end, 70_000, end]
+    assert both.starts.tolist() == [0, 3, 5]
+    assert [both.origin_names[origin] for origin in both.origins] == ["a", "b", "b"]
+    kept = both.kept(np.array([True, False, True]))
+    assert kept.tokens.tolist() == [1, 2, end, 70_000, end]
+    assert (kept.starts.tolist(), kept.ids.tolist()) == ([0, 3], [10, 12])
+
+
+def test_an_id_depends_on_the_tokens_and_not_on_their_width():
+    assert document_id(np.array([1, 2], np.uint16)) == document_id(np.array([1, 2], np.int32))
+    assert document_id(np.array([1, 2], np.int32)) != document_id(np.array([2, 1], np.int32))
+
+
+# Changes
+
+
+def test_appended_documents_are_held_and_those_known_are_not_added_again(tmp_path, store, tokenizer):
+    more = write_texts(tmp_path / "more.jsonl", [*texts(0, 6)[2:4], *texts(7, 4)])
+    changed = append_documents(store, Corpus([more]), tokenizer=tokenizer)
+    assert (changed.generation, changed.num_segments, changed.num_added, changed.num_duplicates) == (
+        1,
+        2,
+        4,
+        2,
+    )
+    assert held(store) == ids_of(texts(0, 6) + texts(7, 4))
+    verify_segments(store)
+    again = append_documents(store, Corpus([more]), tokenizer=tokenizer)
+    assert (again.generation, again.num_added, again.num_duplicates) == (1, 0, 6)
+
+
+def test_another_tokenizer_is_refused(tmp_path, store):
+    other = write_tokenizer(tmp_path / "other", {**WORDS, "more": 61})
+    with pytest.raises(TokenizerMismatch):
+        append_documents(store, Corpus([write_texts(tmp_path / "m.jsonl", texts(7, 1))]), tokenizer=other)
+    assert open_segments(store).generation == 0
+
+
+def test_removed_documents_are_gone_also_from_the_disk(tmp_path, store, tokenizer):
+    more = write_texts(tmp_path / "more.jsonl", texts(7, 4))
+    append_documents(store, Corpus([more]), tokenizer=tokenizer)
+    gone = ids_of(texts(0, 6))[1]
+    changed = remove_documents(store, ids=[document_id(np.array(gone))], origins=["*more.jsonl"])
+    assert changed.num_removed == 5
+    assert held(store) == [document for document in ids_of(texts(0, 6)) if document != gone]
+    verify_segments(store)
+    needle = np.array(gone, np.uint16).tobytes()
+    assert not any(needle in path.read_bytes() for path in store.rglob("*.bin"))
+    assert not (store / "manifest.json").exists()  # the first segment was written again elsewhere
+
+
+def test_removing_nothing_or_everything_is_refused(store):
+    with pytest.raises(InvalidRequest, match="no document is"):
+        remove_documents(store, origins=["nowhere"])
+    with pytest.raises(InvalidRequest, match="would remain"):
+        remove_documents(store, origins=["*"])
+    assert held(store) == ids_of(texts(0, 6))
+
+
+def test_compaction_keeps_every_document_and_gives_the_drafts_of_one_build(tmp_path, store, tokenizer):
+    files = [tmp_path / "one.jsonl"]
+    for first in (7, 13, 29):
+        files.append(write_texts(tmp_path / f"{first}.jsonl", texts(first, 3)))
+        append_documents(store, Corpus(files[-1:]), tokenizer=tokenizer)
+    before = held(store)
+    assert len(open_segments(store).stores) == 4
+    changed = compact(store)
+    assert (changed.num_segments, held(store)) == (1, before)
+    verify_segments(store)
+    whole = build_datastore(files, tokenizer=tokenizer, out=tmp_path / "whole")
+    compacted = open_segments(store).stores[0].columns
+    for name, column in open_segments(whole).stores[0].columns.items():
+        assert compacted[name].tolist() == column.tolist()
+    assert compact(store).generation == changed.generation  # nothing is left to do
+
+
+def test_a_store_of_several_segments_drafts_from_all_of_them(tmp_path, store, tokenizer):
+    more = write_texts(tmp_path / "more.jsonl", texts(7, 4))
+    append_documents(store, Corpus([more]), tokenizer=tokenizer)
+    vocab_size = open_segments(store).manifest.vocab_size
+    several = CorpusDrafter.open(vocab_size, store)
+    for document in held(store):
+        tree = several.start(np.array(document[:3], np.int32)).propose(Budget(16)).check(vocab_size)
+        paths = [[int(tree.token_ids[node]) for node in tree.path_to(leaf)] for leaf in range(len(tree))]
+        assert document[3:] in paths
+    session = Engine(vocab_size, datastores=[store]).open_session(held(store)[-1][:3])
+    assert len(session.draft(16)) > 0
+
+
+def test_a_source_that_reads_one_segment_says_what_to_do(tmp_path, store, tokenizer):
+    append_documents(store, Corpus([write_texts(tmp_path / "more.jsonl", texts(7, 4))]), tokenizer=tokenizer)
+    with pytest.raises(InvalidRequest, match="retrieval-spec compact"):
+        Engine(61, preset="rest", datastores=[store])
+
+
+def test_other_kinds_and_missing_folders_are_refused(tmp_path, tokenizer):
+    dense = write_dense(tmp_path / "dense", [[1, 2, 3]], 61, np.eye(2, 4, dtype=np.float32))
+    with pytest.raises(InvalidRequest, match="only a corpus"):
+        compact(dense)
+    with pytest.raises(MissingPath):
+        compact(tmp_path / "nowhere")
+
+
+def test_a_store_without_ids_can_grow(tmp_path, tokenizer):
+    old = write_corpus(tmp_path / "old", [[1, 2, 3], [4, 5]], 61, np.uint16)
+    documents = Documents.from_columns(open_segments(old).stores[0].columns)
+    assert documents.ids.tolist() == [document_id(np.array([1, 2, 3])), document_id(np.array([4, 5]))]
+    assert remove_documents(old, ids=documents.ids[:1].tolist()).num_removed == 1
+    assert held(old) == [[4, 5]]
+
+
+# Writers and readers at once
+
+
+def test_two_writers_exclude_each_other(tmp_path, store, tokenizer):
+    with changing(store), pytest.raises(DatastoreError, match="another process is changing"):
+        compact(store)
+    script = "import sys; from retrieval_spec.grow import compact; compact(sys.argv[1])"
+    with changing(store):
+        other = subprocess.run(
+            [sys.executable, "-c", script, str(store)], cwd=REPOSITORY, capture_output=True
+        )
+    assert b"another process is changing" in other.stderr
+
+
+def test_a_reader_keeps_its_generation_whatever_a_writer_does(tmp_path, store, tokenizer):
+    append_documents(store, Corpus([write_texts(tmp_path / "more.jsonl", texts(7, 4))]), tokenizer=tokenizer)
+    reader = open_segments(store)
+    before = [segment.columns["tokens"].tolist() for segment in reader.stores]
+    compact(store)
+    remove_documents(store, origins=["*more.jsonl"])
+    assert [segment.columns["tokens"].tolist() for segment in reader.stores] == before
+
+
+def test_readers_always_find_one_whole_generation(tmp_path, store, tokenizer):
+    allowed = [ids_of(texts(0, 6)), ids_of(texts(0, 6) + texts(7, 4))]
+    more = write_texts(tmp_path / "more.jsonl", texts(7, 4))
+    stop, seen, wrong = threading.Event(), [], []
+
+    def read() -> None:
+        while not stop.is_set():
+            found = held(store)
+            (seen if found in allowed else wrong).append(allowed.index(found) if found in allowed else found)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for _ in range(12):
+            append_documents(store, Corpus([more]), tokenizer=tokenizer)
+            compact(store)
+            remove_documents(store, origins=["*more.jsonl"])
+    finally:
+        stop.set()
+        reader.join()
+    assert not wrong
+    assert set(seen) == {0, 1}
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "another", "no generation"])
+def test_a_damaged_generation_or_segment_is_refused(tmp_path, store, tokenizer, damage):
+    append_documents(store, Corpus([write_texts(tmp_path / "more.jsonl", texts(7, 4))]), tokenizer=tokenizer)
+    (segment,) = (store / "segments").iterdir()
+    if damage == "missing":
+        shutil.rmtree(segment)
+    elif damage == "truncated":
+        os.truncate(segment / "tokens.bin", 4)
+    elif damage == "another":
+        shutil.rmtree(segment)
+        shutil.copytree(write_corpus(tmp_path / "x", [[1, 2]], 61), segment)
+    else:
+        (store / GENERATION_NAME).write_bytes(b"{}")
+    with pytest.raises(DatastoreCorrupt):
+        open_segments(store)
+
+
+# Crashes
+
+
+SEAMS = {"write": 1, "fsync": 1, "rename": 1, "unlink": 1, "mkdir": 1, "rmdir": 1, "open": 5, "close": 5}
+"""Calls of the system that a writer is killed before, and how many of them at a time are let pass."""
+
+
+def run_until(seam: str, call: int, work) -> str:
+    """Runs the work in a process of its own killed before the call-th os.<seam>; says how it ended."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            real, count = getattr(os, seam), 0
+
+            def killed(*arguments, **options):
+                nonlocal count
+                count += 1
+                if count == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments, **options)
+
+            setattr(os, seam, killed)
+            work()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return "killed" if os.WIFSIGNALED(status) else "done"
+
+
+@pytest.mark.parametrize("change", ["append", "remove", "compact"])
+def test_after_kill_9_at_any_call_the_old_or_the_new_generation_is_there(tmp_path, store, tokenizer, change):
+    append_documents(store, Corpus([write_texts(tmp_path / "two.jsonl", texts(7, 4))]), tokenizer=tokenizer)
+    three = write_texts(tmp_path / "three.jsonl", texts(13, 4))
+    work = {
+        "append": lambda path: append_documents(path, Corpus([three]), tokenizer=tokenizer, threads=1),
+        "remove": lambda path: remove_documents(path, origins=["*one.jsonl"], threads=1),
+        "compact": lambda path: compact(path, threads=1),
+    }[change]
+    old = held(store)
+    shutil.copytree(store, tmp_path / "changed")
+    work(tmp_path / "changed")
+    new = held(tmp_path / "changed")
+    num_killed, found_old, found_new = 0, 0, 0
+    for seam, stride in SEAMS.items():
+        for call in range(1, 100, stride):
+            place = tmp_path / "place"
+            shutil.copytree(store, place)
+            ended = run_until(seam, call, lambda place=place: work(place))
+            if ended == "killed":
+                num_killed += 1
+                verify_segments(place)
+                found = held(place)
+                assert found in (old, new)
+                found_old, found_new = found_old + (found == old), found_new + (found == new)
+                if found == old or change != "append":
+                    with contextlib.suppress(InvalidRequest):  # what was removed is not there twice
+                        work(place)
+                assert held(place) == new
+                listed = {
+                    entry.place for entry in parse_generation((place / GENERATION_NAME).read_bytes()).segments
+                }
+                assert {f"segments/{path.name}" for path in (place / "segments").iterdir()} == listed - {"."}
+            shutil.rmtree(place)
+            if ended == "done":
+                break
+    assert num_killed >= 30
+    assert found_old >= 20
+    assert found_new >= 1
+
+
+def places_of(store: Path) -> set[str]:
+    generation = parse_generation((store / GENERATION_NAME).read_bytes())
+    return {entry.place for entry in generation.segments}
+
+
+# Builds in parts
+
+
+def small_segments(monkeypatch, tokens: int) -> None:
+    monkeypatch.setattr(encoding_module, "MIN_SEGMENT_TOKENS", 1)
+    monkeypatch.setattr(encoding_module, "BUILD_BYTES", 0)
+    monkeypatch.setattr(encoding_module, "BUILD_BYTES_PER_TOKEN", 1)
+    monkeypatch.setattr(encoding_module, "_BATCH_CHARACTERS", 30)
+
+
+def test_a_corpus_that_is_too_long_for_the_memory_becomes_segments(tmp_path, tokenizer, monkeypatch):
+    small_segments(monkeypatch, 40)
+    lines = write_texts(tmp_path / "one.jsonl", texts(0, 9))
+    place = build_datastore([lines], tokenizer=tokenizer, out=tmp_path / "parts", memory_limit_bytes=40)
+    segments = open_segments(place)
+    assert len(segments.stores) >= 3
+    assert all(segment.manifest.num_tokens <= 40 for segment in segments.stores)
+    assert held(place) == ids_of(texts(0, 9))
+    verify_segments(place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "one.jsonl", "parts"]
+    assert sorted(path.name for path in place.iterdir()) == [GENERATION_NAME, "segments"]
+
+
+def test_duplicates_are_left_out_on_request_also_across_segments(tmp_path, tokenizer, monkeypatch):
+    small_segments(monkeypatch, 40)
+    lines = write_texts(tmp_path / "one.jsonl", texts(0, 5) + texts(0, 5) + texts(7, 2))
+    place = build_datastore(
+        [lines], tokenizer=tokenizer, out=tmp_path / "parts", memory_limit_bytes=40, drop_duplicates=True
+    )
+    assert held(place) == ids_of(texts(0, 5) + texts(7, 2))
+
+
+def test_a_killed_build_goes_on_after_what_is_finished(tmp_path, tokenizer, monkeypatch):
+    small_segments(monkeypatch, 40)
+    lines = write_texts(tmp_path / "one.jsonl", texts(0, 9))
+
+    def build() -> Path:
+        return build_datastore(
+            [lines], tokenizer=tokenizer, out=tmp_path / "parts", memory_limit_bytes=40, threads=1
+        )
+
+    num_resumed = 0
+    for seam in ("rename", "fsync", "open", "mkdir", "unlink"):
+        for call in range(1, 120, 5):
+            if run_until(seam, call, build) == "done":
+                shutil.rmtree(tmp_path / "parts")
+                break
+            work = tmp_path / ".parts.segments"
+            finished = set(work.glob("segments/*")) if (work / GENERATION_NAME).is_file() else set()
+            listed = len(places_of(work)) if finished else 0
+            if not (tmp_path / "parts").exists():
+                build()
+            num_resumed += len({path.name for path in finished} & names(tmp_path / "parts/segments")) >= max(
+                listed, 1
+            )
+            assert held(tmp_path / "parts") == ids_of(texts(0, 9))
+            verify_segments(tmp_path / "parts")
+            shutil.rmtree(tmp_path / "parts")
+            shutil.rmtree(work, ignore_errors=True)
+    assert num_resumed >= 5
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_build_of_another_corpus_does_not_go_on_after_this_one(tmp_path, tokenizer, monkeypatch):
+    small_segments(monkeypatch, 40)
+    lines = write_texts(tmp_path / "one.jsonl", texts(0, 9))
+    out = tmp_path / "parts"
+    run_until(
+        "mkdir", 6, lambda: build_datastore([lines], tokenizer=tokenizer, out=out, memory_limit_bytes=40)
+    )
+    write_texts(tmp_path / "one.jsonl", texts(13, 9))
+    build_datastore([lines], tokenizer=tokenizer, out=out, memory_limit_bytes=40)
+    assert held(out) == ids_of(texts(13, 9))
+
+
+# The command line
+
+
+def run(*arguments: object) -> dict:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(printed.getvalue())
+
+
+def test_a_datastore_grows_shrinks_and_is_compacted_from_the_command_line(tmp_path, store, tokenizer):
+    more = write_texts(tmp_path / "more.jsonl", texts(7, 4))
+    assert run("append", store, more, "--tokenizer", tokenizer)["num_added"] == 4
+    assert open_segments(store).generation == 1
+    number = document_id(np.array(ids_of(texts(7, 4))[0]))
+    shown = number.to_bytes(8, "big", signed=True).hex()
+    assert run("remove", store, "--id", shown, "--origin", "*one.jsonl")["num_removed"] == 7
+    assert run("compact", store, "--memory-limit", "2G")["num_segments"] == 1
+    assert held(store) == ids_of(texts(7, 4))[1:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["remove", "STORE", "--id", "12"], "16 hexadecimal digits"),
+        (["remove", "STORE"], "no document is"),
+        (["compact", "STORE", "--memory-limit", "much"], "such as 4G"),
+        (["compact", "STORE", "--memory-limit", "1K"], "too little memory"),
+        (["append", "STORE", "nowhere.txt", "--tokenizer", "MODEL"], "nowhere.txt"),
+    ],
+)
+def test_bad_input_ends_with_one_line(store, tokenizer, capsys, arguments, said):
+    words = [{"STORE": str(store), "MODEL": str(tokenizer)}.get(word, word) for word in arguments]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
