@@ -7,6 +7,7 @@ import logging
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -306,6 +307,36 @@ def test_a_damaged_table_is_named(tmp_path, kind, damage):
     )
     with pytest.raises(InvalidRequest, match=rf"cannot read .*{name}"):
         texts(path)
+
+
+@pytest.mark.parametrize("kind", TABLE_WRITERS)
+def test_altered_bytes_of_a_table_give_one_kind_of_error(tmp_path, kind):
+    name, write_table = TABLE_WRITERS[kind]
+    path = write_table(tmp_path / name, pa.table({"output_ids": [[n, n + 1] for n in range(50)]}))
+    whole = path.read_bytes()
+    generator = np.random.default_rng(5)
+    num_refused = 0
+    for _ in range(120):
+        altered = bytearray(whole)
+        altered[generator.integers(len(whole))] = generator.integers(256)
+        path.write_bytes(altered)
+        try:
+            list(Corpus([path]).documents())
+        except InvalidRequest:
+            num_refused += 1
+    assert num_refused > 20
+
+
+def test_a_large_row_group_is_read_in_bounded_memory(tmp_path):
+    digits = np.random.default_rng(7).bytes(16 << 20).hex()
+    column = [digits[start : start + 1_000] for start in range(0, len(digits), 1_000)]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"text": column}), path, use_dictionary=False)
+    assert path.stat().st_size > 20 << 20
+    before = most = pa.total_allocated_bytes()
+    for _ in Corpus([path]).documents():
+        most = max(most, pa.total_allocated_bytes())
+    assert most - before < 12 << 20
 
 
 def test_inputs_that_are_not_there(tmp_path):

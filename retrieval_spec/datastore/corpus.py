@@ -121,7 +121,9 @@ class Corpus:
                 reading.vocab_size = tokenizer.vocab_size
             for content in self._contents(file, reading):
                 yield from _documents(content, reading)
-            self._close(reading)
+            self._note(reading)
+        for path, skipped in self.skipped.items():
+            _log.warning("skipped of %s: %s", path, skipped)
 
     def _contents(self, file: CorpusFile, reading: Reading) -> Iterator[Content]:
         try:
@@ -134,13 +136,12 @@ class Corpus:
                 raise
             reading.skipped.add_rest(error)
 
-    def _close(self, reading: Reading) -> None:
+    def _note(self, reading: Reading) -> None:
         skipped = reading.skipped
         if skipped.num_empty_rows:
             _log.info("%s: %d documents are empty", reading.path, skipped.num_empty_rows)
         if skipped:
             self.skipped[reading.path] = skipped
-            _log.warning("skipped of %s: %s", reading.path, skipped)
 
 
 def _ignore(num_bytes: int) -> None:

@@ -12,6 +12,8 @@ from retrieval_spec.datastore.readers.reading import Advance, Reading
 from retrieval_spec.errors import InvalidRequest, MissingDependency
 
 BUFFER_BYTES = 1 << 18
+# What damage looks like, in pyarrow's errors too: lengths that cannot be allocated, types that nobody has.
+_DAMAGE = (OSError, EOFError, ValueError, LookupError, NotImplementedError, MemoryError)
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -50,7 +52,7 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except InvalidRequest:
         raise
-    except (OSError, EOFError, ValueError, LookupError) as error:  # pyarrow's errors are among these
+    except _DAMAGE as error:
         raise InvalidRequest(
             f"cannot read {path}",
             got=error,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from retrieval_spec.datastore.readers.reading import Content, Reading
@@ -11,19 +12,25 @@ from retrieval_spec.datastore.readers.rows import choose_fields, content_of
 from retrieval_spec.datastore.readers.streams import readable, require_pyarrow
 
 _ROWS = 256
+_BUFFER_BYTES = 1 << 20
 _ARROW_FILE_MAGIC = b"ARROW1"
 
 
 def read_parquet(reading: Reading) -> Iterator[Content]:
     """Yields the document of each row, reading no other column."""
-    require_pyarrow()
-    from pyarrow import parquet
-
-    with readable(reading.path), parquet.ParquetFile(reading.path) as file:
+    with readable(reading.path), _open_parquet(reading.path) as file:
         fields = choose_fields(file.schema_arrow.names, reading.text_field, str(reading.path))
         batches = file.iter_batches(batch_size=_ROWS, columns=list(fields))
         metered = _metered(batches, -(-file.metadata.num_rows // _ROWS), reading)
         yield from _contents(metered, fields, reading)
+
+
+def _open_parquet(path: Path) -> Any:
+    require_pyarrow()
+    from pyarrow import parquet
+
+    # Left to itself it reads a whole row group at once, which often is the whole file.
+    return parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
 
 
 def read_arrow(reading: Reading) -> Iterator[Content]:
