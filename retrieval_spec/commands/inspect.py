@@ -73,7 +73,8 @@ def _measured(
     sizes = arguments.ngrams or [size for size in NGRAM_TOKENS if size <= depth]
     progress.start("repeats", sum(len(part.array.positions) for part in parts), "positions")
     ngrams = frequent_ngrams(parts, sizes, _NUM_NGRAMS, progress.advance)
-    progress.start("replay", arguments.sample, "documents")
+    num_replayed = min(arguments.sample, sum(len(part.starts) for part in parts))
+    progress.start("replay", num_replayed, "documents")
     predicted = predict_acceptance(parts, arguments.sample, MAX_NODES, progress.advance)
     return {
         "num_distinct_ids": num_distinct_ids(parts),
