@@ -20,13 +20,14 @@ from retrieval_spec.corpus_stats import (
     repeat_lengths,
 )
 from retrieval_spec.datastore.progress import Progress
-from retrieval_spec.datastore.store import Datastore, inspect_datastore, open_datastore
+from retrieval_spec.datastore.segments import Segments, inspect_segments, open_segments
+from retrieval_spec.datastore.store import Datastore
 from retrieval_spec.datastore.tokenizer import Tokenizer, check_same_tokenizer, load_tokenizer
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.leave_one_out import MAX_NODES, predict_acceptance
 
 _NUM_NGRAMS = 10
-_LAST = ("files", "stray_files")
+_LAST = ("files", "stray_files", "segments")
 _EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _BAR_CHARACTERS = 60
 
@@ -42,22 +43,22 @@ def inspect_command(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     if arguments.sample < 0:
         raise InvalidRequest("--sample is out of range", got=arguments.sample, expected="0 or more")
-    store = open_datastore(arguments.datastore)
-    tokenizer = _tokenizer_of(store, arguments.tokenizer)
-    facts = inspect_datastore(arguments.datastore)
-    if store.manifest.kind != "context_array" or not arguments.sample:
+    segments = open_segments(arguments.datastore)
+    tokenizer = _tokenizer_of(segments, arguments.tokenizer)
+    facts = inspect_segments(arguments.datastore)
+    if segments.manifest.kind != "context_array" or not arguments.sample:
         return facts
     with progress_bar() as progress:
-        measured = _measured([store], arguments, tokenizer, progress)
+        measured = _measured(segments.stores, arguments, tokenizer, progress)
     return {**facts, **measured}
 
 
-def _tokenizer_of(store: Datastore, path: str | None) -> Tokenizer | None:
+def _tokenizer_of(segments: Segments, path: str | None) -> Tokenizer | None:
     if path is None:
         return None
     tokenizer = load_tokenizer(path)
     check_same_tokenizer(
-        tokenizer, store.manifest, store.path, remedy="name the tokenizer that it was built with"
+        tokenizer, segments.manifest, segments.path, remedy="name the tokenizer that it was built with"
     )
     return tokenizer
 
@@ -116,7 +117,7 @@ def readable(facts: dict[str, Any]) -> dict[str, Any]:
     }
     repeats = facts["longest_repeats"]
     shown["longest_repeats"] = {**repeats, "share_by_tokens": _bars(repeats["share_by_tokens"])}
-    return {**shown, **{key: facts[key] for key in _LAST}}
+    return {**shown, **{key: facts[key] for key in _LAST if key in facts}}
 
 
 def _line(ngram: dict[str, Any]) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.progress import Progress
-from retrieval_spec.datastore.store import Datastore, open_datastore
+from retrieval_spec.datastore.segments import Segments, open_segments
+from retrieval_spec.datastore.store import Datastore
+from retrieval_spec.errors import DatastoreCorrupt
 from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.structures.context_order import check_order, sampled_order, whole_order
 
@@ -15,19 +17,31 @@ _PIECES = {"sampled": sampled_order, "whole": whole_order}
 
 
 def verify_command(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Verifies a datastore; returns what was found to be intact, ready for JSON.
+    """Verifies all segments of a datastore; returns what was found to be intact, ready for JSON.
 
     Raises:
         DatastoreCorrupt: a byte was altered, columns contradict each other, or contexts are out of order.
     """
-    store = open_datastore(arguments.datastore)
+    segments = open_segments(arguments.datastore)
     with progress_bar() as progress:
+        num_checked = sum(_verify(segments, store, arguments.order, progress) for store in segments.stores)
+    found = {"datastore": arguments.datastore, "intact": True, "num_tokens": segments.manifest.num_tokens}
+    if segments.generation:
+        found |= {"generation": segments.generation, "num_segments": len(segments.stores)}
+    if segments.manifest.kind == "context_array":
+        found |= {"order": arguments.order, "num_positions_checked": num_checked}
+    return found
+
+
+def _verify(segments: Segments, store: Datastore, order: str, progress: Progress) -> int:
+    """Verifies one segment; returns how many positions were found in order."""
+    try:
         store.check(progress)
-        found = {"datastore": arguments.datastore, "intact": True, "num_tokens": store.manifest.num_tokens}
-        if store.manifest.kind != "context_array":
-            return found
-        num_checked = _check_order(store, arguments.order, progress)
-    return {**found, "order": arguments.order, "num_positions_checked": num_checked}
+        return _check_order(store, order, progress) if store.manifest.kind == "context_array" else 0
+    except DatastoreCorrupt as error:
+        if len(segments.stores) == 1:
+            raise
+        raise DatastoreCorrupt(f"{store.path} is damaged", got=error) from error
 
 
 def _check_order(store: Datastore, order: str, progress: Progress) -> int:
