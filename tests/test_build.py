@@ -10,6 +10,7 @@ import pytest
 
 from retrieval_spec import encoding as encoding_module
 from retrieval_spec.build import build_datastore, build_recipe
+from retrieval_spec.cli import main
 from retrieval_spec.datastore import documents as documents_module
 from retrieval_spec.datastore.recipe import load_recipe
 from retrieval_spec.datastore.store import open_datastore, verify_datastore
@@ -209,6 +210,34 @@ def test_an_interrupt_in_any_stage_leaves_nothing(tmp_path, place, tokenizer, st
     with pytest.raises(KeyboardInterrupt):
         build_datastore([lines], tokenizer=tokenizer, out=place, progress=InterruptedProgress(stage))
     assert list(place.parent.iterdir()) == []
+
+
+# From the command line
+
+
+def test_options_of_reading_arrive_from_the_command_line(tmp_path, place, tokenizer, capsys, caplog):
+    folder = tmp_path / "tree"
+    for name in ("a.py", "b.py", "c.md", "old/d.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"# Licence\n\n{'last' if name == 'b.py' else 'b'}")
+    (folder / "e.jsonl").write_text('{"text": "c"}\n{"text": 7}\n')
+    arguments = ["--include", "*.py", "--include", "*.jsonl", "--exclude", "old/**", "--skip-licence-headers"]
+    command = ["build", str(folder), "--tokenizer", str(tokenizer), "--out", str(place), *arguments]
+    assert main(command) == 2
+    assert "e.jsonl:2: 'text' is no text" in capsys.readouterr().err
+    assert main([*command, "--on-error", "skip"]) == 0
+    end = 65_535
+    assert open_datastore(place).columns["tokens"].tolist() == [1, end, 65_534, end, 7, end]
+    assert "e.jsonl: 1 row, the first because" in caplog.text
+
+
+@pytest.mark.parametrize("option", [["--include", "*.py"], ["--on-error", "skip"], ["--text-field", "a"]])
+@pytest.mark.parametrize(
+    "way", [["--recipe", "a.toml"], ["--from-datastore", "a", "--from-tokenizer", "b", "--tokenizer", "c"]]
+)
+def test_options_that_would_be_ignored_are_refused(capsys, way, option):
+    assert main(["build", *way, *option]) == 2
+    assert f"got {option[0]}; leave it out" in capsys.readouterr().err
 
 
 # Recipes

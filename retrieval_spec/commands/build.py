@@ -12,6 +12,9 @@ from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.translate import translate_datastore
 
+READING = ("text_field", "include", "exclude", "on_error", "skip_licence_headers")
+"""Options of how a corpus is read."""
+
 
 def build_command(arguments: argparse.Namespace) -> Path:
     """Builds what the arguments describe; returns the datastore's folder."""
@@ -24,8 +27,9 @@ def build_command(arguments: argparse.Namespace) -> Path:
 
 
 def _from_datastore(arguments: argparse.Namespace, progress: Progress) -> Path:
-    if arguments.inputs or arguments.recipe or arguments.text_field:
+    if arguments.inputs or arguments.recipe:
         raise InvalidRequest("a datastore is translated alone", remedy="leave inputs and recipe out")
+    refuse(arguments, *READING, because="a datastore is translated as it is")
     require(arguments, "from_datastore", "from_tokenizer", "tokenizer")
     return translate_datastore(
         arguments.from_datastore,
@@ -41,6 +45,7 @@ def _from_datastore(arguments: argparse.Namespace, progress: Progress) -> Path:
 def _from_recipe(arguments: argparse.Namespace, progress: Progress) -> Path:
     if arguments.inputs or arguments.tokenizer:
         raise InvalidRequest("a recipe names its own inputs and tokenizer", remedy="leave the others out")
+    refuse(arguments, *READING, because="a recipe says itself how its inputs are read")
     return build_recipe(arguments.recipe, out=arguments.out, replace=arguments.replace, progress=progress)
 
 
@@ -61,6 +66,17 @@ def _from_text(arguments: argparse.Namespace, progress: Progress) -> Path:
         replace=arguments.replace,
         progress=progress,
     )
+
+
+def refuse(arguments: argparse.Namespace, *names: str, because: str) -> None:
+    """Accepts arguments only if none of `names` was given.
+
+    Raises:
+        InvalidRequest: one was.
+    """
+    for name in names:
+        if getattr(arguments, name) not in (None, [], False, "stop"):
+            raise InvalidRequest(because, got=f"--{name.replace('_', '-')}", remedy="leave it out")
 
 
 def require(arguments: argparse.Namespace, *names: str) -> None:
