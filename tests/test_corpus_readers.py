@@ -283,7 +283,7 @@ def test_an_unpaired_surrogate_is_replaced(tmp_path):
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".txt.gz", ".txt.zst"])
 @pytest.mark.parametrize("damage", ["cut", "altered", "not compressed"])
 def test_a_damaged_compressed_file_is_named(tmp_path, suffix, damage):
-    data = jsonl([{"text": f"{n} {n * n} {n * n * n}"} for n in range(20_000)])
+    data = jsonl([{"text": f"{n} {n * n} {n * n * n}"} for n in range(6_000)])
     whole = (gzip.compress if suffix.endswith(".gz") else zst)(data)
     middle = len(whole) // 2
     damaged = {
@@ -316,7 +316,7 @@ def test_altered_bytes_of_a_table_give_one_kind_of_error(tmp_path, kind):
     whole = path.read_bytes()
     generator = np.random.default_rng(5)
     num_refused = 0
-    for _ in range(120):
+    for _ in range(60):
         altered = bytearray(whole)
         altered[generator.integers(len(whole))] = generator.integers(256)
         path.write_bytes(altered)
@@ -324,11 +324,11 @@ def test_altered_bytes_of_a_table_give_one_kind_of_error(tmp_path, kind):
             list(Corpus([path]).documents())
         except InvalidRequest:
             num_refused += 1
-    assert num_refused > 20
+    assert num_refused > 10
 
 
 def test_a_large_row_group_is_read_in_bounded_memory(tmp_path):
-    digits = np.random.default_rng(7).bytes(16 << 20).hex()
+    digits = np.random.default_rng(7).bytes(12 << 20).hex()
     column = [digits[start : start + 1_000] for start in range(0, len(digits), 1_000)]
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"text": column}), path, use_dictionary=False)
@@ -420,11 +420,11 @@ def test_a_damaged_table_is_left_and_the_next_file_is_read(tmp_path, kind):
 
 
 def test_what_came_before_a_cut_is_kept(tmp_path):
-    data = jsonl([{"text": f"{n} {n * n} {n * n * n}"} for n in range(20_000)])
+    data = jsonl([{"text": f"{n} {n * n} {n * n * n}"} for n in range(6_000)])
     whole = gzip.compress(data)
     path = write(tmp_path / "a.jsonl.gz", whole[: len(whole) // 2])
     corpus = Corpus([path], on_error="skip")
-    assert 1_000 < sum(1 for _ in corpus.documents()) < 19_000
+    assert 300 < sum(1 for _ in corpus.documents()) < 5_900
     assert left_out(corpus) == {"a.jsonl.gz": (0, True)}
 
 

@@ -11,7 +11,9 @@ from typing import Any, BinaryIO
 from retrieval_spec.datastore.readers.reading import Advance, Reading
 from retrieval_spec.errors import InvalidRequest, MissingDependency
 
-BUFFER_BYTES = 1 << 18
+_BUFFER_BYTES = 1 << 18
+# What a buffer holds is lost with the damage behind it, so that it is small.
+_DECOMPRESSED_BYTES = 1 << 13
 # What damage looks like, in pyarrow's errors too: lengths that cannot be allocated, types that nobody has.
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, NotImplementedError, MemoryError)
 CODECS = {".gz": "gzip", ".zst": "zstd"}
@@ -36,13 +38,13 @@ def bytes_of(reading: Reading) -> Iterator[BinaryIO]:
     """Opens a file, decompressed if its suffix says so."""
     path = reading.path
     codec = CODECS.get(path.suffix.lower())
-    with readable(path), io.BufferedReader(_Metered(path, reading.advance), BUFFER_BYTES) as file:
+    with readable(path), io.BufferedReader(_Metered(path, reading.advance), _BUFFER_BYTES) as file:
         if codec is None:
             yield file
             return
         pyarrow = require_pyarrow()
         with pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), codec) as stream:
-            yield io.BufferedReader(stream, BUFFER_BYTES)
+            yield io.BufferedReader(stream, _DECOMPRESSED_BYTES)
 
 
 @contextmanager
