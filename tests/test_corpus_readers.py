@@ -523,6 +523,8 @@ def test_the_facts_that_stand_beside_saved_tables_are_no_documents(tmp_path):
         ("a.tex", "% copyright\n", "\\begin{document}\n"),
         ("a.ml", "(* Copyright *)\n", "let x = 1\n"),
         ("a.py.gz", "# Licence\n", "x = 1\n"),
+        ("a.c", "/* Copyright\r\n */\r\n\r\n", "int x;\r\n"),
+        ("a.sh", "# Copyright\r\n\r\n", "echo\r\n"),
     ],
 )
 def test_a_licence_header_is_left_out_on_request(tmp_path, name, header, rest):
@@ -540,6 +542,7 @@ def test_a_licence_header_is_left_out_on_request(tmp_path, name, header, rest):
         ("a.c", "#include <license.h>\n/* Copyright */\n"),
         ("a.c", "/* Copyright without an end\nint x;\n"),
         ("a.txt", "# Copyright\n"),
+        ("a.py", "# Copyright\n" * 10_000),
         ("a.md", "# License\n\nMIT\n"),
     ],
 )

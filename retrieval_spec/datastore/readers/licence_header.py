@@ -23,20 +23,29 @@ def _lines(mark: str) -> str:
     return rf"(?:[ \t]*{mark}[^\n]*(?:\n|\Z))+"
 
 
-_COMMENTS: dict[str, list[str]] = {}
-for _suffixes, _pattern in (
-    (_HASH, _lines("#")),
-    (_SLASH, _lines("//")),
-    (_SLASH + " .sql", r"[ \t]*/\*(?s:.*?)\*/[ \t]*(?:\n|\Z)"),
-    (_DASHES, _lines("--")),
-    (_SEMICOLONS, _lines(";")),
-    (_PERCENTS, _lines("%")),
-    (_TAGS, r"[ \t]*<!--(?s:.*?)-->[ \t]*(?:\n|\Z)"),
-    (_BRACKETS, r"[ \t]*\(\*(?s:.*?)\*\)[ \t]*(?:\n|\Z)"),
-):
-    for _suffix in _suffixes.split():
-        _COMMENTS.setdefault(_suffix, []).append(_pattern)
-_BLOCKS = {suffix: re.compile("|".join(patterns)) for suffix, patterns in _COMMENTS.items()}
+def _between(start: str, end: str) -> str:
+    return rf"[ \t]*{start}(?s:.*?){end}[ \t\r]*(?:\n|\Z)"
+
+
+def _blocks() -> dict[str, re.Pattern[str]]:
+    """Returns what is a comment at the top of a file, by the file's suffix."""
+    comments: dict[str, list[str]] = {}
+    for suffixes, pattern in (
+        (_HASH, _lines("#")),
+        (_SLASH, _lines("//")),
+        (_SLASH + " .sql", _between(r"/\*", r"\*/")),
+        (_DASHES, _lines("--")),
+        (_SEMICOLONS, _lines(";")),
+        (_PERCENTS, _lines("%")),
+        (_TAGS, _between("<!--", "-->")),
+        (_BRACKETS, _between(r"\(\*", r"\*\)")),
+    ):
+        for suffix in suffixes.split():
+            comments.setdefault(suffix, []).append(pattern)
+    return {suffix: re.compile("|".join(patterns)) for suffix, patterns in comments.items()}
+
+
+_BLOCKS = _blocks()
 # What must stand before any comment stays: an interpreter's or a language's own first line.
 _PREAMBLE = re.compile(
     r"(?:#![^\n]*\n|<\?(?:php|xml)[^\n]*\n|<!DOCTYPE[^\n]*\n)*(?:[ \t]*\r?\n)*", re.IGNORECASE
@@ -55,7 +64,8 @@ def without_licence_header(text: str, suffix: str) -> str:
     start = end = _end(_PREAMBLE, head, 0)
     while (found := block.match(head, end)) and _WORDS.search(found.group()):
         end = _end(_BLANK_LINES, head, found.end())
-    return text[:start] + text[end:]
+    is_longer_than_head = end == len(head) < len(text)
+    return text if is_longer_than_head else text[:start] + text[end:]
 
 
 def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
