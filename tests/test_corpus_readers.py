@@ -4,6 +4,7 @@ import builtins
 import gzip
 import json
 import logging
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -491,6 +492,22 @@ def test_files_are_chosen_by_patterns(tmp_path, options, found):
             Corpus([tmp_path], **options)
     else:
         assert set(texts(tmp_path, **options)) == found
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "a.py", b"a")
+    write(tmp_path / "locked" / "b.py", b"b")
+    scandir = os.scandir
+
+    def refuse_locked(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_locked)
+    with pytest.raises(InvalidRequest, match=r"cannot read folder .*locked; got Permission denied"):
+        Corpus([tmp_path])
+    assert texts(tmp_path, exclude=["locked"]) == ["a"]
 
 
 def test_patterns_do_not_touch_files_that_were_named(tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import gzip
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +15,7 @@ from pyarrow import parquet
 
 from retrieval_spec.build import build_datastore
 from retrieval_spec.datastore.corpus import Corpus
+from retrieval_spec.datastore.readers import json_array
 from retrieval_spec.datastore.store import open_datastore
 from retrieval_spec.datastore.tokenizer import load_tokenizer
 from retrieval_spec.demo_model import demo_model_dir
@@ -78,6 +81,68 @@ def test_conversations_lose_their_roles_without_a_template_and_keep_them_with_on
     assert texts(path, table) == [PLAIN, PLAIN]
     assert texts(path, tokenizer=load_tokenizer(demo_model_dir())) == [PLAIN]
     assert texts(path, table, tokenizer=load_tokenizer(model)) == [SPELLED, SPELLED]
+
+
+# In one array
+
+
+@pytest.mark.parametrize("part_characters", [16, 100, 1 << 20])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_conversations_in_one_array_are_rows(tmp_path, monkeypatch, part_characters, indent):
+    monkeypatch.setattr(json_array, "_PART_CHARACTERS", part_characters)
+    rows = [{"id": "é", "conversations": SHAREGPT}, {"messages": OPENAI}, {"conversations": []}]
+    path = tmp_path / "a.json"
+    path.write_text("\ufeff \n" + json.dumps(rows, indent=indent) + "\n")
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(path.read_bytes()))
+    corpus = Corpus([tmp_path])
+    told: list[int] = []
+    assert [document.text for document in corpus.documents(told.append)] == [PLAIN] * 4
+    assert sum(told) == corpus.num_bytes
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"messages": []}', "[]", '[1, {"messages": []}]', '[{"name": "a"}]', "[{", '["messages"]', "[" * 9_000],
+)
+def test_other_json_is_text(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    assert texts(tmp_path) == [text]
+
+
+def test_an_array_is_read_by_the_field_that_was_named(tmp_path):
+    (tmp_path / "a.json").write_text('[{"body": "one"}, {"body": "two"}]')
+    assert texts(tmp_path / "a.json", text_field="body") == ["one", "two"]
+
+
+def test_a_damaged_array_is_named_or_read_up_to_there(tmp_path, monkeypatch):
+    whole = json.dumps([{"messages": OPENAI}] * 40 + [7] + [{"messages": OPENAI}] * 40)
+    path = tmp_path / "a.json"
+    path.write_text(whole)
+    with pytest.raises(InvalidRequest, match=r"a\.json: element 40: no object; got int"):
+        texts(path)
+    assert texts(path, on_error="skip") == [PLAIN] * 80
+    path.write_text(whole[: len(whole) * 3 // 4])
+    corpus = Corpus([path], on_error="skip")
+    assert [document.text for document in corpus.documents()] == [PLAIN] * 60
+    assert "element 40" in str(corpus.skipped[path])
+    path.write_text(whole.replace("7, ", "") + " \n" * 900_000 + "[]")
+    with pytest.raises(InvalidRequest, match=r"a\.json: something behind the array; got '\[\]'"):
+        texts(path)
+    assert (corpus.skipped[path].num_rows, corpus.skipped[path].is_cut_short) == (1, True)
+
+
+def test_an_element_without_end_is_refused_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_array, "MAX_ELEMENT_CHARACTERS", 1 << 20)
+    path = tmp_path / "a.json"
+    path.write_text('[{"messages": []}, {"messages": "' + "x" * (32 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="element 1: not JSON, cut off or too long"):
+            texts(path)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 24 << 20
 
 
 def test_a_template_in_a_file_of_its_own_is_found(tmp_path, model):

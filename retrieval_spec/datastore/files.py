@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from retrieval_spec.datastore.patterns import Patterns
 from retrieval_spec.datastore.readers.arrays import read_datatrove, read_infini_gram
+from retrieval_spec.datastore.readers.json_array import read_json
 from retrieval_spec.datastore.readers.jsonl import read_jsonl
 from retrieval_spec.datastore.readers.megatron import read_megatron
 from retrieval_spec.datastore.readers.npy import read_npy
@@ -24,7 +26,7 @@ Reader = Callable[[Reading], Iterator[Content]]
 _TEXT_SUFFIXES = (
     ".adoc .asm .astro .bash .bat .bib .c .cc .cfg .clj .cljs .cmake .conf .cpp .cs .css .csv .cu .cuh .cxx "
     ".dart .diff .el .elm .erl .ex .exs .f .f90 .fs .go .gradle .graphql .groovy .h .hh .hpp .hrl .hs .htm "
-    ".html .hxx .ini .java .jl .js .json .jsx .kt .kts .less .lisp .log .lua .m .markdown .md .ml .mli .mm "
+    ".html .hxx .ini .java .jl .js .jsx .kt .kts .less .lisp .log .lua .m .markdown .md .ml .mli .mm "
     ".nim .nix .org .pas .patch .php .pl .pm .properties .proto .ps1 .py .pyi .pyx .r .rb .rs .rst .s .sass "
     ".scala .scm .scss .sh .sql .sv .svelte .swift .tcl .tex .tf .toml .ts .tsv .tsx .txt .v .vhd .vim .vue "
     ".xml .yaml .yml .zig .zsh"
@@ -40,8 +42,9 @@ _READERS: dict[str, Reader] = {
     ".ds": read_datatrove,
     ".npy": read_npy,
     **dict.fromkeys(_TEXT_SUFFIXES.split(), read_text),
+    ".json": read_json,
 }
-_COMPRESSIBLE = (read_text, read_jsonl)
+_COMPRESSIBLE = (read_text, read_jsonl, read_json)
 # What `save_to_disk` writes about the tables beside it: no document.
 _TABLE_FACTS = {"dataset_info.json", "state.json"}
 _TABLES_FACTS = "dataset_dict.json"
@@ -79,7 +82,7 @@ def find_files(path: Path, include: Patterns | None, exclude: Patterns) -> Itera
 
 
 def _in_folder(root: Path, include: Patterns | None, exclude: Patterns) -> Iterator[CorpusFile]:
-    for parent, folders, names in os.walk(root):
+    for parent, folders, names in os.walk(root, onerror=_refuse):
         above = Path(parent).relative_to(root)
         folders[:] = sorted(
             name for name in folders if not (name.startswith(".") or exclude.match((above / name).as_posix()))
@@ -91,6 +94,12 @@ def _in_folder(root: Path, include: Patterns | None, exclude: Patterns) -> Itera
             reader = _reader_in_folder(path) if include is None else _included(path, inside, include)
             if reader is not None:
                 yield CorpusFile(path, reader)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise InvalidRequest(
+        f"cannot read folder {error.filename}", got=error.strerror, remedy="exclude it or make it readable"
+    ) from error
 
 
 def _facts_among(names: list[str]) -> set[str]:

@@ -27,7 +27,7 @@ _FIELDS = (
     ("input_ids",),
 )
 _ID_FIELDS = {"prompt_ids", "output_ids", "input_ids"}
-_CHAT_FIELDS = {"messages", "conversations"}
+CHAT_FIELDS = {"messages", "conversations"}
 
 
 def choose_fields(names: Iterable[str], text_field: str | None, where: str) -> Sequence[str]:
@@ -61,7 +61,7 @@ def content_of(row: Mapping[str, Any], fields: Sequence[str], where: str, readin
         return reading.tokens(
             list(chain.from_iterable(_ids(row[name], name, where) for name in fields)), where
         )
-    if first in _CHAT_FIELDS or isinstance(item, dict):
+    if first in CHAT_FIELDS or isinstance(item, dict):
         return _encodable(_chat_text(row[first], where, reading))
     return _encodable("\n".join(filter(None, (_text(row[name], name, where) for name in fields))))
 
