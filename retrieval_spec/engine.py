@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from retrieval_spec.drafters.base import (
 from retrieval_spec.drafters.blend import Blend
 from retrieval_spec.drafters.combination import ask_all
 from retrieval_spec.drafters.joint import Combination, Fuse, Joining
-from retrieval_spec.drafters.opening import open_sources
+from retrieval_spec.drafters.opening import Places, open_sources
 from retrieval_spec.drafters.preset import Preset
 from retrieval_spec.drafters.presets import preset as preset_of
 from retrieval_spec.errors import (
@@ -82,7 +81,7 @@ class Engine:
         vocab_size: token ids lie in `0 .. vocab_size - 1`; may exceed a datastore's (padded embeddings).
         drafters: name -> drafter, in place of the preset's; the order fixes the bits of `sources`.
         preset: which registered sources to open and how to combine them (`drafters.presets`).
-        datastores: folders written by `retrieval-spec build`; each becomes a source of its own.
+        datastores: folders written by `retrieval-spec build`, or what is open already; each becomes a source.
         limits: what one engine accepts.
 
     Raises:
@@ -95,7 +94,7 @@ class Engine:
         vocab_size: int,
         drafters: Mapping[str, Drafter] | None = None,
         preset: str | Preset = "default",
-        datastores: Sequence[str | Path] = (),
+        datastores: Places = (),
         limits: Limits | None = None,
     ) -> None:
         if not 1 <= vocab_size <= MAX_VOCAB_SIZE:

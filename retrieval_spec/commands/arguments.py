@@ -237,6 +237,13 @@ def _add_serve(commands: Any) -> None:
         metavar="ADDRESS",
         help="unix:PATH or HOST:PORT (default: %(default)s)",
     )
+    parser.add_argument(
+        "--load",
+        choices=["auto", "mmap", "memory"],
+        default="auto",
+        help="map the datastores, which processes share, or read them into memory of its own; "
+        "auto maps unless others may write to the folder (default: %(default)s)",
+    )
     parser.add_argument("--trust-datastores", action="store_true", help="skip the checksums at start")
 
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.background import Background
 from retrieval_spec.datastore.manifest import Manifest
 from retrieval_spec.datastore.progress import Progress
-from retrieval_spec.datastore.segments import open_segments, verify_segments
+from retrieval_spec.datastore.segments import Segments, open_segments
 from retrieval_spec.datastore.tokenizer import check_same_tokenizer, load_tokenizer
 from retrieval_spec.errors import InvalidRequest
 
@@ -24,9 +24,10 @@ NICENESS = 10
 
 def serve_command(arguments: argparse.Namespace) -> None:
     """Checks the datastores, opens the engine and serves; prints one line when it is ready."""
-    manifests = {path: open_segments(path).manifest for path in arguments.datastore}
+    stores = {path: open_segments(path, arguments.load) for path in arguments.datastore}
+    manifests = {path: store.manifest for path, store in stores.items()}
     with progress_bar() as progress:
-        checked = Background(lambda: verify(arguments, progress))
+        checked = Background(lambda: verify(arguments, list(stores.values()), progress))
         load_kernels()
         checked.result()
     if arguments.model:
@@ -37,17 +38,17 @@ def serve_command(arguments: argparse.Namespace) -> None:
     engine = Engine(
         vocab_size_for(arguments.vocab_size, arguments.model, list(manifests.values())),
         preset=arguments.preset,
-        datastores=arguments.datastore,
+        datastores=list(stores.values()),
     )
     serve(engine, arguments.listen, on_ready=announce)
 
 
-def verify(arguments: argparse.Namespace, progress: Progress) -> None:
-    """Reads every byte of the datastores, unless they are to be trusted."""
+def verify(arguments: argparse.Namespace, stores: Sequence[Segments], progress: Progress) -> None:
+    """Reads every byte of what is open, and so of what will be served, unless it is to be trusted."""
     let_others_go_first()
     if not arguments.trust_datastores:
-        for path in arguments.datastore:
-            verify_segments(path, progress)
+        for store in stores:
+            store.check(progress)
 
 
 def let_others_go_first() -> None:

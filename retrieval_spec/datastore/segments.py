@@ -27,6 +27,7 @@ from retrieval_spec.datastore.generation import (
     format_generation,
     parse_generation,
 )
+from retrieval_spec.datastore.loading import Load
 from retrieval_spec.datastore.manifest import MANIFEST_NAME, Facts, Manifest
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.sealed_json import MAX_BYTES, corrupt
@@ -37,7 +38,7 @@ from retrieval_spec.datastore.store import (
     open_datastore,
     write_datastore,
 )
-from retrieval_spec.errors import DatastoreCorrupt, DatastoreError, LimitExceeded, MissingPath
+from retrieval_spec.errors import DatastoreCorrupt, DatastoreError, InvalidRequest, LimitExceeded, MissingPath
 
 _MAX_TRIES = 8
 _NEW_GENERATION = f".{GENERATION_NAME}.new"
@@ -73,6 +74,27 @@ class Segments:
         """The size of all columns."""
         return sum(store.num_bytes for store in self.stores)
 
+    @property
+    def only(self) -> Datastore:
+        """The one segment.
+
+        Raises:
+            InvalidRequest: there are several, and whoever asks reads one.
+        """
+        if len(self.stores) > 1:
+            raise InvalidRequest(
+                f"datastore {self.path} has several segments, which this source does not read",
+                got=len(self.stores),
+                expected=1,
+                remedy=f"retrieval-spec compact {self.path}",
+            )
+        return self.stores[0]
+
+    def prefault(self) -> None:
+        """Reads one byte a page, so that the first drafts do not wait for the system to map them."""
+        for store in self.stores:
+            store.prefault()
+
     def check(self, progress: Progress | None = None) -> None:
         """Reads every byte of every segment; see `Datastore.check`.
 
@@ -83,19 +105,29 @@ class Segments:
             store.check(progress)
 
 
-def open_segments(path: str | Path) -> Segments:
+Place = str | Path | Segments
+"""A datastore's folder, or what was opened of it."""
+
+
+def open_segments(place: Place, load: Load = "auto") -> Segments:
     """Opens the current generation of a datastore as `open_datastore` opens a segment: in milliseconds.
+
+    Args:
+        place: its folder; what is open already is returned as it is.
+        load: mapped, or read into memory that nobody else can change.
 
     Raises:
         MissingPath: no such folder.
         DatastoreCorrupt: the generation or a segment is not what was written.
         DatastoreVersion: a format or a kind that this version does not read.
     """
-    folder = Path(path)
+    if isinstance(place, Segments):
+        return place
+    folder = Path(place)
     for _ in range(_MAX_TRIES):
         before = _generation_bytes(folder)
         try:
-            return _opened(folder, before)
+            return _opened(folder, before, load)
         except (DatastoreCorrupt, MissingPath):
             # A segment may have been deleted because a newer generation does without it.
             if _generation_bytes(folder) == before:
@@ -137,19 +169,19 @@ def inspect_segments(path: str | Path) -> dict[str, Any]:
     }
 
 
-def _opened(folder: Path, generation_bytes: bytes | None) -> Segments:
+def _opened(folder: Path, generation_bytes: bytes | None, load: Load) -> Segments:
     if generation_bytes is None:
-        return Segments(folder, 0, (open_datastore(folder),))
+        return Segments(folder, 0, (open_datastore(folder, load),))
     generation = parse_generation(generation_bytes)
-    stores = tuple(_open_segment(folder, entry) for entry in generation.segments)
+    stores = tuple(_open_segment(folder, entry, load) for entry in generation.segments)
     _check_alike([store.manifest for store in stores])
     return Segments(folder, generation.number, stores)
 
 
-def _open_segment(folder: Path, entry: SegmentEntry) -> Datastore:
+def _open_segment(folder: Path, entry: SegmentEntry, load: Load) -> Datastore:
     place = folder / entry.place
     try:
-        store = open_datastore(place)
+        store = open_datastore(place, load)
     except MissingPath as error:
         raise corrupt("a segment is missing", entry.place, "a folder") from error
     found = entry_of(store, entry.place)

@@ -23,6 +23,7 @@ from retrieval_spec.datastore.atomic import Draft, check_free, check_parent, dra
 from retrieval_spec.datastore.checksums import byte_chunks, check_all_sha256, check_sha256
 from retrieval_spec.datastore.generation import GENERATION_NAME
 from retrieval_spec.datastore.layout import check_columns, check_manifest
+from retrieval_spec.datastore.loading import Load, chosen_load, load_column
 from retrieval_spec.datastore.manifest import (
     DTYPES,
     MANIFEST_NAME,
@@ -45,10 +46,10 @@ Column = NDArray[Any]
 
 @dataclass(frozen=True)
 class Datastore:
-    """An open datastore: one generation of files, mapped read-only and shared between processes.
+    """An open datastore: one generation of files, read-only, mapped and shared between processes or read.
 
-    The mapping outlives a rename or a removal of the folder. Nobody may truncate its files in place:
-    the system ends a process that reads a page that is gone.
+    What was mapped outlives a rename or a removal of the folder, but nobody may truncate its files in place:
+    the system ends a process that reads a page that is gone (`datastore.loading`).
     """
 
     path: Path
@@ -88,7 +89,7 @@ class Datastore:
             column.view(np.uint8)[:: mmap.PAGESIZE].max(initial=0)
 
 
-def open_datastore(path: str | Path) -> Datastore:
+def open_datastore(path: str | Path, load: Load = "auto") -> Datastore:
     """Opens a datastore: checks the manifest and every file's size, maps the files, reads no column.
 
     Changed bytes inside a column are found by `verify_datastore`, which reads everything.
@@ -103,7 +104,7 @@ def open_datastore(path: str | Path) -> Datastore:
         with _folder_fd(folder) as dir_fd:
             try:
                 manifest, sha256 = _read_manifest(dir_fd)
-                return Datastore(folder, manifest, _map_columns(dir_fd, manifest), sha256)
+                return Datastore(folder, manifest, _load_columns(dir_fd, manifest, load), sha256)
             except DatastoreCorrupt:
                 if _is_current(folder, dir_fd):
                     raise
@@ -272,38 +273,13 @@ def _read_manifest(dir_fd: int) -> tuple[Manifest, str]:
     return manifest, hashlib.sha256(data).hexdigest()
 
 
-def _map_columns(dir_fd: int, manifest: Manifest) -> dict[str, Column]:
-    return {entry.column: _map_file(dir_fd, name, entry) for name, entry in manifest.files.items()}
-
-
-def _map_file(dir_fd: int, name: str, entry: FileEntry) -> Column:
-    with _regular_file(dir_fd, name) as fd:
-        num_bytes = os.fstat(fd).st_size
-        if num_bytes != entry.num_bytes:
-            raise DatastoreCorrupt(
-                f"{name} has another size",
-                got=f"{num_bytes} bytes",
-                expected=f"{entry.num_bytes} bytes",
-                remedy=REBUILD,
-            )
-        if num_bytes == 0:
-            return _read_only(np.zeros(entry.shape, DTYPES[entry.dtype]))
-        mapping = _map(fd, name, num_bytes)
-    # Only starts the reading ahead: mapping every page here would take longer the larger the file is.
-    mapping.madvise(mmap.MADV_WILLNEED)
-    return np.frombuffer(mapping, DTYPES[entry.dtype]).reshape(entry.shape)
-
-
-def _map(fd: int, name: str, num_bytes: int) -> mmap.mmap:
-    try:
-        return mmap.mmap(fd, num_bytes, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise DatastoreCorrupt(f"cannot map {name}", got=error, expected=f"{num_bytes} bytes") from error
-
-
-def _read_only(array: Column) -> Column:
-    array.flags.writeable = False
-    return array
+def _load_columns(dir_fd: int, manifest: Manifest, load: Load) -> dict[str, Column]:
+    load = chosen_load(load, dir_fd)
+    columns = {}
+    for name, entry in manifest.files.items():
+        with _regular_file(dir_fd, name) as fd:
+            columns[entry.column] = load_column(fd, name, entry, load)
+    return columns
 
 
 def _fill(draft: Draft, facts: Facts, columns: Mapping[str, Column], progress: Progress) -> Manifest:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from retrieval_spec.datastore.manifest import TRANSLATE
-from retrieval_spec.datastore.segments import open_segments
+from retrieval_spec.datastore.segments import Place, open_segments
 from retrieval_spec.drafters.base import Budget, Cursor, own_source
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
@@ -31,7 +30,7 @@ class Rule(Protocol):
         ...
 
 
-def open_arrays(vocab_size: int, path: str | Path) -> tuple[ContextArrays, str]:
+def open_arrays(vocab_size: int, path: Place) -> tuple[ContextArrays, str]:
     """Returns the corpus of a datastore, mapped from disk, and its tokenizer's fingerprint.
 
     Raises:
@@ -59,7 +58,7 @@ def open_arrays(vocab_size: int, path: str | Path) -> tuple[ContextArrays, str]:
     return arrays, manifest.tokenizer.fingerprint
 
 
-def open_array(vocab_size: int, path: str | Path) -> tuple[ContextArray, str]:
+def open_array(vocab_size: int, path: Place) -> tuple[ContextArray, str]:
     """Does as `open_arrays` for sources that read one segment.
 
     Raises:
@@ -98,7 +97,7 @@ class CorpusDrafter:
         self.tokenizer_fingerprint = tokenizer_fingerprint
 
     @classmethod
-    def open(cls, vocab_size: int, path: str | Path, rule: Rule | None = None) -> CorpusDrafter:
+    def open(cls, vocab_size: int, path: Place, rule: Rule | None = None) -> CorpusDrafter:
         """Opens a datastore; the corpus stays on disk, mapped, and is shared between processes.
 
         Args:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec.datastore.manifest import Manifest
-from retrieval_spec.datastore.store import open_datastore
+from retrieval_spec.datastore.segments import Place, open_segments
 from retrieval_spec.drafters.base import Budget, own_source
 from retrieval_spec.errors import DatastoreCorrupt, InvalidRequest, TokenizerMismatch
 from retrieval_spec.feedback import Feedback
@@ -114,7 +113,7 @@ class DenseDrafter:
         self.tokenizer_fingerprint = tokenizer_fingerprint
 
     @classmethod
-    def open(cls, vocab_size: int, path: str | Path, rule: Neighbours | None = None) -> DenseDrafter:
+    def open(cls, vocab_size: int, path: Place, rule: Neighbours | None = None) -> DenseDrafter:
         """Opens a datastore; every byte of the index is checked before FAISS reads it.
 
         Raises:
@@ -122,7 +121,7 @@ class DenseDrafter:
             TokenizerMismatch: it holds token ids that the target model does not have.
             MissingDependency: FAISS is not installed.
         """
-        store = open_datastore(path)
+        store = open_segments(path).only
         manifest, columns = store.manifest, store.columns
         if manifest.kind != KIND:
             raise InvalidRequest(f"datastore {path} is of another kind", got=manifest.kind, expected=KIND)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from retrieval_spec.datastore.segments import Place
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.bounds import expect_range
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
@@ -75,7 +75,7 @@ class _Learned:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def count_corpus(vocab_size: int, path: str | Path, shape: Shape) -> tuple[NGramTable, str]:
+def count_corpus(vocab_size: int, path: Place, shape: Shape) -> tuple[NGramTable, str]:
     """Returns the counts of a datastore's corpus, and its tokenizer's fingerprint.
 
     Raises:
@@ -105,7 +105,7 @@ class NGramDrafter:
     def open(
         cls,
         vocab_size: int,
-        path: str | Path | None = None,
+        path: Place | None = None,
         max_order: int = 5,
         max_contexts: int = MAX_CONTEXTS,
         chain: Chain | None = None,

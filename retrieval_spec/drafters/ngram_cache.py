@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from retrieval_spec.datastore.segments import Place
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.columns import new_columns, tree_of
 from retrieval_spec.drafters.namespaces import Namespaces, pieces
@@ -56,7 +56,7 @@ class NGramCacheDrafter:
         self.static = static.arena
 
     @classmethod
-    def open(cls, vocab_size: int, path: str | Path | None = None, max_nodes: int = 16) -> NGramCacheDrafter:
+    def open(cls, vocab_size: int, path: Place | None = None, max_nodes: int = 16) -> NGramCacheDrafter:
         """Returns the drafter, which counts the corpus of a datastore now.
 
         Args:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from retrieval_spec.datastore.segments import open_segments
+from retrieval_spec.datastore.segments import Place, Segments, open_segments
 from retrieval_spec.drafters.base import Drafter
 from retrieval_spec.drafters.preset import Preset, Source
 from retrieval_spec.drafters.registry import drafter_class
@@ -23,32 +22,32 @@ STORE_KINDS = {
 STORE_IS_OPTIONAL = {"ngram_cache", "recycling", "trigram"}
 """Sources that draft without a datastore too, from what they learn."""
 
-Paths = Sequence[str | Path]
+Places = Sequence[Place]
 
 
-def open_sources(vocab_size: int, preset: Preset, datastores: Paths) -> dict[str, Drafter]:
+def open_sources(vocab_size: int, preset: Preset, datastores: Places) -> dict[str, Drafter]:
     """Returns name -> drafter, in the preset's order; a source of datastores is named `kind:folder`.
 
     Raises:
         InvalidRequest: two sources with one name.
         DatastoreError, MissingPath: a datastore that cannot be used.
     """
-    kinds = {path: open_segments(path).manifest.kind for path in datastores}
+    stores = [open_segments(place) for place in datastores]
     drafters: dict[str, Drafter] = {}
     for source in preset.sources:
         opened = drafter_class(source.kind).open
-        for name, params in _places(source, kinds):
+        for name, params in _places(source, stores):
             if name in drafters:
                 raise InvalidRequest("two datastores have one name", got=name, remedy="rename a folder")
             drafters[name] = opened(vocab_size=vocab_size, **source.params, **params)
     return drafters
 
 
-def _places(source: Source, kinds: dict[str | Path, str]) -> list[tuple[str, dict[str, str | Path]]]:
+def _places(source: Source, opened: Sequence[Segments]) -> list[tuple[str, dict[str, Segments]]]:
     wanted = STORE_KINDS.get(source.kind)
     if wanted is None:
         return [(source.kind, {})]
-    stores = [path for path, kind in kinds.items() if kind == wanted]
+    stores = [store for store in opened if store.manifest.kind == wanted]
     if not stores and source.kind in STORE_IS_OPTIONAL:
         return [(source.kind, {})]
-    return [(f"{source.kind}:{Path(path).resolve().name}", {"path": path}) for path in stores]
+    return [(f"{source.kind}:{store.path.resolve().name}", {"path": store}) for store in stores]

@@ -17,7 +17,8 @@ import numpy as np
 
 from retrieval_spec import __version__
 from retrieval_spec.datastore.manifest import Facts, TokenizerFacts
-from retrieval_spec.datastore.store import open_datastore, write_datastore
+from retrieval_spec.datastore.segments import Place, open_segments
+from retrieval_spec.datastore.store import write_datastore
 from retrieval_spec.drafters.base import Budget, own_source
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.tail import Tail
@@ -133,7 +134,7 @@ class RecyclingDrafter:
 
     @classmethod
     def open(
-        cls, vocab_size: int, rule: RankTree | None = None, path: str | Path | None = None
+        cls, vocab_size: int, rule: RankTree | None = None, path: Place | None = None
     ) -> RecyclingDrafter:
         """Returns the drafter.
 
@@ -268,8 +269,8 @@ class RecyclingCursor:
         return DraftTree(token_ids, parents, probs, own_source(token_ids.shape[0]))
 
 
-def _read(vocab_size: int, path: str | Path) -> _Start:
-    store = open_datastore(path)
+def _read(vocab_size: int, path: Place) -> _Start:
+    store = open_segments(path).only
     manifest, columns = store.manifest, store.columns
     if manifest.kind != KIND:
         raise InvalidRequest(f"datastore {path} is of another kind", got=manifest.kind, expected=KIND)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from retrieval_spec.datastore.segments import Place
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.columns import new_columns, tree_of
 from retrieval_spec.drafters.namespaces import Namespaces, pieces
@@ -46,7 +46,7 @@ class TrigramDrafter:
         self.static = static.arena
 
     @classmethod
-    def open(cls, vocab_size: int, path: str | Path | None = None) -> TrigramDrafter:
+    def open(cls, vocab_size: int, path: Place | None = None) -> TrigramDrafter:
         """Returns the drafter, which counts the corpus of a datastore now.
 
         Args:
