@@ -9,10 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 from retrieval_spec.kernels.context_sort import Column, code_at
-from retrieval_spec.kernels.jit import allocation_free_kernel
+from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 
 # Words of an occurrence: its position, its match length, and the token that goes on here.
 FOUND, LENGTH, CODE, SEEN_WORDS = range(4)
+
+AHEAD_STEPS = 3
+"""Steps of a search wait for memory one after the other; what the next three may need is read at once."""
+MANY_POSITIONS = 16
+"""So few lie together, and their contexts are about to be read anyway."""
 
 
 @allocation_free_kernel
@@ -62,16 +67,32 @@ def bucket_range(positions, buckets, token):
     return start, max(start, stop)
 
 
+@inlined_kernel
+def read_ahead(tokens, positions, start, stop):
+    """Reads what the next `AHEAD_STEPS` steps of a search may compare; what it returns means nothing."""
+    read = np.int64(0)
+    for part in range(1, 1 << AHEAD_STEPS):
+        at = np.int64(positions[start + ((stop - start) * part >> AHEAD_STEPS)])
+        if 1 < at <= tokens.shape[0]:
+            read += np.int64(tokens[at - 2]) & 0xFF
+    return read
+
+
 @allocation_free_kernel
 def first_at_least(tokens, positions, start, stop, context, num_tokens, num_ids, bound):
     """Returns the first index in start..stop whose context compares to the asked one at `bound` or above."""
+    read = np.int64(0)
+    step = 0
     while start < stop:
+        if stop - start > MANY_POSITIONS and step % AHEAD_STEPS == 0:
+            read += read_ahead(tokens, positions, start, stop)
+        step += 1
         middle = (start + stop) >> 1
         if compare_context(tokens, np.int64(positions[middle]), context, num_tokens, num_ids) < bound:
             start = middle + 1
         else:
             stop = middle
-    return start
+    return start + (read >> 62)  # which is 0, but keeps the compiler from dropping what is read ahead
 
 
 @allocation_free_kernel
