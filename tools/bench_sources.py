@@ -16,10 +16,11 @@ from typing import Any
 
 import numba
 import numpy as np
-from bench_structures import Row, percentiles
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from bench_rows import Row, percentiles  # noqa: E402
 
 from retrieval_spec.drafters.base import Budget  # noqa: E402
 from retrieval_spec.drafters.recycling import RankTree, RecyclingDrafter  # noqa: E402

@@ -9,27 +9,37 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_text import corpus, joined
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench_rows import (  # noqa: E402
+    Row,
+    call_us,
+    contexts_of,
+    draft_times_us,
+    percentiles,
+    print_rows,
+    seconds_of,
+    write_json,
+    write_store,
+)
+from bench_text import corpus, joined  # noqa: E402
+
 from retrieval_spec.client import DraftClient  # noqa: E402
-from retrieval_spec.datastore.manifest import Facts, TokenizerFacts  # noqa: E402
-from retrieval_spec.datastore.store import open_datastore, write_datastore  # noqa: E402
+from retrieval_spec.datastore.manifest import TokenizerFacts  # noqa: E402
+from retrieval_spec.datastore.store import open_datastore  # noqa: E402
 from retrieval_spec.datastore.tokenizer import load_tokenizer  # noqa: E402
 from retrieval_spec.drafters.base import Budget  # noqa: E402
 from retrieval_spec.drafters.phrases import PhrasesDrafter  # noqa: E402
@@ -37,49 +47,11 @@ from retrieval_spec.drafters.preset import Preset, Source  # noqa: E402
 from retrieval_spec.drafters.session import SessionDrafter  # noqa: E402
 from retrieval_spec.engine import Engine  # noqa: E402
 from retrieval_spec.feedback import Feedback  # noqa: E402
-from retrieval_spec.structures.context_array import ContextArray, new_scratch  # noqa: E402
+from retrieval_spec.structures.context_array import ContextArray  # noqa: E402
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton  # noqa: E402
 from tests.reference.suffix_automaton import DictAutomaton  # noqa: E402
 
 VOCAB_SIZE = 151_936
-
-
-@dataclass
-class Row:
-    """One figure beside its bar."""
-
-    what: str
-    value: float
-    unit: str
-    bar: float | None = None
-    at_least: bool = False
-
-    @property
-    def holds(self) -> bool:
-        """Whether the bar is met; figures without a bar always do."""
-        return self.bar is None or (self.value >= self.bar if self.at_least else self.value <= self.bar)
-
-    def line(self) -> str:
-        """The row as text."""
-        sign = "" if self.bar is None else f"{'>=' if self.at_least else '<='} {self.bar:g}"
-        return (
-            f"{self.what:<66}{self.value:>12,.2f} {self.unit:<12}{sign:<12}{'' if self.holds else 'MISSED'}"
-        )
-
-
-def seconds_of(work: Callable[[], Any]) -> float:
-    """Returns how long one call takes, without the garbage collector."""
-    gc.disable()
-    began = time.perf_counter()
-    work()
-    elapsed = time.perf_counter() - began
-    gc.enable()
-    return elapsed
-
-
-def percentiles(samples_us: list[float]) -> tuple[float, float]:
-    """Returns p50 and p99."""
-    return float(np.percentile(samples_us, 50)), float(np.percentile(samples_us, 99))
 
 
 def bench_automaton(documents: list[Any], repeats: int) -> tuple[list[Row], float]:
@@ -155,28 +127,28 @@ def bench_context_array(
 def peak_build_bytes(text: Any) -> int:
     """Returns the largest resident size of a process that loads the text and builds the array."""
     code = (
-        "import pathlib, re, sys, numpy as np\n"
+        "import sys, numpy as np\n"
+        "from bench_rows import peak_bytes\n"
         "from retrieval_spec.structures.context_array import ContextArray\n"
         "ContextArray.build(np.fromfile(sys.argv[1], sys.argv[2]))\n"
-        # getrusage would still count the parent's pages from before exec.
-        "print(re.search(r'VmHWM:\\s+(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"
+        "print(peak_bytes())"
     )
     with tempfile.TemporaryDirectory() as scratch:
         text.tofile(Path(scratch) / "tokens")
         command = [sys.executable, "-c", code, f"{scratch}/tokens", str(text.dtype)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-        return int(done.stdout) * 1024
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tools")])
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        return int(done.stdout)
 
 
 def bench_drafts(array: ContextArray, held_out: list[Any], store: Path) -> list[Row]:
     """Measures the draft kernel alone and a draft through the engine, on text that is not indexed."""
     rows = []
-    contexts = [document[end - 32 : end] for document in held_out for end in range(64, document.size, 37)]
-    contexts = [np.ascontiguousarray(context) for context in contexts[:20_000]]
+    contexts = contexts_of(held_out)
     draft_times_us(array, contexts[:4_000])  # warms up
     times = draft_times_us(array, contexts)
-    # A context that ends in an unknown token returns at once: what it costs is the call from Python.
-    call = percentiles(draft_times_us(array, [np.array([array.num_ids], np.int32)] * 4_000))[0]
+    call = call_us(array)
     p50, p99 = (value - call for value in percentiles(times))
     rows.append(Row(f"64-node draft, kernel, p50 of {len(contexts):,}", p50, "us", 15))
     rows.append(Row("64-node draft, kernel, p99", p99, "us"))
@@ -194,16 +166,6 @@ def bench_drafts(array: ContextArray, held_out: list[Any], store: Path) -> list[
         )
         rows.append(Row(f"16-node draft through the engine, {label}, p99", percentiles(samples)[1], "us"))
     return rows
-
-
-def draft_times_us(array: ContextArray, contexts: list[Any]) -> list[float]:
-    """Times 64-node drafts, one for each context."""
-    scratch, samples = new_scratch(), []
-    for context in contexts:
-        began = time.perf_counter_ns()
-        array.draft(context, 64, 64, scratch)
-        samples.append((time.perf_counter_ns() - began) / 1e3)
-    return samples
 
 
 def engine_draft_times_us(store: Path, held_out: list[Any], preset: str | Preset) -> list[float]:
@@ -362,21 +324,6 @@ def first_draft_s(store: Path, address: str, document: Any) -> float:
     return elapsed
 
 
-def write_store(path: Path, array: ContextArray, tokenizer: Any, num_documents: int) -> Path:
-    """Writes the array as a datastore."""
-    separators = np.flatnonzero(array.tokens == np.iinfo(array.tokens.dtype).max)
-    starts = np.concatenate([[0], separators[:-1] + 1]).astype(np.int64)
-    facts = Facts(
-        name=path.name,
-        vocab_size=tokenizer.vocab_size,
-        depth_tokens=array.depth_tokens,
-        tokenizer=TokenizerFacts(fingerprint=tokenizer.fingerprint),
-        created_by="tools/bench_structures.py",
-    )
-    write_datastore(path, facts, {**array.columns(), "documents": starts[:num_documents]})
-    return path
-
-
 def run(num_tokens: int, tokenizer_path: Path, repeats: int) -> list[Row]:
     """Runs all parts and prints each row as it comes."""
     documents, held_out = corpus(tokenizer_path, num_tokens)
@@ -385,7 +332,7 @@ def run(num_tokens: int, tokenizer_path: Path, repeats: int) -> list[Row]:
 
     def show(more: list[Row]) -> None:
         rows.extend(more)
-        print("\n".join(row.line() for row in more), flush=True)
+        print_rows(more)
 
     automaton_rows, dict_rate = bench_automaton(documents, repeats)
     show(automaton_rows)
@@ -394,10 +341,15 @@ def run(num_tokens: int, tokenizer_path: Path, repeats: int) -> list[Row]:
     array_rows, array = bench_context_array(documents, dict_rate, repeats)
     show(array_rows)
     with tempfile.TemporaryDirectory() as scratch:
-        store = write_store(Path(scratch) / "large", array, tokenizer, len(documents))
+        facts = (
+            TokenizerFacts(fingerprint=tokenizer.fingerprint),
+            tokenizer.vocab_size,
+            "tools/bench_structures.py",
+        )
+        store = write_store(Path(scratch) / "large", array, *facts)
         few = documents[: max(1, len(documents) // 20)]
         small_array = ContextArray.build(joined(few, np.int32))
-        small = write_store(Path(scratch) / "small", small_array, tokenizer, len(few))
+        small = write_store(Path(scratch) / "small", small_array, *facts)
         show(bench_open(store, small))
         show(bench_drafts(array, held_out, store))
         show(bench_service(store, held_out))
@@ -417,7 +369,7 @@ def main() -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rows = run(arguments.tokens, arguments.tokenizer, arguments.repeats)
     if arguments.json:
-        arguments.json.write_text(json.dumps([{**asdict(row), "holds": row.holds} for row in rows], indent=1))
+        write_json(arguments.json, rows)
     return 0 if all(row.holds for row in rows) else 1
 
 
