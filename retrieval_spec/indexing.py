@@ -111,12 +111,12 @@ def unfinished(plan: Plan, source: Mapping[str, object]) -> Iterator[Unfinished]
     folder = plan.target.with_name(f".{plan.target.name}.segments")
     with writing(plan.target):
         folder.mkdir(exist_ok=True)
-    try:
-        with locked(folder):
+    with locked(folder):
+        try:
             yield Unfinished(plan, folder, _digest(plan, source))
-    finally:
-        if folder.is_dir() and not has_generation(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            if folder.is_dir() and not has_generation(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest(plan: Plan, source: Mapping[str, object]) -> str:

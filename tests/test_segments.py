@@ -27,6 +27,7 @@ from retrieval_spec.datastore.generation import (
     format_generation,
     parse_generation,
 )
+from retrieval_spec.datastore.progress import NoProgress
 from retrieval_spec.datastore.segments import changing, open_segments, verify_segments
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.corpus import CorpusDrafter
@@ -449,6 +450,29 @@ def test_a_killed_build_goes_on_after_what_is_finished(tmp_path, tokenizer, monk
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def test_a_second_build_of_one_place_is_refused_and_does_not_disturb_the_first(
+    tmp_path, tokenizer, monkeypatch
+):
+    small_segments(monkeypatch, 40)
+    lines = write_texts(tmp_path / "one.jsonl", texts(0, 9))
+    out = tmp_path / "parts"
+    refused = []
+
+    class WhileAnotherBegins(NoProgress):
+        def start(self, stage: str, total: int | None, unit: str) -> None:
+            if stage == "encoding":
+                return  # the first one takes its lock after that
+            with pytest.raises(DatastoreError, match="another process"):
+                build_datastore([lines], tokenizer=tokenizer, out=out, memory_limit_bytes=40)
+            refused.append(stage)
+
+    build_datastore(
+        [lines], tokenizer=tokenizer, out=out, memory_limit_bytes=40, progress=WhileAnotherBegins()
+    )
+    assert {"sorting", "writing"} <= set(refused)
+    assert held(out) == ids_of(texts(0, 9))
 
 
 def test_a_build_of_another_corpus_does_not_go_on_after_this_one(tmp_path, tokenizer, monkeypatch):
