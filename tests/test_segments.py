@@ -500,7 +500,9 @@ def run(*arguments: object) -> dict:
 def test_a_datastore_grows_shrinks_and_is_compacted_from_the_command_line(tmp_path, store, tokenizer):
     more = write_texts(tmp_path / "more.jsonl", texts(7, 4))
     assert run("append", store, more, "--tokenizer", tokenizer)["num_added"] == 4
-    assert open_segments(store).generation == 1
+    facts = run("inspect", store, "--sample", 0)
+    assert (facts["generation"], len(facts["segments"])) == (1, 2)
+    assert sorted(facts["origins"].values()) == [4, 6]
     number = document_id(np.array(ids_of(texts(7, 4))[0]))
     shown = number.to_bytes(8, "big", signed=True).hex()
     assert run("remove", store, "--id", shown, "--origin", "*one.jsonl")["num_removed"] == 7

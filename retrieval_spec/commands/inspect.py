@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from retrieval_spec.corpus_stats import (
     quantiles,
     repeat_lengths,
 )
+from retrieval_spec.datastore.documents import Documents
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.segments import Segments, inspect_segments, open_segments
 from retrieval_spec.datastore.store import Datastore
@@ -27,6 +29,7 @@ from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.leave_one_out import MAX_NODES, predict_acceptance
 
 _NUM_NGRAMS = 10
+_NUM_ORIGINS = 20
 _LAST = ("files", "stray_files", "segments")
 _EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _BAR_CHARACTERS = 60
@@ -46,11 +49,25 @@ def inspect_command(arguments: argparse.Namespace) -> dict[str, Any]:
     segments = open_segments(arguments.datastore)
     tokenizer = _tokenizer_of(segments, arguments.tokenizer)
     facts = inspect_segments(arguments.datastore)
-    if segments.manifest.kind != "context_array" or not arguments.sample:
+    if segments.manifest.kind != "context_array":
+        return facts
+    facts["origins"] = _origins(segments.stores)
+    if not arguments.sample:
         return facts
     with progress_bar() as progress:
         measured = _measured(segments.stores, arguments, tokenizer, progress)
     return {**facts, **measured}
+
+
+def _origins(stores: Sequence[Datastore]) -> dict[str, int]:
+    """Returns how many documents came from each file, the largest numbers first; older stores do not say."""
+    counts: Counter[str] = Counter()
+    for store in stores:
+        if "origins" in store.columns:
+            documents = Documents.from_columns(store.columns)
+            numbers = np.bincount(documents.origins, minlength=len(documents.origin_names)).tolist()
+            counts.update(dict(zip(documents.origin_names, numbers, strict=True)))
+    return {name: count for name, count in counts.most_common(_NUM_ORIGINS) if count}
 
 
 def _tokenizer_of(segments: Segments, path: str | None) -> Tokenizer | None:
