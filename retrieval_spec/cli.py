@@ -62,9 +62,9 @@ def _build(arguments: argparse.Namespace) -> None:
         _print(build_dense_command(arguments), arguments.json)
     else:
         from retrieval_spec.commands.build import build_command
-        from retrieval_spec.datastore.segments import inspect_segments
+        from retrieval_spec.datastore.segments import inspect_segments, open_segments
 
-        _print(inspect_segments(build_command(arguments)), arguments.json)
+        _print(inspect_segments(open_segments(build_command(arguments))), arguments.json)
 
 
 def _change(arguments: argparse.Namespace) -> None:

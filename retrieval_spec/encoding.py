@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +84,8 @@ class Encoder:
         Raises:
             DatastoreError: the file system refused.
         """
-        with writing(self._place), closing(self._documents(batches, num_read)) as documents:
+        with writing(self._place):
+            documents = self._documents(batches, num_read)
             pending = next(documents, None)
             while pending is not None:
                 with tempfile.TemporaryFile(dir=self._place.parent) as nameless:
@@ -102,7 +102,7 @@ class Encoder:
 
     def _documents(
         self, batches: Iterable[list[Document]], num_passed: int
-    ) -> Generator[tuple[int, Tokens, str, int], None, None]:
+    ) -> Iterator[tuple[int, Tokens, str, int]]:
         """Yields documents that have tokens and are wanted, each with how many were read with it."""
         num_read = 0
         for batch in batches:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrieval_spec import __version__
-from retrieval_spec.datastore.atomic import Draft, check_parent, sync_folder, writing
+from retrieval_spec.datastore.atomic import Draft, check_parent, draft_file, writing
 from retrieval_spec.datastore.documents import Documents
 from retrieval_spec.datastore.generation import Generation, SegmentEntry
 from retrieval_spec.datastore.manifest import MAX_DEPTH_TOKENS, Facts
@@ -194,14 +194,8 @@ class Unfinished:
 
 def _write_begun(folder: Path, digest: str, num_read: list[int]) -> None:
     fields = {"format": _BEGUN_FORMAT, "version": 1, "plan": digest, "num_read": num_read}
-    new = folder / f".{_BEGUN_NAME}.new"
-    with writing(folder):
-        with new.open("wb") as file:
-            file.write(sealed_json(fields, _BEGUN_SEAL))
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(folder / _BEGUN_NAME)
-        sync_folder(folder)
+    with draft_file(folder / _BEGUN_NAME) as file:
+        file.write(sealed_json(fields, _BEGUN_SEAL))
 
 
 def _read_begun(folder: Path, digest: str) -> list[int]:

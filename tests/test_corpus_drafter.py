@@ -66,6 +66,11 @@ class Facts:
 class Store:
     manifest: Facts
     columns: dict[str, Any]
+    path: str = "store"
+
+    @property
+    def only(self) -> Store:
+        return self
 
     @property
     def stores(self) -> tuple[Store, ...]:

@@ -22,13 +22,14 @@ from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.documents import Documents, document_id, joined
 from retrieval_spec.datastore.generation import (
     GENERATION_NAME,
+    MAX_SEGMENTS,
     Generation,
     SegmentEntry,
     format_generation,
     parse_generation,
 )
 from retrieval_spec.datastore.progress import NoProgress
-from retrieval_spec.datastore.segments import changing, open_segments, verify_segments
+from retrieval_spec.datastore.segments import changing, open_segments, publish_generation, verify_segments
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.corpus import CorpusDrafter
 from retrieval_spec.engine import Engine
@@ -37,6 +38,7 @@ from retrieval_spec.errors import (
     DatastoreError,
     DatastoreVersion,
     InvalidRequest,
+    LimitExceeded,
     MissingPath,
     TokenizerMismatch,
 )
@@ -115,6 +117,17 @@ def test_a_generation_without_segments_or_with_one_twice_is_refused():
     for entries in ((), (ENTRY, ENTRY)):
         with pytest.raises(DatastoreCorrupt):
             parse_generation(format_generation(Generation(1, entries)))
+
+
+def test_more_segments_than_a_generation_lists_are_refused_before_anything_changes(store):
+    entries = tuple(SegmentEntry(f"segments/{n:016x}", "a" * 64, 1, 1) for n in range(MAX_SEGMENTS + 1))
+    with pytest.raises(LimitExceeded, match="too many segments"):
+        publish_generation(store, Generation(1, entries))
+    assert open_segments(store).generation == 0
+    generation = Generation(1, entries[:-1])
+    assert (
+        parse_generation(format_generation(generation)) == generation
+    )  # as many as are allowed fit the file
 
 
 # Documents
@@ -315,7 +328,17 @@ def test_a_damaged_generation_or_segment_is_refused(tmp_path, store, tokenizer, 
 # Crashes
 
 
-SEAMS = {"write": 1, "fsync": 1, "rename": 1, "unlink": 1, "mkdir": 1, "rmdir": 1, "open": 2, "close": 2}
+SEAMS = {
+    "write": 1,
+    "fsync": 1,
+    "rename": 1,
+    "replace": 1,
+    "unlink": 1,
+    "mkdir": 1,
+    "rmdir": 1,
+    "open": 2,
+    "close": 2,
+}
 """Calls of the system that a writer is killed before, and how many of them at a time are let pass."""
 
 
@@ -373,6 +396,7 @@ def test_after_kill_9_at_any_call_the_old_or_the_new_generation_is_there(tmp_pat
                     entry.place for entry in parse_generation((place / GENERATION_NAME).read_bytes()).segments
                 }
                 assert {f"segments/{path.name}" for path in (place / "segments").iterdir()} == listed - {"."}
+                assert not any(path.name.startswith(".") for path in place.rglob("*"))
             shutil.rmtree(place)
             if ended == "done":
                 break
@@ -428,7 +452,7 @@ def test_a_killed_build_goes_on_after_what_is_finished(tmp_path, tokenizer, monk
         )
 
     num_resumed = 0
-    for seam in ("rename", "fsync", "open", "mkdir", "unlink"):
+    for seam in ("rename", "replace", "fsync", "open", "mkdir", "unlink"):
         for call in range(1, 120, 5):
             if run_until(seam, call, build) == "done":
                 shutil.rmtree(tmp_path / "parts")

@@ -48,7 +48,7 @@ def inspect_command(arguments: argparse.Namespace) -> dict[str, Any]:
         raise InvalidRequest("--sample is out of range", got=arguments.sample, expected="0 or more")
     segments = open_segments(arguments.datastore)
     tokenizer = _tokenizer_of(segments, arguments.tokenizer)
-    facts = inspect_segments(arguments.datastore)
+    facts = inspect_segments(segments)
     if segments.manifest.kind != "context_array":
         return facts
     facts["origins"] = _origins(segments.stores)

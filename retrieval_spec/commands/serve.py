@@ -46,8 +46,10 @@ def serve_command(arguments: argparse.Namespace) -> None:
 def verify(arguments: argparse.Namespace, stores: Sequence[Segments], progress: Progress) -> None:
     """Reads every byte of what is open, and so of what will be served, unless it is to be trusted."""
     let_others_go_first()
-    if not arguments.trust_datastores:
-        for store in stores:
+    for store in stores:
+        if arguments.trust_datastores:
+            store.prefault()
+        else:
             store.check(progress)
 
 

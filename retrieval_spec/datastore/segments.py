@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retrieval_spec.datastore.atomic import sync_folder, writing
+from retrieval_spec.datastore.atomic import draft_file, sync_folder, writing
 from retrieval_spec.datastore.generation import (
     GENERATION_NAME,
     MAX_SEGMENTS,
@@ -34,14 +34,12 @@ from retrieval_spec.datastore.sealed_json import MAX_BYTES, corrupt
 from retrieval_spec.datastore.store import (
     Column,
     Datastore,
-    inspect_datastore,
     open_datastore,
     write_datastore,
 )
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreError, InvalidRequest, LimitExceeded, MissingPath
 
 _MAX_TRIES = 8
-_NEW_GENERATION = f".{GENERATION_NAME}.new"
 
 
 @dataclass(frozen=True)
@@ -148,14 +146,11 @@ def verify_segments(path: str | Path, progress: Progress | None = None) -> Manif
     return segments.manifest
 
 
-def inspect_segments(path: str | Path) -> dict[str, Any]:
+def inspect_segments(segments: Segments) -> dict[str, Any]:
     """Returns what the manifests say as plain values, ready for JSON: of all segments, then of each."""
-    segments = open_segments(path)
     if not segments.generation:
-        return inspect_datastore(path)
-    each = {
-        os.path.relpath(store.path, segments.path): inspect_datastore(store.path) for store in segments.stores
-    }
+        return segments.only.inspect()
+    each = {os.path.relpath(store.path, segments.path): store.inspect() for store in segments.stores}
     first, manifest = next(iter(each.values())), segments.manifest
     return {
         **{key: value for key, value in first.items() if key not in ("files", "stray_files")},
@@ -258,13 +253,6 @@ class Change:
             LimitExceeded: more segments than a generation lists.
             DatastoreError: the file system refused.
         """
-        if len(entries) > MAX_SEGMENTS:
-            raise LimitExceeded(
-                "too many segments",
-                got=len(entries),
-                expected=f"<= {MAX_SEGMENTS}",
-                remedy="run `retrieval-spec compact`",
-            )
         publish_generation(self.segments.path, Generation(self.segments.generation + 1, tuple(entries)))
         sweep_segments(self.segments.path)
 
@@ -330,21 +318,18 @@ def publish_generation(folder: Path, generation: Generation) -> None:
     """Puts a generation in the place of the one before, in one step.
 
     Raises:
+        LimitExceeded: more segments than a generation lists.
         DatastoreError: the file system refused.
     """
-    data = format_generation(generation)
-    new = folder / _NEW_GENERATION
-    with writing(folder):
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            view = memoryview(data)
-            while view.nbytes:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(new, folder / GENERATION_NAME)
-        sync_folder(folder)
+    if len(generation.segments) > MAX_SEGMENTS:
+        raise LimitExceeded(
+            "too many segments",
+            got=len(generation.segments),
+            expected=f"<= {MAX_SEGMENTS}",
+            remedy="run `retrieval-spec compact`, or build with more memory",
+        )
+    with draft_file(folder / GENERATION_NAME) as file:
+        file.write(format_generation(generation))
 
 
 def sweep_segments(folder: Path) -> None:
@@ -356,7 +341,8 @@ def sweep_segments(folder: Path) -> None:
     data = _generation_bytes(folder)
     places = {OWN_FOLDER} if data is None else {entry.place for entry in parse_generation(data).segments}
     with writing(folder):
-        (folder / _NEW_GENERATION).unlink(missing_ok=True)
+        for path in folder.glob(f".{GENERATION_NAME}.tmp-*"):
+            path.unlink()
         if OWN_FOLDER not in places:
             _delete_own_segment(folder)
         parent = folder / SEGMENTS_NAME

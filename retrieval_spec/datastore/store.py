@@ -83,6 +83,29 @@ class Datastore:
         check_all_sha256(self.manifest, self.columns, progress.advance)
         check_columns(self.manifest, self.columns, progress)
 
+    def inspect(self) -> dict[str, Any]:
+        """Returns what the manifest says as plain values, ready for JSON, with sizes and stray files."""
+        manifest = self.manifest
+        known = {MANIFEST_NAME, *manifest.files}
+        return {
+            "path": str(self.path),
+            **{name: getattr(manifest, name) for name in _PLAIN_FIELDS},
+            "num_bytes": self.num_bytes,
+            "bytes_per_token": round(self.num_bytes / max(manifest.num_tokens, 1), 3),
+            "tokenizer": {f.name: getattr(manifest.tokenizer, f.name) for f in fields(manifest.tokenizer)},
+            "files": {
+                name: {
+                    "column": e.column,
+                    "dtype": e.dtype,
+                    "shape": list(e.shape),
+                    "bytes": e.num_bytes,
+                    "sha256": e.sha256,
+                }
+                for name, e in manifest.files.items()
+            },
+            "stray_files": sorted(entry.name for entry in os.scandir(self.path) if entry.name not in known),
+        }
+
     def prefault(self) -> None:
         """Reads one byte a page, so that the first drafts do not wait for the system to map them."""
         for column in self.columns.values():
@@ -126,27 +149,7 @@ def verify_datastore(path: str | Path, progress: Progress | None = None) -> Mani
 
 def inspect_datastore(path: str | Path) -> dict[str, Any]:
     """Returns what the manifest says as plain values, ready for JSON, with sizes and stray files."""
-    store = open_datastore(path)
-    manifest = store.manifest
-    known = {MANIFEST_NAME, *manifest.files}
-    return {
-        "path": str(store.path),
-        **{name: getattr(manifest, name) for name in _PLAIN_FIELDS},
-        "num_bytes": store.num_bytes,
-        "bytes_per_token": round(store.num_bytes / max(manifest.num_tokens, 1), 3),
-        "tokenizer": {f.name: getattr(manifest.tokenizer, f.name) for f in fields(manifest.tokenizer)},
-        "files": {
-            name: {
-                "column": e.column,
-                "dtype": e.dtype,
-                "shape": list(e.shape),
-                "bytes": e.num_bytes,
-                "sha256": e.sha256,
-            }
-            for name, e in manifest.files.items()
-        },
-        "stray_files": sorted(entry.name for entry in os.scandir(store.path) if entry.name not in known),
-    }
+    return open_datastore(path).inspect()
 
 
 _PLAIN_FIELDS = (

@@ -5,12 +5,13 @@ The corpus never changes, so a cursor is only the last tokens of the context.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from retrieval_spec.datastore.manifest import TRANSLATE
-from retrieval_spec.datastore.segments import Place, open_segments
+from retrieval_spec.datastore.segments import Place, Segments, open_segments
+from retrieval_spec.datastore.store import Datastore
 from retrieval_spec.drafters.base import Budget, Cursor, own_source
 from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
@@ -38,13 +39,17 @@ def open_arrays(vocab_size: int, path: Place) -> tuple[ContextArrays, str]:
         TokenizerMismatch: it holds token ids that the target model does not have.
     """
     segments = open_segments(path)
-    manifest = segments.manifest
+    return _arrays_of(vocab_size, segments, segments.stores)
+
+
+def _arrays_of(vocab_size: int, segments: Segments, stores: Sequence[Datastore]) -> tuple[ContextArrays, str]:
+    manifest, path = segments.manifest, segments.path
     if manifest.kind != KIND:
         raise InvalidRequest(f"datastore {path} is of another kind", got=manifest.kind, expected=KIND)
     arrays = ContextArrays(
         [
             ContextArray.from_columns(store.columns, depth_tokens=store.manifest.depth_tokens)
-            for store in segments.stores
+            for store in stores
         ]
     )
     needed = max(manifest.vocab_size, arrays.num_ids)
@@ -65,21 +70,9 @@ def open_array(vocab_size: int, path: Place) -> tuple[ContextArray, str]:
         InvalidRequest: the datastore has several.
         RetrievalSpecError: as `open_arrays`.
     """
-    arrays, tokenizer_fingerprint = open_arrays(vocab_size, path)
-    return _only_array(arrays), tokenizer_fingerprint
-
-
-def _only_array(corpus: ContextArray | ContextArrays) -> ContextArray:
-    if isinstance(corpus, ContextArray):
-        return corpus
-    if len(corpus.arrays) != 1:
-        raise InvalidRequest(
-            "the datastore has several segments, which this source does not read",
-            got=len(corpus.arrays),
-            expected=1,
-            remedy="retrieval-spec compact DIR",
-        )
-    return corpus.arrays[0]
+    segments = open_segments(path)
+    arrays, tokenizer_fingerprint = _arrays_of(vocab_size, segments, [segments.only])
+    return arrays.arrays[0], tokenizer_fingerprint
 
 
 class CorpusDrafter:
@@ -93,7 +86,8 @@ class CorpusDrafter:
     ) -> None:
         self._start: Callable[[Tokens], Cursor] = partial(CorpusCursor, corpus)
         if rule is not None:
-            self._start = partial(rule.start, _only_array(corpus))
+            assert isinstance(corpus, ContextArray), "rules read one segment"
+            self._start = partial(rule.start, corpus)
         self.tokenizer_fingerprint = tokenizer_fingerprint
 
     @classmethod
@@ -110,7 +104,9 @@ class CorpusDrafter:
             InvalidRequest: it has several segments, and the rule reads one.
             TokenizerMismatch: it holds token ids that the target model does not have.
         """
-        return cls(*open_arrays(vocab_size, path), rule)
+        if rule is None:
+            return cls(*open_arrays(vocab_size, path))
+        return cls(*open_array(vocab_size, path), rule)
 
     def start(self, context: Tokens, namespace: str = "default") -> Cursor:
         """Returns a cursor that has observed `context`."""
