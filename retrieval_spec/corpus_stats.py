@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_spec.datastore.manifest import CORPUS_KIND
 from retrieval_spec.datastore.sealed_json import REBUILD
 from retrieval_spec.datastore.store import Datastore
 from retrieval_spec.errors import DatastoreCorrupt, InvalidRequest
@@ -19,7 +20,6 @@ from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.tree import Tokens
 
 NGRAM_TOKENS = (4, 8, 16)
-_KIND = "context_array"
 _QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _NUM_KEPT = 256
 """N-grams that are kept of each size and segment: the shifts of a few long repeats fill the first places."""
@@ -59,8 +59,10 @@ def open_parts(stores: Sequence[Datastore]) -> list[Part]:
 
 def _open_part(store: Datastore) -> Part:
     manifest = store.manifest
-    if manifest.kind != _KIND:
-        raise InvalidRequest(f"datastore {store.path} holds no corpus", got=manifest.kind, expected=_KIND)
+    if manifest.kind != CORPUS_KIND:
+        raise InvalidRequest(
+            f"datastore {store.path} holds no corpus", got=manifest.kind, expected=CORPUS_KIND
+        )
     array = ContextArray.from_columns(store.columns, depth_tokens=manifest.depth_tokens)
     starts = store.columns["documents"]
     lengths = np.diff(np.append(starts, manifest.num_tokens)) - 1

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec.datastore.atomic import check_parent, draft_file
+from retrieval_spec.datastore.manifest import CORPUS_KIND
 from retrieval_spec.datastore.progress import NoProgress, Progress
 from retrieval_spec.datastore.store import Datastore
 from retrieval_spec.errors import DatastoreExists, InvalidRequest
 from retrieval_spec.structures.context_array import ContextArray
 
-_KIND = "context_array"
 _KEY_TOKENS = 4
 _CONTEXT_TOKENS = 2
 """llama.cpp looks up two tokens in its static cache, whatever it does with its others."""
@@ -108,11 +108,11 @@ def _check_place(target: Path, replace: bool) -> None:
 
 
 def _array_of(store: Datastore, progress: Progress) -> ContextArray:
-    if store.manifest.kind != _KIND:
+    if store.manifest.kind != CORPUS_KIND:
         raise InvalidRequest(
             "only a corpus can be exported",
             got=f"{store.path} of kind {store.manifest.kind}",
-            expected=_KIND,
+            expected=CORPUS_KIND,
             remedy="export the context array of the same text",
         )
     store.check(progress)

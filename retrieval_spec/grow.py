@@ -18,7 +18,7 @@ from retrieval_spec import __version__
 from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.documents import Documents, joined
 from retrieval_spec.datastore.generation import SegmentEntry
-from retrieval_spec.datastore.manifest import Facts, Manifest
+from retrieval_spec.datastore.manifest import CORPUS_KIND, Facts, Manifest
 from retrieval_spec.datastore.progress import NoProgress, Progress
 from retrieval_spec.datastore.segments import Change, changing
 from retrieval_spec.datastore.store import Datastore
@@ -26,8 +26,6 @@ from retrieval_spec.datastore.tokenizer import check_same_tokenizer, load_tokeni
 from retrieval_spec.encoding import Encoder, batches_of, no_documents, segment_tokens_for
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.indexing import indexed
-
-KIND = "context_array"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +187,9 @@ def _groups(change: Change, max_tokens: int) -> Iterator[list[tuple[Datastore, S
 
 def _facts_of(change: Change) -> Facts:
     manifest: Manifest = change.segments.manifest
-    if manifest.kind != KIND:
+    if manifest.kind != CORPUS_KIND:
         raise InvalidRequest(
-            "only a corpus can be changed", got=f"a datastore of kind {manifest.kind}", expected=KIND
+            "only a corpus can be changed", got=f"a datastore of kind {manifest.kind}", expected=CORPUS_KIND
         )
     return Facts(
         name=manifest.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from retrieval_spec.datastore.atomic import check_free
 from retrieval_spec.datastore.corpus import Document
 from retrieval_spec.datastore.documents import Documents
+from retrieval_spec.datastore.manifest import CORPUS_KIND
 from retrieval_spec.datastore.progress import NoProgress, Progress
 from retrieval_spec.datastore.segments import Segments, open_segments
 from retrieval_spec.datastore.store import check_replaceable
@@ -22,7 +23,6 @@ from retrieval_spec.errors import DatastoreExists, InvalidRequest
 from retrieval_spec.indexing import Plan, check_numbers, facts_of, write_alone
 
 _BATCH_TOKENS = 1 << 18
-_KIND = "context_array"
 
 
 def translate_datastore(
@@ -81,11 +81,11 @@ def translate_datastore(
 def _tokenizers_of(
     store: Segments, from_tokenizer: str | Path, to_tokenizer: str | Path
 ) -> tuple[Tokenizer, Tokenizer]:
-    if store.manifest.kind != _KIND:
+    if store.manifest.kind != CORPUS_KIND:
         raise InvalidRequest(
             "only a corpus can be translated",
             got=f"{store.path} of kind {store.manifest.kind}",
-            expected=_KIND,
+            expected=CORPUS_KIND,
             remedy="build it again from its text",
         )
     old, new = load_tokenizer(from_tokenizer), load_tokenizer(to_tokenizer)
@@ -119,7 +119,8 @@ def _texts(store: Segments, old: Tokenizer, progress: Progress) -> Iterator[list
     """Yields the documents as texts, so many at once that the tokenizers' threads have work."""
     batch: list[tuple[NDArray[Any], str]] = []
     num_tokens = 0
-    for token_ids, origin in _documents(store):
+    every = chain.from_iterable(Documents.from_columns(part.columns).each() for part in store.stores)
+    for token_ids, origin in every:
         batch.append((token_ids, origin))
         num_tokens += len(token_ids) + 1
         if num_tokens >= _BATCH_TOKENS:
@@ -129,15 +130,6 @@ def _texts(store: Segments, old: Tokenizer, progress: Progress) -> Iterator[list
     if batch:
         yield _decoded(batch, old)
         progress.advance(num_tokens)
-
-
-def _documents(store: Segments) -> Iterator[tuple[NDArray[Any], str]]:
-    for segment in store.stores:
-        documents = Documents.from_columns(segment.columns)
-        names = [documents.origin_names[origin] for origin in documents.origins.tolist()]
-        edges = pairwise([*documents.starts.tolist(), len(documents.tokens)])
-        for (start, stop), name in zip(edges, names, strict=True):
-            yield documents.tokens[start : stop - 1], name
 
 
 def _decoded(batch: list[tuple[NDArray[Any], str]], old: Tokenizer) -> list[Document]:

@@ -21,6 +21,7 @@ from retrieval_spec.corpus_stats import (
     repeat_lengths,
 )
 from retrieval_spec.datastore.documents import Documents
+from retrieval_spec.datastore.manifest import CORPUS_KIND
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.segments import Segments, inspect_segments, open_segments
 from retrieval_spec.datastore.store import Datastore
@@ -49,7 +50,7 @@ def inspect_command(arguments: argparse.Namespace) -> dict[str, Any]:
     segments = open_segments(arguments.datastore)
     tokenizer = _tokenizer_of(segments, arguments.tokenizer)
     facts = inspect_segments(segments)
-    if segments.manifest.kind != "context_array":
+    if segments.manifest.kind != CORPUS_KIND:
         return facts
     facts["origins"] = _origins(segments.stores)
     if not arguments.sample:

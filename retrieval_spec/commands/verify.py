@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from retrieval_spec.commands.progress_bar import progress_bar
+from retrieval_spec.datastore.manifest import CORPUS_KIND
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.segments import Segments, open_segments
 from retrieval_spec.datastore.store import Datastore
@@ -28,7 +29,7 @@ def verify_command(arguments: argparse.Namespace) -> dict[str, Any]:
     found = {"datastore": arguments.datastore, "intact": True, "num_tokens": segments.manifest.num_tokens}
     if segments.generation:
         found |= {"generation": segments.generation, "num_segments": len(segments.stores)}
-    if segments.manifest.kind == "context_array":
+    if segments.manifest.kind == CORPUS_KIND:
         found |= {"order": arguments.order, "num_positions_checked": num_checked}
     return found
 
@@ -37,7 +38,7 @@ def _verify(segments: Segments, store: Datastore, order: str, progress: Progress
     """Verifies one segment; returns how many positions were found in order."""
     try:
         store.check(progress)
-        return _check_order(store, order, progress) if store.manifest.kind == "context_array" else 0
+        return _check_order(store, order, progress) if store.manifest.kind == CORPUS_KIND else 0
     except DatastoreCorrupt as error:
         if len(segments.stores) == 1:
             raise

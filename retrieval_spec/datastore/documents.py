@@ -9,7 +9,7 @@ import array
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import IO, Any
 
@@ -52,6 +52,12 @@ class Documents:
     def __len__(self) -> int:
         return int(self.starts.shape[0])
 
+    def each(self) -> Iterator[tuple[NDArray[Any], str]]:
+        """Yields each document's ids, without the separator, and what it came from."""
+        edges = pairwise([*self.starts.tolist(), len(self.tokens)])
+        for (start, stop), origin in zip(edges, self.origins.tolist(), strict=True):
+            yield self.tokens[start : stop - 1], self.origin_names[origin]
+
     def columns(self) -> dict[str, Column]:
         """Returns what belongs on disk beside the index."""
         names = "\0".join(self.origin_names).encode("utf-8", "replace")
@@ -69,9 +75,11 @@ class Documents:
         if "ids" in columns:
             names = columns["origin_names"].tobytes().decode("utf-8", "replace").split("\0")
             return cls(tokens, starts, columns["ids"], columns["origins"], tuple(names))
-        edges = pairwise([*starts.tolist(), len(tokens)])
-        ids = np.array([document_id(tokens[start : stop - 1]) for start, stop in edges], np.int64)
-        return cls(tokens, starts, ids, np.zeros(len(starts), np.uint32), ("",))
+        without = cls(
+            tokens, starts, np.zeros(len(starts), np.int64), np.zeros(len(starts), np.uint32), ("",)
+        )
+        ids = np.array([document_id(token_ids) for token_ids, _ in without.each()], np.int64)
+        return replace(without, ids=ids)
 
     def kept(self, is_kept: NDArray[np.bool_]) -> Documents:
         """Returns those documents that are to be kept, in their order."""

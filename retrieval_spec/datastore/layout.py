@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.datastore.manifest import FileEntry, Manifest
+from retrieval_spec.datastore.manifest import CORPUS_KIND, FileEntry, Manifest
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.sealed_json import REBUILD
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreVersion
@@ -19,7 +19,7 @@ from retrieval_spec.errors import DatastoreCorrupt, DatastoreVersion
 Column = NDArray[Any]
 
 KINDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "context_array": {
+    CORPUS_KIND: {
         "tokens": ("<u2", "<i4"),
         "positions": ("<u4",),
         "buckets": ("<u4",),
@@ -91,7 +91,7 @@ def check_manifest(manifest: Manifest) -> None:
     for column, length in _lengths(manifest, found).items():
         if found[column] != length:
             raise _corrupt(f"column {column!r} has another length", found[column], length)
-    if manifest.kind == "context_array":
+    if manifest.kind == CORPUS_KIND:
         _check_document_entries(manifest, entries)
     if manifest.kind == "dense" and not manifest.model_fingerprint:
         raise _corrupt("the datastore does not say which model its states are of", None, "model_fingerprint")
@@ -131,7 +131,7 @@ def _row_lengths(manifest: Manifest, found: Mapping[str, int]) -> dict[str, int]
 
 
 _LENGTHS: dict[str, Callable[[Manifest, Mapping[str, int]], dict[str, int]]] = {
-    "context_array": _context_array_lengths,
+    CORPUS_KIND: _context_array_lengths,
     "dense": _dense_lengths,
     "adjacency_rows": _row_lengths,
 }
@@ -216,7 +216,7 @@ def _check_counts(offered: Column, right: Column, progress: Progress) -> None:
 
 
 _CHECKS: dict[str, Callable[[Manifest, Mapping[str, Column], Progress], None]] = {
-    "context_array": _check_context_array,
+    CORPUS_KIND: _check_context_array,
     "dense": _check_dense,
     "adjacency_rows": _check_adjacency_rows,
 }

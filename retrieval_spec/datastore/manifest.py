@@ -27,6 +27,8 @@ from retrieval_spec.errors import InvalidRequest
 
 FORMAT_NAME = "retrieval-spec-datastore"
 FORMAT_VERSION = 1
+CORPUS_KIND = "context_array"
+"""The kind of datastores that are text: an index over contexts."""
 MANIFEST_NAME = "manifest.json"
 MAX_TOKENS = 2**32
 """Positions are uint32: a larger corpus is several datastores."""
@@ -84,7 +86,7 @@ class Facts:
     depth_tokens: int
     tokenizer: TokenizerFacts
     created_by: str
-    kind: str = "context_array"
+    kind: str = CORPUS_KIND
     model_fingerprint: str = ""
 
 

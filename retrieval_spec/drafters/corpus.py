@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from retrieval_spec.datastore.manifest import TRANSLATE
+from retrieval_spec.datastore.manifest import CORPUS_KIND, TRANSLATE
 from retrieval_spec.datastore.segments import Place, Segments, open_segments
 from retrieval_spec.datastore.store import Datastore
 from retrieval_spec.drafters.base import Budget, Cursor, own_source
@@ -19,8 +19,6 @@ from retrieval_spec.feedback import Feedback
 from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.structures.context_arrays import ContextArrays, new_scratch
 from retrieval_spec.tree import DraftTree, Tokens
-
-KIND = "context_array"
 
 
 class Rule(Protocol):
@@ -44,8 +42,8 @@ def open_arrays(vocab_size: int, path: Place) -> tuple[ContextArrays, str]:
 
 def _arrays_of(vocab_size: int, segments: Segments, stores: Sequence[Datastore]) -> tuple[ContextArrays, str]:
     manifest, path = segments.manifest, segments.path
-    if manifest.kind != KIND:
-        raise InvalidRequest(f"datastore {path} is of another kind", got=manifest.kind, expected=KIND)
+    if manifest.kind != CORPUS_KIND:
+        raise InvalidRequest(f"datastore {path} is of another kind", got=manifest.kind, expected=CORPUS_KIND)
     arrays = ContextArrays(
         [
             ContextArray.from_columns(store.columns, depth_tokens=store.manifest.depth_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from retrieval_spec.datastore.manifest import CORPUS_KIND
 from retrieval_spec.datastore.segments import Place, Segments, open_segments
 from retrieval_spec.drafters.base import Drafter
 from retrieval_spec.drafters.preset import Preset, Source
@@ -11,11 +12,11 @@ from retrieval_spec.drafters.registry import drafter_class
 from retrieval_spec.errors import InvalidRequest
 
 STORE_KINDS = {
-    "corpus": "context_array",
+    "corpus": CORPUS_KIND,
     "dense": "dense",
-    "ngram_cache": "context_array",
+    "ngram_cache": CORPUS_KIND,
     "recycling": "adjacency_rows",
-    "trigram": "context_array",
+    "trigram": CORPUS_KIND,
 }
 """Source -> kind of the datastores that it drafts from; other sources need none."""
 
