@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,10 +75,24 @@ def _change(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
+    if arguments.documents:
+        _list_documents(arguments)
+        return
     from retrieval_spec.commands.inspect import inspect_command, readable
 
     facts = inspect_command(arguments)
     _print(facts if arguments.json else readable(facts), arguments.json)
+
+
+def _list_documents(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.commands.documents import list_documents
+
+    try:
+        for listed in list_documents(arguments):
+            print(json.dumps(listed._asdict()) if arguments.json else listed.line())
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _verify(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -206,16 +205,13 @@ def _ids_of(change: Change) -> set[int]:
 
 
 def _chosen(documents: Documents, ids: Collection[int], origins: Collection[str]) -> NDArray[np.bool_]:
-    names = documents.origin_names
-    numbers = [at for at, name in enumerate(names) if any(fnmatchcase(name, other) for other in origins)]
-    chosen: NDArray[np.bool_] = np.isin(documents.origins, np.array(numbers, np.uint32))
-    return chosen | np.isin(documents.ids, np.array(sorted(ids), np.int64))
+    return documents.come_from(origins) | np.isin(documents.ids, np.array(sorted(ids), np.int64))
 
 
 def _check_removal(num_removed: int, num_left: int) -> None:
     if not num_removed:
         raise InvalidRequest(
-            "no document is to be removed", remedy="see `retrieval-spec inspect` for origins"
+            "no document is to be removed", remedy="`retrieval-spec inspect DIR --documents` lists them"
         )
     if not num_left:
         raise InvalidRequest("no document would remain", remedy="delete the folder")

@@ -19,7 +19,7 @@ from retrieval_spec import encoding as encoding_module
 from retrieval_spec.build import build_datastore
 from retrieval_spec.cli import main
 from retrieval_spec.datastore.corpus import Corpus
-from retrieval_spec.datastore.documents import Documents, document_id, joined
+from retrieval_spec.datastore.documents import Documents, document_id, joined, shown_id
 from retrieval_spec.datastore.generation import (
     GENERATION_NAME,
     MAX_SEGMENTS,
@@ -527,8 +527,7 @@ def test_a_datastore_grows_shrinks_and_is_compacted_from_the_command_line(tmp_pa
     facts = run("inspect", store, "--sample", 0)
     assert (facts["generation"], len(facts["segments"])) == (1, 2)
     assert sorted(facts["origins"].values()) == [4, 6]
-    number = document_id(np.array(ids_of(texts(7, 4))[0]))
-    shown = number.to_bytes(8, "big", signed=True).hex()
+    shown = shown_id(document_id(np.array(ids_of(texts(7, 4))[0])))
     assert run("remove", store, "--id", shown, "--origin", "*one.jsonl")["num_removed"] == 7
     assert run("compact", store, "--memory-limit", "2G")["num_segments"] == 1
     assert held(store) == ids_of(texts(7, 4))[1:]

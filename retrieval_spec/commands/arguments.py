@@ -130,7 +130,9 @@ def _add_remove(commands: Any) -> None:
     parser.add_argument(
         "--origin", action="append", default=[], metavar="NAME", help="the file it came from; * and ? allowed"
     )
-    parser.add_argument("--id", action="append", default=[], metavar="ID", help="16 hexadecimal digits")
+    parser.add_argument(
+        "--id", action="append", default=[], metavar="ID", help="as `inspect --documents` lists it"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads for sorting (default: all cores)")
     _add_json(parser)
 
@@ -173,7 +175,19 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument(
         "--ngrams", type=int, nargs="+", metavar="N", help="tokens of repeated n-grams (default: 4 8 16)"
     )
-    parser.add_argument("--tokenizer", metavar="PATH", help="shows n-grams as text")
+    parser.add_argument(
+        "--documents",
+        action="store_true",
+        help="list every document instead: id, tokens, origin; with --tokenizer how it begins",
+    )
+    parser.add_argument(
+        "--origin",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="list only documents of this file; * and ? allowed; may be repeated",
+    )
+    parser.add_argument("--tokenizer", metavar="PATH", help="shows n-grams and documents as text")
     _add_json(parser)
 
 

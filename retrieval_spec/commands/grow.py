@@ -10,10 +10,10 @@ from typing import Any
 
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.corpus import Corpus
+from retrieval_spec.datastore.documents import id_of
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.grow import append_documents, compact, remove_documents
 
-_ID = re.compile(r"[0-9a-f]{16}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -79,17 +79,6 @@ CHANGES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "remove": remove_command,
     "compact": compact_command,
 }
-
-
-def id_of(text: str) -> int:
-    """Returns a document's id from the 16 hexadecimal digits that people see.
-
-    Raises:
-        InvalidRequest: it is something else.
-    """
-    if not _ID.fullmatch(text):
-        raise InvalidRequest("no document's id", got=text[:40], expected="16 hexadecimal digits")
-    return int.from_bytes(bytes.fromhex(text), "big", signed=True)
 
 
 def size_of(text: str | None) -> int | None:

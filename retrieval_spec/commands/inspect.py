@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval_spec.commands.documents import tokenizer_of
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.corpus_stats import (
     NGRAM_TOKENS,
@@ -23,9 +24,9 @@ from retrieval_spec.corpus_stats import (
 from retrieval_spec.datastore.documents import Documents
 from retrieval_spec.datastore.manifest import CORPUS_KIND
 from retrieval_spec.datastore.progress import Progress
-from retrieval_spec.datastore.segments import Segments, inspect_segments, open_segments
+from retrieval_spec.datastore.segments import inspect_segments, open_segments
 from retrieval_spec.datastore.store import Datastore
-from retrieval_spec.datastore.tokenizer import Tokenizer, check_same_tokenizer, load_tokenizer
+from retrieval_spec.datastore.tokenizer import Tokenizer
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.leave_one_out import MAX_NODES, predict_acceptance
 
@@ -45,10 +46,12 @@ def inspect_command(arguments: argparse.Namespace) -> dict[str, Any]:
         InvalidRequest: a number out of range.
         TokenizerMismatch: `--tokenizer` is not the one that the datastore was built with.
     """
+    if arguments.origin:
+        raise InvalidRequest("--origin chooses documents", remedy="give --documents too, or leave it out")
     if arguments.sample < 0:
         raise InvalidRequest("--sample is out of range", got=arguments.sample, expected="0 or more")
     segments = open_segments(arguments.datastore)
-    tokenizer = _tokenizer_of(segments, arguments.tokenizer)
+    tokenizer = tokenizer_of(segments, arguments.tokenizer)
     facts = inspect_segments(segments)
     if segments.manifest.kind != CORPUS_KIND:
         return facts
@@ -69,16 +72,6 @@ def _origins(stores: Sequence[Datastore]) -> dict[str, int]:
             numbers = np.bincount(documents.origins, minlength=len(documents.origin_names)).tolist()
             counts.update(dict(zip(documents.origin_names, numbers, strict=True)))
     return {name: count for name, count in counts.most_common(_NUM_ORIGINS) if count}
-
-
-def _tokenizer_of(segments: Segments, path: str | None) -> Tokenizer | None:
-    if path is None:
-        return None
-    tokenizer = load_tokenizer(path)
-    check_same_tokenizer(
-        tokenizer, segments.manifest, segments.path, remedy="name the tokenizer that it was built with"
-    )
-    return tokenizer
 
 
 def _measured(

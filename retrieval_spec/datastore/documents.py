@@ -8,8 +8,10 @@ from __future__ import annotations
 import array
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import IO, Any
 
@@ -17,9 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec.datastore.manifest import SEPARATORS
+from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.tree import TOKEN, Tokens
 
 _CHUNK_TOKENS = 1 << 20
+_CHUNK_DOCUMENTS = 1 << 12
+_SHOWN_ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _SEPARATOR = SEPARATORS["<i4"]
 
 Column = NDArray[Any]
@@ -29,6 +34,27 @@ def document_id(token_ids: NDArray[Any]) -> int:
     """Returns the first 8 bytes of the SHA-256 of a document's ids (int32, little-endian), signed."""
     data = np.ascontiguousarray(token_ids, np.dtype("<i4"))
     return int.from_bytes(hashlib.sha256(data.data).digest()[:8], "little", signed=True)
+
+
+def shown_id(number: int) -> str:
+    """Returns an id as people see it: the first 16 hexadecimal digits of the SHA-256."""
+    return number.to_bytes(8, "little", signed=True).hex()
+
+
+def id_of(shown: str) -> int:
+    """Returns the id that people see as these 16 hexadecimal digits.
+
+    Raises:
+        InvalidRequest: they are something else.
+    """
+    if not _SHOWN_ID.fullmatch(shown):
+        raise InvalidRequest(
+            "no document's id",
+            got=shown[:40],
+            expected="16 hexadecimal digits",
+            remedy="`retrieval-spec inspect DIR --documents` shows them",
+        )
+    return int.from_bytes(bytes.fromhex(shown), "little", signed=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +80,18 @@ class Documents:
 
     def each(self) -> Iterator[tuple[NDArray[Any], str]]:
         """Yields each document's ids, without the separator, and what it came from."""
-        edges = pairwise([*self.starts.tolist(), len(self.tokens)])
-        for (start, stop), origin in zip(edges, self.origins.tolist(), strict=True):
-            yield self.tokens[start : stop - 1], self.origin_names[origin]
+        for first in range(0, len(self), _CHUNK_DOCUMENTS):
+            starts = self.starts[first : first + _CHUNK_DOCUMENTS + 1].tolist()
+            edges = starts if first + _CHUNK_DOCUMENTS < len(self) else [*starts, len(self.tokens)]
+            origins = self.origins[first : first + _CHUNK_DOCUMENTS].tolist()
+            for (start, stop), origin in zip(pairwise(edges), origins, strict=True):
+                yield self.tokens[start : stop - 1], self.origin_names[origin]
+
+    def come_from(self, patterns: Collection[str]) -> NDArray[np.bool_]:
+        """Returns bool[d], which documents came from files so named; `*` and `?` stand for anything."""
+        names = self.origin_names
+        numbers = [at for at, name in enumerate(names) if any(fnmatchcase(name, other) for other in patterns)]
+        return np.isin(self.origins, np.array(numbers, np.uint32))
 
     def columns(self) -> dict[str, Column]:
         """Returns what belongs on disk beside the index."""
