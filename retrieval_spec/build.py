@@ -5,15 +5,13 @@ Memory stays within 12 bytes a token and half a gigabyte: what is read is encode
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from retrieval_spec.datastore.atomic import check_free
 from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.manifest import check_label
 from retrieval_spec.datastore.progress import NoProgress, Progress
-from retrieval_spec.datastore.readers.reading import OnError
-from retrieval_spec.datastore.recipe import load_recipe
+from retrieval_spec.datastore.recipe import Recipe, load_recipe
 from retrieval_spec.datastore.store import check_replaceable
 from retrieval_spec.datastore.tokenizer import load_tokenizer
 from retrieval_spec.encoding import Encoder, batches_of, no_documents, segment_tokens_for
@@ -36,15 +34,10 @@ def build_recipe(
     """
     plan = load_recipe(recipe)
     return build_datastore(
-        plan.inputs,
+        _corpus_of(plan),
         tokenizer=plan.tokenizer,
         out=plan.out if out is None else out,
         name=plan.name,
-        text_field=plan.text_field,
-        include=plan.include,
-        exclude=plan.exclude,
-        on_error=plan.on_error,
-        skip_licence_headers=plan.skip_licence_headers,
         depth_tokens=DEPTH_TOKENS if plan.depth_tokens is None else plan.depth_tokens,
         threads=threads,
         replace=replace,
@@ -52,17 +45,23 @@ def build_recipe(
     )
 
 
+def _corpus_of(recipe: Recipe) -> Corpus:
+    return Corpus(
+        recipe.inputs,
+        recipe.text_field,
+        recipe.exclude,
+        include=recipe.include,
+        on_error=recipe.on_error,
+        skip_licence_headers=recipe.skip_licence_headers,
+    )
+
+
 def build_datastore(
-    inputs: Sequence[str | Path],
+    corpus: Corpus,
     *,
     tokenizer: str | Path,
     out: str | Path,
     name: str | None = None,
-    text_field: str | None = None,
-    include: Collection[str] = (),
-    exclude: Collection[str] = (),
-    on_error: OnError = "stop",
-    skip_licence_headers: bool = False,
     depth_tokens: int = DEPTH_TOKENS,
     threads: int | None = None,
     memory_limit_bytes: int | None = None,
@@ -76,15 +75,10 @@ def build_datastore(
     build that was killed and is begun again goes on after them.
 
     Args:
-        inputs: files and folders of text, JSONL (plain, gz, zst), parquet, Arrow or token arrays.
+        corpus: the documents.
         tokenizer: the target model's `tokenizer.json` or folder.
         out: where the datastore goes.
         name: what it is called; the last part of `out` by default.
-        text_field: the JSON field or column that holds the text.
-        include: names or glob patterns of what alone is read in folders.
-        exclude: names or glob patterns of what is left out of folders.
-        on_error: whether what cannot be read stops the build, or is counted, told and passed over.
-        skip_licence_headers: whether source files are read without a licence comment at their top.
         depth_tokens: how many tokens of a context the order considers.
         threads: threads that sort; all cores by default.
         memory_limit_bytes: what the build may take; by default half of what the machine has.
@@ -103,14 +97,6 @@ def build_datastore(
     (check_replaceable if replace else check_free)(target)
     max_tokens = segment_tokens_for(memory_limit_bytes)
     encoder = load_tokenizer(tokenizer)
-    corpus = Corpus(
-        inputs,
-        text_field,
-        exclude,
-        include=include,
-        on_error=on_error,
-        skip_licence_headers=skip_licence_headers,
-    )
     plan = Plan(target, facts_of(label, encoder, depth_tokens), threads, replace, progress)
     progress.start("encoding", corpus.num_bytes, "B")
     source = {**corpus.fingerprint(), "max_tokens": max_tokens, "drop_duplicates": drop_duplicates}

@@ -83,7 +83,7 @@ def build_dense(
     """Builds a dense datastore: for every token, the state that the target model decided it with.
 
     Args:
-        inputs: files and folders of text, as for `build.build_datastore`.
+        inputs: files and folders of text, as for `Corpus`.
         model: the target, a causal model of transformers; it runs where it lies.
         tokenizer: the target's `tokenizer.json` or folder.
         out: where the datastore goes; while it is built, `.NAME.work` beside it holds finished parts.

@@ -12,6 +12,7 @@ from retrieval_spec import encoding as encoding_module
 from retrieval_spec.build import build_datastore, build_recipe
 from retrieval_spec.cli import main
 from retrieval_spec.datastore import documents as documents_module
+from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.recipe import load_recipe
 from retrieval_spec.datastore.store import open_datastore, verify_datastore
 from retrieval_spec.errors import (
@@ -52,7 +53,7 @@ TEXTS = ["a b c", "", "   ", "d", "a b last"]
 
 def test_texts_become_a_datastore(tmp_path, place, tokenizer):
     inputs = [write_lines(tmp_path / "one.jsonl", TEXTS), write_lines(tmp_path / "two.jsonl", ["c"])]
-    assert build_datastore(inputs, tokenizer=tokenizer, out=place) == place
+    assert build_datastore(Corpus(inputs), tokenizer=tokenizer, out=place) == place
     manifest = verify_datastore(place)
     columns = open_datastore(place).columns
     end = 65_535
@@ -76,7 +77,7 @@ def test_ids_are_as_wide_as_they_need_to_be(tmp_path, place, word, dtype, end, m
     monkeypatch.setattr(documents_module, "_CHUNK_TOKENS", 3)
     tokenizer = write_tokenizer(tmp_path / "wide", WIDE_WORDS)
     texts = ["a b c d", f"b {word}", "d c b a"]
-    build_datastore([write_lines(tmp_path / "one.jsonl", texts)], tokenizer=tokenizer, out=place)
+    build_datastore(Corpus([write_lines(tmp_path / "one.jsonl", texts)]), tokenizer=tokenizer, out=place)
     manifest = verify_datastore(place)
     assert (manifest.token_dtype, manifest.separator, manifest.vocab_size) == (dtype, end, 151_001)
     expected = [0, 1, 7, 300, end, 1, WIDE_WORDS[word], end, 300, 7, 1, 0, end]
@@ -85,10 +86,10 @@ def test_ids_are_as_wide_as_they_need_to_be(tmp_path, place, word, dtype, end, m
 
 def test_batches_change_nothing(tmp_path, place, tokenizer, monkeypatch):
     lines = write_lines(tmp_path / "one.jsonl", ["a b c d"[: n % 8] for n in range(200)])
-    whole = build_datastore([lines], tokenizer=tokenizer, out=place)
+    whole = build_datastore(Corpus([lines]), tokenizer=tokenizer, out=place)
     monkeypatch.setattr(encoding_module, "_BATCH_CHARACTERS", 10)
     small = build_datastore(
-        [lines], tokenizer=tokenizer, out=place.with_name("other"), name="words", threads=1
+        Corpus([lines]), tokenizer=tokenizer, out=place.with_name("other"), name="words", threads=1
     )
     assert [(whole / name).read_bytes() for name in FILES] == [(small / name).read_bytes() for name in FILES]
 
@@ -96,28 +97,29 @@ def test_batches_change_nothing(tmp_path, place, tokenizer, monkeypatch):
 def test_every_stage_is_told(tmp_path, place, tokenizer):
     told = ToldProgress()
     lines = write_lines(tmp_path / "one.jsonl", TEXTS)
-    build_datastore([lines], tokenizer=tokenizer, out=place, progress=told)
+    build_datastore(Corpus([lines]), tokenizer=tokenizer, out=place, progress=told)
     stages = [(stage, unit) for stage, _, unit, _ in told.stages]
     assert stages == [("encoding", "B"), ("sorting", "tokens"), ("writing", "B")]
     assert told.is_complete()
 
 
-def test_a_taken_place_is_found_before_anything_is_read(place):
+def test_a_taken_place_is_found_before_anything_is_read(tmp_path, place):
     place.mkdir()
+    corpus = Corpus([write_lines(tmp_path / "one.jsonl", ["a b"])])
     with pytest.raises(DatastoreExists):
-        build_datastore(["nowhere.txt"], tokenizer="nowhere", out=place)
+        build_datastore(corpus, tokenizer="nowhere", out=place)
     with pytest.raises(DatastoreError, match="no datastore"):
-        build_datastore(["nowhere.txt"], tokenizer="nowhere", out=place, replace=True)
+        build_datastore(corpus, tokenizer="nowhere", out=place, replace=True)
     with pytest.raises(MissingPath, match="create it first"):
-        build_datastore(["nowhere.txt"], tokenizer="nowhere", out=place / "no" / "where")
+        build_datastore(corpus, tokenizer="nowhere", out=place / "no" / "where")
 
 
 def test_a_datastore_is_replaced_when_asked(tmp_path, place, tokenizer):
-    build_datastore([write_lines(tmp_path / "one.jsonl", ["a b"])], tokenizer=tokenizer, out=place)
+    build_datastore(Corpus([write_lines(tmp_path / "one.jsonl", ["a b"])]), tokenizer=tokenizer, out=place)
     lines = write_lines(tmp_path / "one.jsonl", ["a b c"])
     with pytest.raises(DatastoreExists):
-        build_datastore([lines], tokenizer=tokenizer, out=place)
-    build_datastore([lines], tokenizer=tokenizer, out=place, replace=True)
+        build_datastore(Corpus([lines]), tokenizer=tokenizer, out=place)
+    build_datastore(Corpus([lines]), tokenizer=tokenizer, out=place, replace=True)
     assert verify_datastore(place).num_tokens == 4
     assert [path.name for path in place.parent.iterdir()] == ["words"]
 
@@ -130,14 +132,20 @@ def test_a_datastore_is_replaced_when_asked(tmp_path, place, tokenizer):
         ({"depth_tokens": 0}, "depth_tokens is out of range"),
         ({"depth_tokens": 65}, "depth_tokens is out of range"),
         ({"threads": 0}, "threads is out of range"),
-        ({"text_field": "body"}, "no text; got text; expected body"),
     ],
     ids=str,
 )
 def test_wrong_options_are_refused(tmp_path, place, tokenizer, options, said):
     lines = write_lines(tmp_path / "one.jsonl", ["a b"])
     with pytest.raises(InvalidRequest, match=said):
-        build_datastore([lines], tokenizer=tokenizer, out=place, **options)
+        build_datastore(Corpus([lines]), tokenizer=tokenizer, out=place, **options)
+    assert list(place.parent.iterdir()) == []
+
+
+def test_a_field_that_no_row_has_is_refused(tmp_path, place, tokenizer):
+    lines = write_lines(tmp_path / "one.jsonl", ["a b"])
+    with pytest.raises(InvalidRequest, match="no text; got text; expected body"):
+        build_datastore(Corpus([lines], "body"), tokenizer=tokenizer, out=place)
     assert list(place.parent.iterdir()) == []
 
 
@@ -145,14 +153,14 @@ def test_a_corpus_without_text_is_refused(tmp_path, place, tokenizer):
     (tmp_path / "binary.txt").write_bytes(b"\0\1")
     inputs = [write_lines(tmp_path / "one.jsonl", ["", "  "]), tmp_path / "binary.txt"]
     with pytest.raises(InvalidRequest, match=r"no documents found.*got 1 files that are no UTF-8 text"):
-        build_datastore(inputs, tokenizer=tokenizer, out=place)
+        build_datastore(Corpus(inputs), tokenizer=tokenizer, out=place)
     assert list(place.parent.iterdir()) == []
 
 
 def test_recorded_ids_stand_among_texts_as_they_are(tmp_path, place, tokenizer):
     rows = [{"text": "a b"}, {"prompt_ids": [7, 1], "output_ids": [300, 0]}, {"text": "c"}]
     (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    build_datastore([tmp_path / "one.jsonl"], tokenizer=tokenizer, out=place)
+    build_datastore(Corpus([tmp_path / "one.jsonl"]), tokenizer=tokenizer, out=place)
     end = 65_535
     assert open_datastore(place).columns["tokens"].tolist() == [0, 1, end, 7, 1, 300, 0, end, 7, end]
 
@@ -163,8 +171,9 @@ def test_ids_of_another_tokenizer_stop_the_build_or_are_passed_over(tmp_path, pl
     with pytest.raises(
         InvalidRequest, match=r"one\.jsonl:2: token id at index 0 is outside the vocab.*65535"
     ):
-        build_datastore([tmp_path / "one.jsonl"], tokenizer=tokenizer, out=place)
-    build_datastore([tmp_path / "one.jsonl"], tokenizer=tokenizer, out=place, on_error="skip")
+        build_datastore(Corpus([tmp_path / "one.jsonl"]), tokenizer=tokenizer, out=place)
+    corpus = Corpus([tmp_path / "one.jsonl"], on_error="skip")
+    build_datastore(corpus, tokenizer=tokenizer, out=place)
     assert verify_datastore(place).num_documents == 2
     assert "skipped of" in caplog.text
     assert "1 row, the first because" in caplog.text
@@ -174,7 +183,7 @@ def test_a_bad_line_at_the_end_leaves_nothing(tmp_path, place, tokenizer):
     lines = write_lines(tmp_path / "one.jsonl", ["a b"] * 100)
     lines.write_text(lines.read_text() + "{\n")
     with pytest.raises(InvalidRequest, match=r"one\.jsonl:101: not JSON"):
-        build_datastore([lines], tokenizer=tokenizer, out=place)
+        build_datastore(Corpus([lines]), tokenizer=tokenizer, out=place)
     assert list(place.parent.iterdir()) == []
 
 
@@ -201,14 +210,14 @@ def test_a_full_disk_is_named(tmp_path, place, tokenizer, monkeypatch):
     with pytest.raises(
         DatastoreError, match=r"cannot write .*words; got No space left on device; free space"
     ):
-        build_datastore([lines], tokenizer=tokenizer, out=place)
+        build_datastore(Corpus([lines]), tokenizer=tokenizer, out=place)
 
 
 @pytest.mark.parametrize("stage", ["encoding", "sorting", "writing"])
 def test_an_interrupt_in_any_stage_leaves_nothing(tmp_path, place, tokenizer, stage):
     lines = write_lines(tmp_path / "one.jsonl", TEXTS)
     with pytest.raises(KeyboardInterrupt):
-        build_datastore([lines], tokenizer=tokenizer, out=place, progress=InterruptedProgress(stage))
+        build_datastore(Corpus([lines]), tokenizer=tokenizer, out=place, progress=InterruptedProgress(stage))
     assert list(place.parent.iterdir()) == []
 
 

@@ -155,7 +155,7 @@ def test_a_template_in_a_file_of_its_own_is_found(tmp_path, model):
 
 def test_control_tokens_of_the_template_become_their_ids(tmp_path, model):
     path = lines(tmp_path / "a.jsonl", {"messages": OPENAI})
-    build_datastore([path], tokenizer=model, out=tmp_path / "store")
+    build_datastore(Corpus([path]), tokenizer=model, out=tmp_path / "store")
     tokenizer = load_tokenizer(model)
     (end,) = tokenizer.encode_batch(["<|endoftext|>"])[0]
     assert open_datastore(tmp_path / "store").columns["tokens"].tolist().count(end) == 3

@@ -68,7 +68,7 @@ def write_texts(path: Path, lines: list[str]) -> Path:
 @pytest.fixture
 def store(tmp_path, tokenizer) -> Path:
     one = write_texts(tmp_path / "one.jsonl", texts(0, 6))
-    return build_datastore([one], tokenizer=tokenizer, out=tmp_path / "store")
+    return build_datastore(Corpus([one]), tokenizer=tokenizer, out=tmp_path / "store")
 
 
 def held(path: Path) -> list[list[int]]:
@@ -219,7 +219,7 @@ def test_compaction_keeps_every_document_and_gives_the_drafts_of_one_build(tmp_p
     changed = compact(store)
     assert (changed.num_segments, held(store)) == (1, before)
     verify_segments(store)
-    whole = build_datastore(files, tokenizer=tokenizer, out=tmp_path / "whole")
+    whole = build_datastore(Corpus(files), tokenizer=tokenizer, out=tmp_path / "whole")
     compacted = open_segments(store).stores[0].columns
     for name, column in open_segments(whole).stores[0].columns.items():
         assert compacted[name].tolist() == column.tolist()
@@ -423,7 +423,9 @@ def small_segments(monkeypatch, tokens: int) -> None:
 def test_a_corpus_that_is_too_long_for_the_memory_becomes_segments(tmp_path, tokenizer, monkeypatch):
     small_segments(monkeypatch, 40)
     lines = write_texts(tmp_path / "one.jsonl", texts(0, 9))
-    place = build_datastore([lines], tokenizer=tokenizer, out=tmp_path / "parts", memory_limit_bytes=40)
+    place = build_datastore(
+        Corpus([lines]), tokenizer=tokenizer, out=tmp_path / "parts", memory_limit_bytes=40
+    )
     segments = open_segments(place)
     assert len(segments.stores) >= 3
     assert all(segment.manifest.num_tokens <= 40 for segment in segments.stores)
@@ -437,7 +439,11 @@ def test_duplicates_are_left_out_on_request_also_across_segments(tmp_path, token
     small_segments(monkeypatch, 40)
     lines = write_texts(tmp_path / "one.jsonl", texts(0, 5) + texts(0, 5) + texts(7, 2))
     place = build_datastore(
-        [lines], tokenizer=tokenizer, out=tmp_path / "parts", memory_limit_bytes=40, drop_duplicates=True
+        Corpus([lines]),
+        tokenizer=tokenizer,
+        out=tmp_path / "parts",
+        memory_limit_bytes=40,
+        drop_duplicates=True,
     )
     assert held(place) == ids_of(texts(0, 5) + texts(7, 2))
 
@@ -448,7 +454,7 @@ def test_a_killed_build_goes_on_after_what_is_finished(tmp_path, tokenizer, monk
 
     def build() -> Path:
         return build_datastore(
-            [lines], tokenizer=tokenizer, out=tmp_path / "parts", memory_limit_bytes=40, threads=1
+            Corpus([lines]), tokenizer=tokenizer, out=tmp_path / "parts", memory_limit_bytes=40, threads=1
         )
 
     num_resumed = 0
@@ -489,11 +495,11 @@ def test_a_second_build_of_one_place_is_refused_and_does_not_disturb_the_first(
             if stage == "encoding":
                 return  # the first one takes its lock after that
             with pytest.raises(DatastoreError, match="another process"):
-                build_datastore([lines], tokenizer=tokenizer, out=out, memory_limit_bytes=40)
+                build_datastore(Corpus([lines]), tokenizer=tokenizer, out=out, memory_limit_bytes=40)
             refused.append(stage)
 
     build_datastore(
-        [lines], tokenizer=tokenizer, out=out, memory_limit_bytes=40, progress=WhileAnotherBegins()
+        Corpus([lines]), tokenizer=tokenizer, out=out, memory_limit_bytes=40, progress=WhileAnotherBegins()
     )
     assert {"sorting", "writing"} <= set(refused)
     assert held(out) == ids_of(texts(0, 9))
@@ -504,10 +510,12 @@ def test_a_build_of_another_corpus_does_not_go_on_after_this_one(tmp_path, token
     lines = write_texts(tmp_path / "one.jsonl", texts(0, 9))
     out = tmp_path / "parts"
     run_until(
-        "mkdir", 6, lambda: build_datastore([lines], tokenizer=tokenizer, out=out, memory_limit_bytes=40)
+        "mkdir",
+        6,
+        lambda: build_datastore(Corpus([lines]), tokenizer=tokenizer, out=out, memory_limit_bytes=40),
     )
     write_texts(tmp_path / "one.jsonl", texts(13, 9))
-    build_datastore([lines], tokenizer=tokenizer, out=out, memory_limit_bytes=40)
+    build_datastore(Corpus([lines]), tokenizer=tokenizer, out=out, memory_limit_bytes=40)
     assert held(out) == ids_of(texts(13, 9))
 
 

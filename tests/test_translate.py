@@ -9,6 +9,7 @@ import pytest
 
 from retrieval_spec import translate as translate_module
 from retrieval_spec.build import build_datastore
+from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.segments import Segments
 from retrieval_spec.datastore.store import open_datastore, verify_datastore, write_datastore
 from retrieval_spec.datastore.tokenizer import check_same_tokenizer, load_tokenizer
@@ -83,7 +84,7 @@ def write_lines(path: Path, texts: list[str]) -> Path:
 
 def built(out: Path, tokenizer: Path, texts: list[str] = TEXTS, **options) -> Path:
     lines = write_lines(out.parent.parent / "texts.jsonl", texts)
-    return build_datastore([lines], tokenizer=tokenizer, out=out, **options)
+    return build_datastore(Corpus([lines]), tokenizer=tokenizer, out=out, **options)
 
 
 def names(place: Path) -> list[str]:

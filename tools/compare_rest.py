@@ -28,6 +28,7 @@ from replays import accepted_nodes
 
 from retrieval_spec.build import build_datastore
 from retrieval_spec.commands.progress_bar import progress_bar
+from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.store import open_datastore
 from retrieval_spec.datastore.tokenizer import load_tokenizer
 from retrieval_spec.drafters.base import Budget
@@ -163,7 +164,8 @@ def store(corpora: list[Path], tokenizer: Path, share: float = 1.0) -> Iterator[
         kept = lines[:: round(1 / share)]
         (Path(folder) / "corpus.jsonl").write_text("\n".join(kept))
         out = Path(folder) / "store"
-        build_datastore([Path(folder) / "corpus.jsonl"], tokenizer=tokenizer, out=out, progress=progress)
+        corpus = Corpus([Path(folder) / "corpus.jsonl"])
+        build_datastore(corpus, tokenizer=tokenizer, out=out, progress=progress)
         yield out, sum(len(line.encode()) for line in kept)
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from retrieval_spec.build import build_datastore, build_recipe
-from retrieval_spec.commands.grow import size_of
+from retrieval_spec.commands.grow import corpus_of, size_of
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.errors import InvalidRequest
@@ -52,14 +52,9 @@ def _from_recipe(arguments: argparse.Namespace, progress: Progress) -> Path:
 def _from_text(arguments: argparse.Namespace, progress: Progress) -> Path:
     require(arguments, "inputs", "tokenizer", "out")
     return build_datastore(
-        arguments.inputs,
+        corpus_of(arguments),
         tokenizer=arguments.tokenizer,
         out=arguments.out,
-        text_field=arguments.text_field,
-        include=arguments.include,
-        exclude=arguments.exclude,
-        on_error=arguments.on_error,
-        skip_licence_headers=arguments.skip_licence_headers,
         threads=arguments.threads,
         memory_limit_bytes=size_of(arguments.memory_limit),
         drop_duplicates=arguments.drop_duplicates,

@@ -23,6 +23,7 @@ from retrieval_spec.build import build_datastore
 from retrieval_spec.client import DraftClient, DraftSource
 from retrieval_spec.commands.generate import load_model
 from retrieval_spec.commands.progress_bar import progress_bar
+from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.demo_model import demo_model_dir
 from retrieval_spec.errors import InvalidRequest, ServiceUnavailable
@@ -69,7 +70,7 @@ def run_demo(model_dir: str | None, num_prompts: int, max_new_tokens: int, max_n
     model, tokenizer = load_model(folder)
     with tempfile.TemporaryDirectory(prefix="retrieval-spec-demo-") as scratch, progress_bar() as progress:
         datastore = Path(scratch) / "python-stdlib"
-        build_datastore(standard_library(), tokenizer=folder, out=datastore, progress=progress)
+        build_datastore(Corpus(standard_library()), tokenizer=folder, out=datastore, progress=progress)
         with sidecar(datastore, folder, Path(scratch)) as (server_pid, address):
             client = DraftClient(address)
             try:
