@@ -259,6 +259,7 @@ def test_a_store_without_ids_can_grow(tmp_path, tokenizer):
     assert documents.ids.tolist() == [document_id(np.array([1, 2, 3])), document_id(np.array([4, 5]))]
     assert remove_documents(old, ids=documents.ids[:1].tolist()).num_removed == 1
     assert held(old) == [[4, 5]]
+    verify_segments(old)  # that of a single name, the empty one, too
 
 
 # Writers and readers at once

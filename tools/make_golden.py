@@ -3,12 +3,14 @@
     python tools/make_golden.py [FOLDER]        default: datastores/golden/v1
 
 The index is sorted here in plain Python, from FORMAT.md alone, so that the package is compared with the
-specification and not with itself. Changed bytes mean a new format version, and a folder of its own.
+specification and not with itself. So are the answers in `answers.json`: what the stores hold and what their
+longest matches are. Changed bytes mean a new format version, and a folder of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -30,6 +32,32 @@ STORES = {
     "int32": (np.dtype("<i4"), 151_936, [[id_ + 65_531 for id_ in document] for document in SMALL]),
     "empty": (np.dtype("<u2"), 10, []),
 }
+
+# Grown stores: generation, then each segment's place, type and documents with what they came from.
+# `grown`: a store of two documents, two appends, and one document removed from the first of these.
+# `moved`: one append, then a document of the store's own folder removed: that folder is no segment any more.
+GROWN = {
+    "grown": (
+        3,
+        [
+            (".", "<u2", [([3, 1, 4, 1, 5, 9, 2, 6], "one.txt"), ([7], "one.txt")]),
+            (
+                "segments/00000000000000b0",
+                "<i4",
+                [([1, 4, 1, 5, 70_001], "\u00fc.md"), ([70_001, 5], "one.txt")],
+            ),
+            ("segments/00000000000000a1", "<u2", [([1, 4, 1, 5, 8, 9], "two.txt")]),
+        ],
+    ),
+    "moved": (
+        2,
+        [
+            ("segments/00000000000000a0", "<u2", [([2, 2, 2, 2], "two.txt"), ([7], "")]),
+            ("segments/00000000000000c0", "<u2", [([3, 1, 4, 1, 5, 9, 2, 6], "")]),
+        ],
+    ),
+}
+QUERIES = [[8, 4, 1, 5], [1, 4, 1, 5], [2, 2], [7], [5], [70_001], [49_999], []]
 
 # Key tokens, then ids with rank and level; one row is known to be empty, one has no room left.
 ROWS = [
@@ -103,8 +131,100 @@ def write_rows(path: Path) -> None:
     write_datastore(path, facts_of("rows", 50_000, depth_tokens=2, kind="adjacency_rows"), columns)
 
 
+def document_id(document: list[int]) -> int:
+    """Returns the first 8 bytes of the SHA-256 of the ids, as a signed integer."""
+    digest = hashlib.sha256(b"".join(id_.to_bytes(4, "little") for id_ in document)).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def segment_columns(documents: list[tuple[list[int], str]], dtype: np.dtype) -> dict[str, NDArray]:
+    """Returns all columns of a segment that knows where its documents came from."""
+    tokens, starts = corpus([document for document, _ in documents], dtype)
+    positions, buckets = index(tokens.tolist(), int(np.iinfo(dtype).max))
+    names = list(dict.fromkeys(origin for _, origin in documents))
+    return {
+        "tokens": tokens,
+        "positions": positions,
+        "buckets": buckets,
+        "documents": starts,
+        "ids": np.array([document_id(document) for document, _ in documents], "<i8"),
+        "origins": np.array([names.index(origin) for _, origin in documents], "<u4"),
+        "origin_names": np.frombuffer("\0".join(names).encode(), np.uint8),
+    }
+
+
+def write_grown(path: Path, generation: int, segments: list) -> None:
+    """Writes a store that has changed: its segments, then the list of them."""
+    listed = {}
+    for number, (place, dtype, documents) in enumerate(segments):
+        (path / place).parent.mkdir(parents=True, exist_ok=True)
+        facts = facts_of(path.name, 100_000, depth_tokens=DEPTH_TOKENS)
+        write_datastore(path / place, facts, segment_columns(documents, np.dtype(dtype)))
+        listed[str(number)] = {
+            "place": place,
+            "manifest_sha256": hashlib.sha256((path / place / "manifest.json").read_bytes()).hexdigest(),
+            "num_tokens": sum(len(document) + 1 for document, _ in documents),
+            "num_documents": len(documents),
+        }
+    fields = {
+        "format": "retrieval-spec-generation",
+        "version": 1,
+        "generation": generation,
+        "num_segments": len(listed),
+        "segments": listed,
+        "generation_sha256": "0" * 64,
+    }
+    data = (json.dumps(fields, indent=2) + "\n").encode("ascii")
+    seal = hashlib.sha256(data).hexdigest().encode()
+    (path / "generation.json").write_bytes(data.replace(b"0" * 64, seal))
+
+
+def matches(query: list[int], documents: list[list[int]]) -> dict[str, object]:
+    """Returns the longest context of any place that ends like the query, and what follows those places.
+
+    -1 stands for the end of a document.
+    """
+    found: dict[int, list[int]] = {}
+    for document in documents:
+        for place in range(1, len(document) + 1):
+            length = 0
+            while (
+                length < min(place, len(query), DEPTH_TOKENS)
+                and document[place - 1 - length] == query[-1 - length]
+            ):
+                length += 1
+            found.setdefault(length, []).append(document[place] if place < len(document) else -1)
+    longest = max(found, default=0)
+    return {"query": query, "length": longest, "next": sorted(found[longest]) if longest else []}
+
+
+def answers() -> dict[str, object]:
+    """Returns what the stores of text hold and what is found in them, from the texts above alone."""
+    histories = {
+        name: [[(document, None) for document in documents]] for name, (_, _, documents) in STORES.items()
+    }
+    histories |= {name: [documents for _, _, documents in segments] for name, (_, segments) in GROWN.items()}
+    told = {}
+    for name, segments in histories.items():
+        documents = [document for segment in segments for document, _ in segment]
+        told[name] = {
+            "documents": documents,
+            "ids": [document_id(document) for document in documents],
+            "origins": [origin for segment in segments for _, origin in segment],
+            "matches": [
+                matches([id_ + (65_531 if name == "int32" else 0) for id_ in query], documents)
+                for query in QUERIES
+            ],
+        }
+    return told
+
+
 def write_golden(folder: Path) -> None:
     """Writes all golden stores into `folder`."""
+    for name, (generation, segments) in GROWN.items():
+        write_grown(folder / name, generation, segments)
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(told)}" for name, told in answers().items())
+    (folder / "answers.json").write_text(f"{{\n{lines}\n}}\n")
     write_rows(folder / "rows")
     for name, (dtype, vocab_size, documents) in STORES.items():
         tokens, starts = corpus(documents, dtype)
@@ -116,7 +236,7 @@ def write_golden(folder: Path) -> None:
 def main() -> None:
     """Replaces the golden stores of the folder named on the command line."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else GOLDEN
-    for name in (*STORES, "rows"):
+    for name in (*STORES, *GROWN, "rows"):
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_golden(folder)

@@ -158,7 +158,7 @@ def _check_context_array(manifest: Manifest, columns: Mapping[str, Column], prog
 
 
 def _check_origins(origins: Column, origin_names: Column) -> None:
-    num_names = 1 + int(np.count_nonzero(origin_names == 0)) if len(origin_names) else 0
+    num_names = 1 + int(np.count_nonzero(origin_names == 0))
     for start in range(0, len(origins), _CHUNK):
         chunk = origins[start : start + _CHUNK]
         _refuse_first("origins", "names no origin", start, chunk, chunk >= num_names)
