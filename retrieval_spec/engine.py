@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,9 @@ from retrieval_spec.errors import (
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import fuse_sources
 from retrieval_spec.kernels.fusion import COMPILED
+from retrieval_spec.ledger import Ledger
+from retrieval_spec.limits import Limits, tenant_of
+from retrieval_spec.memory import MEASURED_TOKENS, LearnedMemory, cursor_bytes
 from retrieval_spec.projection import Projection
 from retrieval_spec.tree import MAX_VOCAB_SIZE, TOKEN, DraftTree, Tokens, as_tokens
 
@@ -48,23 +50,8 @@ MAX_SOURCES = 16
 MAX_SHARE = 4
 """How many times the average one session of a batch may take of the common budget."""
 
-_NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAMESPACE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}/)?[A-Za-z0-9_-]{1,64}")
 TokenIds = Sequence[int] | NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one engine accepts; larger requests are refused, larger node budgets are clamped.
-
-    Attributes:
-        max_context_tokens: tokens in one session, prompt included.
-        max_nodes: nodes in one draft tree.
-        max_sessions: sessions open at a time.
-    """
-
-    max_context_tokens: int = 1_048_576
-    max_nodes: int = 256
-    max_sessions: int = 4_096
 
 
 class Engine:
@@ -112,7 +99,8 @@ class Engine:
             if isinstance(drafter, TextDrafter)
         }
         opened = self.drafters.values()
-        self.wanted_topk = max((d.wanted_topk for d in opened if isinstance(d, TopKDrafter)), default=0)
+        wanted_topk = max((d.wanted_topk for d in opened if isinstance(d, TopKDrafter)), default=0)
+        self.wanted_topk = min(wanted_topk, self.limits.max_topk)
         self.projection = _one_projection([d for d in opened if isinstance(d, HiddenStateDrafter)])
         if len(self.drafters) > MAX_SOURCES:
             raise InvalidRequest(
@@ -120,7 +108,18 @@ class Engine:
             )
         self.source_names = tuple(self.drafters)
         self.joining = _joining(ask_all if drafters is not None else chosen.combine, self.source_names)
-        self.num_sessions = 0
+        self.ledger = Ledger(self.limits)
+        self._memory = LearnedMemory([*self.drafters.values(), self.joining], self.limits.max_learned_bytes)
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that are open."""
+        return self.ledger.num_sessions
+
+    @property
+    def num_learned_bytes(self) -> int:
+        """Memory of what closed sessions taught, as far as sources tell it."""
+        return self._memory.num_bytes
 
     def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> Session:
         """Returns a session whose context is the prompt, which may be empty.
@@ -128,21 +127,24 @@ class Engine:
         Raises:
             InvalidTokens: an id outside the vocabulary.
             InvalidRequest: a malformed namespace.
-            LimitExceeded: the prompt is too long or too many sessions are open.
+            LimitExceeded: the prompt is too long, too many sessions are open or their memory is used up.
         """
         if not _NAMESPACE.fullmatch(namespace):
             raise InvalidRequest(
-                "malformed namespace", got=repr(namespace[:80]), expected="1 to 64 of A-Z a-z 0-9 _ -"
+                "malformed namespace",
+                got=repr(namespace[:80]),
+                expected="1 to 64 of A-Z a-z 0-9 _ -, with a tenant and / before it where there are tenants",
             )
-        if self.num_sessions >= self.limits.max_sessions:
-            raise LimitExceeded(
-                "too many open sessions",
-                expected=f"<= {self.limits.max_sessions}",
-                remedy="close finished ones",
-            )
+        tenant = tenant_of(namespace)
+        self.ledger.check_room(tenant)  # before the ids are looked at, so that a refusal is cheap
         prompt = as_tokens(prompt_ids, self.vocab_size)
         self.check_context_length(prompt.size)
-        return Session(self, prompt, namespace)
+        reserved_bytes = self.ledger.open(tenant, prompt.size)
+        try:
+            return Session(self, prompt, namespace, reserved_bytes)
+        except BaseException:
+            self.ledger.close(tenant, reserved_bytes)
+            raise
 
     def draft_batch(
         self,
@@ -184,8 +186,39 @@ class Engine:
         """
         if length > self.limits.max_context_tokens:
             raise LimitExceeded(
-                "context too long", got=length, expected=f"<= {self.limits.max_context_tokens} tokens"
+                "context too long",
+                got=length,
+                expected=f"<= {self.limits.max_context_tokens} tokens",
+                remedy="raise max_context_tokens",
             )
+
+    def check_append(self, length: int, num_tokens: int) -> None:
+        """Refuses commits that are too large, or for which a session of `length` tokens has no room.
+
+        Raises:
+            LimitExceeded: more tokens than one commit or context may have, or no memory is left.
+        """
+        if num_tokens > self.limits.max_append_tokens:
+            raise LimitExceeded(
+                "too many tokens in one commit",
+                got=num_tokens,
+                expected=f"<= {self.limits.max_append_tokens}",
+                remedy="commit them in parts, or open the session with them as its prompt",
+            )
+        self.check_context_length(length + num_tokens)
+        self.ledger.check_growth(num_tokens)
+
+    def check_feedback(self, feedback: Feedback) -> None:
+        """Refuses feedback that no source can use.
+
+        Raises:
+            InvalidFeedback: it cannot be relied on, or has more ids a node than anybody wants.
+        """
+        feedback.check(self.vocab_size, self.state_dimensions, self.limits.max_topk)
+
+    def learned(self, num_tokens: int) -> None:
+        """Says that a session ended which taught so many tokens: what is oldest may have to go."""
+        self._memory.learned(num_tokens)
 
 
 def _joining(combine: Combination | type[Blend], source_names: tuple[str, ...]) -> Joining:
@@ -212,13 +245,15 @@ class Session:
         "_cursors",
         "_engine",
         "_joint",
+        "_measured_length",
+        "_num_bytes",
         "_prompt_length",
         "context_length",
         "is_open",
         "namespace",
     )
 
-    def __init__(self, engine: Engine, prompt: Tokens, namespace: str) -> None:
+    def __init__(self, engine: Engine, prompt: Tokens, namespace: str, reserved_bytes: int) -> None:
         self._engine = engine
         self._buffer = prompt.copy()
         self.context_length = self._prompt_length = int(prompt.size)
@@ -226,7 +261,8 @@ class Session:
         self._cursors: list[Cursor] = []
         self._start(prompt)
         self.is_open = True
-        engine.num_sessions += 1
+        self._num_bytes = reserved_bytes
+        self._measure()
 
     @property
     def context(self) -> Tokens:
@@ -246,7 +282,7 @@ class Session:
         max_nodes = min(max_nodes, self._engine.max_nodes)
         if max_nodes <= 0:
             return DraftTree.empty(self._engine.source_names)
-        tree = self._joint.draft(Budget(max_nodes))
+        tree = self._joint.draft(Budget(max_nodes, self._engine.limits.max_depth_nodes))
         if cost_curve is None:
             return tree
         tree = cut(tree, cost_curve)
@@ -266,16 +302,18 @@ class Session:
         Raises:
             InvalidTokens: an id outside the vocabulary; the session is unchanged.
             InvalidFeedback: feedback that no source can use; the session is unchanged.
-            LimitExceeded: the context would grow too long; the session is unchanged.
+            LimitExceeded: more tokens than one commit, context or the memory may hold; nothing is changed.
             UnknownSession: the session is closed.
         """
         self._check_open()
         tokens = as_tokens(token_ids, self._engine.vocab_size)
-        self._engine.check_context_length(self.context_length + tokens.size)
+        self._engine.check_append(self.context_length, tokens.size)
         if feedback is not None:
-            feedback.check(self._engine.vocab_size, self._engine.state_dimensions)
+            self._engine.check_feedback(feedback)
         self._append(tokens)
         self._joint.observe(tokens, feedback)
+        if self.context_length >= self._measured_length:
+            self._measure()
 
     def truncate(self, length: int) -> None:
         """Cuts the context to its first `length` tokens, because the host went back.
@@ -293,6 +331,7 @@ class Session:
         self._prompt_length = min(length, self._prompt_length)
         self._start(self.context[: self._prompt_length])
         self._joint.observe(self.context[self._prompt_length :])
+        self._measure()
 
     def expect(self, context_length: int) -> None:
         """Refuses a step that was meant for another state of the session.
@@ -316,12 +355,20 @@ class Session:
                 cursor.close()
             self._cursors = []
             self._buffer = self._buffer[:0].copy()
-            self._engine.num_sessions -= 1
+            self._engine.ledger.close(tenant_of(self.namespace), self._num_bytes)
+            self._engine.learned(self.context_length)
 
     def _start(self, prompt: Tokens) -> None:
         drafters = self._engine.drafters.values()
         self._cursors = [drafter.start(prompt, self.namespace) for drafter in drafters]
         self._joint = self._engine.joining.start(self._cursors, self.namespace)
+
+    def _measure(self) -> None:
+        """Tells the ledger what the session holds, and says when to look again."""
+        num_bytes = self._buffer.nbytes + cursor_bytes(self._cursors, self.context_length)
+        self._engine.ledger.resize(num_bytes - self._num_bytes)
+        self._num_bytes = num_bytes
+        self._measured_length = self.context_length + max(self.context_length >> 3, MEASURED_TOKENS)
 
     def _check_open(self) -> None:
         if not self.is_open:

@@ -45,18 +45,19 @@ class Feedback:
     hidden_state: Float32s = field(default_factory=lambda: np.zeros(0, np.float32))
     phrases: Int32s = field(default_factory=lambda: _NO_ROWS)
 
-    def check(self, vocab_size: int, state_dimensions: int = 0) -> Feedback:
+    def check(self, vocab_size: int, state_dimensions: int = 0, max_topk: int = MAX_TOPK) -> Feedback:
         """Returns the feedback itself if every source can rely on it.
 
         Args:
             vocab_size: ids lie in `0 .. vocab_size - 1`.
             state_dimensions: of the hidden state that a source expects; 0 if none does.
+            max_topk: ids a node at most.
 
         Raises:
             InvalidFeedback: shapes that do not fit each other, an id outside the vocabulary, a parent that
                 does not precede its node, a hidden state of another size, or a number that is not finite.
         """
-        self._check_shapes()
+        self._check_shapes(max_topk)
         self._check_parents()
         try:
             for ids in (self.node_token_ids, self.topk_ids.ravel(), self.phrases.ravel()):
@@ -68,15 +69,15 @@ class Feedback:
         self._check_hidden_state(state_dimensions)
         return self
 
-    def _check_shapes(self) -> None:
+    def _check_shapes(self, max_topk: int) -> None:
         num_nodes = self.node_token_ids.shape[0] if self.node_token_ids.ndim == 1 else -1
         width = self.topk_ids.shape[1] if self.topk_ids.ndim == 2 else -1
         _expect("node_token_ids", self.node_token_ids, TOKEN, (num_nodes,), MAX_NODES)
         _expect("node_parents", self.node_parents, np.int32, (num_nodes,), MAX_NODES)
         if self.topk_ids.size:
             _expect("topk_ids", self.topk_ids, TOKEN, (num_nodes, width), MAX_NODES)
-        if width > MAX_TOPK:
-            raise InvalidFeedback("feedback: too many ids a node", got=width, expected=f"<= {MAX_TOPK}")
+        if width > max_topk:
+            raise InvalidFeedback("feedback: too many ids a node", got=width, expected=f"<= {max_topk}")
         if self.topk_logprobs.size:
             _expect("topk_logprobs", self.topk_logprobs, np.float32, (num_nodes, width), MAX_NODES)
         if self.phrases.size:

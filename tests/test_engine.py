@@ -190,7 +190,7 @@ def test_a_closed_session_is_unknown():
             call()
 
 
-@pytest.mark.parametrize("namespace", ["", "a b", "x" * 65, "a/b", "ü"])
+@pytest.mark.parametrize("namespace", ["", "a b", "x" * 65, "a/b/c", "/a", "a/", "../a", "ü"])
 def test_a_namespace_is_a_name(namespace):
     with pytest.raises(InvalidRequest, match="namespace"):
         engine().open_session([1], namespace=namespace)

@@ -108,7 +108,7 @@ def test_two_drafters_with_one_history_draft_alike():
 
 
 def bytes_of(drafter, namespace="default"):
-    return drafter._histories.of(namespace).texts.allocated_bytes
+    return drafter.namespaces.of(namespace).texts.allocated_bytes
 
 
 def test_memory_is_bounded_and_the_newest_outputs_stay():

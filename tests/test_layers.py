@@ -17,6 +17,9 @@ PACKAGE = Path(retrieval_spec.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"errors", "tree"},
     "errors": set(),
+    "limits": {"errors"},
+    "ledger": {"limits", "errors"},
+    "memory": {"limits", "drafters"},
     "tree": {"errors"},
     "feedback": {"tree", "errors"},
     "projection": {"tree", "errors"},
@@ -30,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "structures": {"structures", "kernels", "tree", "errors", "calibration"},
     "datastore": {"datastore", "errors", "tree"},
     "drafters": {
+        "limits",
         "feedback",
         "projection",
         "drafters",
@@ -45,6 +49,9 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {
         "feedback",
         "projection",
+        "limits",
+        "ledger",
+        "memory",
         "drafters",
         "fusion",
         "kernels",
@@ -75,6 +82,8 @@ ALLOWED: dict[str, set[str]] = {
     "wire": {"wire", "budget", "feedback", "projection", "v1", "tree", "errors"},
     "client": {"budget", "feedback", "projection", "client", "wire", "v1", "tree", "errors"},
     "service": {
+        "limits",
+        "memory",
         "budget",
         "feedback",
         "projection",
@@ -117,6 +126,9 @@ TOP = {"cli", "commands"}
 OUTSIDE: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
+    "limits": set(),
+    "ledger": set(),
+    "memory": set(),
     "tree": {"numpy"},
     "feedback": {"numpy"},
     "projection": {"numpy"},

@@ -83,7 +83,7 @@ def test_a_full_trie_forgets_what_the_twin_forgets(rule):
     both = Both(rule, capacity=MIN_TRIE_NODES)
     replay_random(both, seed=5, num_requests=25)
     assert len(both.twin.nodes) == MIN_TRIE_NODES
-    assert both.engine.drafters["ngram_trie"]._tries.of("default").trie.num_nodes == MIN_TRIE_NODES
+    assert both.engine.drafters["ngram_trie"].namespaces.of("default").trie.num_nodes == MIN_TRIE_NODES
 
 
 def test_real_outputs_are_drafted_as_by_the_twin(data_dir):

@@ -27,7 +27,7 @@ from retrieval_spec.errors import InvalidRequest, ServiceUnavailable, UnknownSes
 from retrieval_spec.service.listen import TcpListener, listener
 from retrieval_spec.service.server import SERVICE_NAME, DraftServer, serve
 from retrieval_spec.service.servicer import Servicer
-from retrieval_spec.service.sessions import IDLE_LIMIT_S, SessionTable
+from retrieval_spec.service.sessions import SessionTable
 from retrieval_spec.v1 import draft_pb2 as pb
 from retrieval_spec.v1.draft_pb2_grpc import DraftServiceStub
 from tests.fake_drafters import CountingCursor, CountingDrafter
@@ -375,7 +375,7 @@ def test_idle_sessions_make_room():
     engine = Engine(100, {"counting": CountingDrafter(100)})
     table = SessionTable(engine, clock=lambda: now[0])
     left_behind, used = (table.open(np.zeros(0, np.int32), "default") for _ in range(2))
-    now[0] = IDLE_LIMIT_S
+    now[0] = engine.limits.max_idle_s
     table.get(used)
     now[0] += 1
     table.open(np.zeros(0, np.int32), "default")

@@ -35,11 +35,16 @@ _NO_PLACE = np.zeros(ANCHOR_WORDS, np.int64)
 class _Learned:
     """What one namespace learned, and the lock around it."""
 
-    __slots__ = ("lock", "tables")
+    __slots__ = ("__weakref__", "lock", "tables")
 
     def __init__(self, prior: Float32s | None) -> None:
         self.lock = threading.Lock()
         self.tables = new_tables(prior)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it holds."""
+        return int(self.tables.nbytes)
 
 
 class Blend:
@@ -52,15 +57,15 @@ class Blend:
 
     def __init__(self, source_names: tuple[str, ...], prior: Float32s | None = None) -> None:
         self._source_names = source_names
-        self._learned = Namespaces(lambda: _Learned(prior))
+        self.namespaces = Namespaces(lambda: _Learned(prior))
 
     def start(self, cursors: Sequence[Cursor], namespace: str) -> Blended:
         """Returns the cursors of a new session as one."""
-        return Blended(cursors, self._learned.of(namespace), self._source_names)
+        return Blended(cursors, self.namespaces.of(namespace), self._source_names)
 
     def cells_of(self, namespace: str) -> Float32s:
         """Returns the tables of a namespace, not a copy: float32[NUM_CELLS], for tools."""
-        return self._learned.of(namespace).tables
+        return self.namespaces.of(namespace).tables
 
 
 class _NoText:

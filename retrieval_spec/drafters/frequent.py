@@ -68,7 +68,7 @@ class FrequentDrafter:
     def __init__(self, phrase_tokens: int, max_phrases: int) -> None:
         self._phrase_tokens = phrase_tokens
         self._max_phrases = max_phrases
-        self._counts = Namespaces(PhraseCounts)
+        self.namespaces = Namespaces(PhraseCounts)
 
     @classmethod
     def open(cls, vocab_size: int, phrase_tokens: int = 4, max_phrases: int = 7) -> FrequentDrafter:
@@ -83,7 +83,7 @@ class FrequentDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> FrequentCursor:
         """Returns a cursor after the prompt `context`, which is not learned."""
-        return FrequentCursor(self._counts.of(namespace), self._phrase_tokens, self._max_phrases, context)
+        return FrequentCursor(self.namespaces.of(namespace), self._phrase_tokens, self._max_phrases, context)
 
 
 class FrequentCursor:

@@ -39,11 +39,11 @@ class HistoryDrafter:
         learn: when an output becomes known to other sessions: as it is written, or when its session closes.
     """
 
-    __slots__ = ("_histories", "_learn")
+    __slots__ = ("_learn", "namespaces")
 
     def __init__(self, max_bytes: int, learn: When) -> None:
         self._learn = learn
-        self._histories = Namespaces(lambda: History(max_bytes))
+        self.namespaces = Namespaces(lambda: History(max_bytes))
 
     @classmethod
     def open(cls, vocab_size: int, max_bytes: int = 64 << 20, learn: When = "close") -> HistoryDrafter:
@@ -60,7 +60,7 @@ class HistoryDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> HistoryCursor:
         """Returns a cursor that has observed `context`, which is matched but not learned."""
-        return HistoryCursor(self._histories.of(namespace), self._learn, context)
+        return HistoryCursor(self.namespaces.of(namespace), self._learn, context)
 
 
 class History:
@@ -70,6 +70,11 @@ class History:
         self.lock = threading.Lock()
         # No string is longer than the longest match with the deepest draft after it.
         self.texts = RecentTexts(max_bytes, counted_tokens=MAX_MATCH_TOKENS + MAX_DEPTH_NODES)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it holds."""
+        return self.texts.num_bytes
 
 
 class HistoryCursor:
@@ -104,6 +109,11 @@ class HistoryCursor:
         self._num_new_tokens = 0  # since the place was found
         self._version = -1  # of the history in which it was found
         self._scratch = np.empty(0, np.int64)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the output that it keeps."""
+        return 4 * (len(self._output) + self._text.num_tokens)
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves on by output; `feedback` is not used."""

@@ -67,12 +67,17 @@ class Chain:
         expect_range("max_nodes", self.max_nodes, 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class _Learned:
     """One namespace's counts; whoever holds the lock may use them."""
 
     table: NGramTable
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it holds."""
+        return self.table.num_bytes
 
 
 def count_corpus(vocab_size: int, path: Place, shape: Shape) -> tuple[NGramTable, str]:
@@ -96,7 +101,7 @@ class NGramDrafter:
 
     def __init__(self, max_order: int, max_contexts: int, base: NGramTable | None, chain: Chain | None):
         shape = Shape(max_order - 1).check()
-        self._learned = Namespaces(lambda: _Learned(NGramTable(shape, max_contexts, base)))
+        self.namespaces = Namespaces(lambda: _Learned(NGramTable(shape, max_contexts, base)))
         self.chain = chain
         self.max_context_tokens = shape.max_context_tokens
         self.worth = _worth_table(shape.max_context_tokens)
@@ -134,7 +139,7 @@ class NGramDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> NGramCursor:
         """Returns a cursor that has learned `context`."""
-        return NGramCursor(self, self._learned.of(namespace), context)
+        return NGramCursor(self, self.namespaces.of(namespace), context)
 
 
 class NGramCursor:

@@ -37,12 +37,17 @@ _LAX = _thresholds((2, 2, 1, 1), (66, 50, 50, 50))
 _STRICT = _thresholds((4, 3, 2, 2), (75, 66, 66, 66))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class _Outputs:
     """Counts of one namespace's earlier outputs; whoever holds the lock may use them."""
 
     table: NGramTable = field(default_factory=lambda: NGramTable(_SHAPE))
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it holds."""
+        return self.table.num_bytes
 
 
 class NGramCacheDrafter:
@@ -51,7 +56,7 @@ class NGramCacheDrafter:
     tokenizer_fingerprint: str  # of those that count a corpus; the ids of the others mean no text
 
     def __init__(self, max_nodes: int, static: NGramTable) -> None:
-        self._outputs = Namespaces(_Outputs)
+        self.namespaces = Namespaces(_Outputs)
         self.max_nodes = max_nodes
         self.static = static.arena
 
@@ -78,7 +83,7 @@ class NGramCacheDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> NGramCacheCursor:
         """Returns a cursor that has counted `context`."""
-        return NGramCacheCursor(self, self._outputs.of(namespace), context)
+        return NGramCacheCursor(self, self.namespaces.of(namespace), context)
 
 
 class NGramCacheCursor:

@@ -51,7 +51,7 @@ class NGramTrieDrafter:
 
     def __init__(self, rule: SuffixTrie, max_trie_nodes: int) -> None:
         self._rule = rule
-        self._tries = Namespaces(lambda: _SharedTrie(max_trie_nodes))
+        self.namespaces = Namespaces(lambda: _SharedTrie(max_trie_nodes))
 
     @classmethod
     def open(
@@ -70,7 +70,7 @@ class NGramTrieDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> NGramTrieCursor:
         """Returns a cursor that has observed `context`; of that, only what output follows soon is learned."""
-        return NGramTrieCursor(self._rule, self._tries.of(namespace), context)
+        return NGramTrieCursor(self._rule, self.namespaces.of(namespace), context)
 
 
 class _SharedTrie:
@@ -79,6 +79,11 @@ class _SharedTrie:
     def __init__(self, max_nodes: int) -> None:
         self.lock = threading.Lock()
         self.trie = RecencyTrie(max_nodes)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it holds."""
+        return int(self.trie.arena.nbytes)
 
 
 class NGramTrieCursor:

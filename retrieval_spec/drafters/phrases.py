@@ -105,7 +105,7 @@ class PhrasesDrafter:
 
     def __init__(self, rule: Pooling) -> None:
         self._rule = rule
-        self._pools = Namespaces(self._fresh)
+        self.namespaces = Namespaces(self._fresh)
         self.wanted_topk = int(rule.from_rejected or rule.suffixes is not None)
 
     @classmethod
@@ -119,7 +119,7 @@ class PhrasesDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> PhrasesCursor:
         """Returns a cursor whose pool has learned the prompt `context`, if it learns text."""
-        shared = self._fresh() if self._rule.scope == "session" else self._pools.of(namespace)
+        shared = self._fresh() if self._rule.scope == "session" else self.namespaces.of(namespace)
         cursor = PhrasesCursor(self._rule, shared)
         cursor.observe(context)
         return cursor

@@ -26,10 +26,10 @@ class PromptsDrafter:
         max_bytes: of one namespace; the oldest prompts are forgotten (`structures.recent_texts`).
     """
 
-    __slots__ = ("_histories",)
+    __slots__ = ("namespaces",)
 
     def __init__(self, max_bytes: int) -> None:
-        self._histories = Namespaces(lambda: History(max_bytes))
+        self.namespaces = Namespaces(lambda: History(max_bytes))
 
     @classmethod
     def open(cls, vocab_size: int, max_bytes: int = 64 << 20) -> PromptsDrafter:
@@ -44,7 +44,7 @@ class PromptsDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> PromptsCursor:
         """Returns a cursor that has observed `context`, which is learned when the session closes."""
-        return PromptsCursor(self._histories.of(namespace), context)
+        return PromptsCursor(self.namespaces.of(namespace), context)
 
 
 class PromptsCursor(HistoryCursor):

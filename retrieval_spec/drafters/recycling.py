@@ -101,7 +101,7 @@ class _Start(NamedTuple):
 class _Learned:
     """What one namespace learned, and the lock around it."""
 
-    __slots__ = ("counts", "lock", "rows")
+    __slots__ = ("__weakref__", "counts", "lock", "rows")
 
     def __init__(self, vocab_size: int, num_pairs: int, start: _Start | None) -> None:
         self.lock = threading.Lock()
@@ -110,6 +110,11 @@ class _Learned:
         if start is not None:
             self.rows.restore(start.rows)
             self.counts += start.counts
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it holds."""
+        return int(self.rows.arena.nbytes)
 
 
 class RecyclingDrafter:
@@ -130,7 +135,7 @@ class RecyclingDrafter:
             self._tokenizer = start.tokenizer
             self.tokenizer_fingerprint = start.tokenizer.fingerprint
         num_pairs = NUM_PAIRS if rule is None else 0
-        self._learned = Namespaces(lambda: _Learned(vocab_size, num_pairs, start))
+        self.namespaces = Namespaces(lambda: _Learned(vocab_size, num_pairs, start))
 
     @classmethod
     def open(
@@ -168,7 +173,7 @@ class RecyclingDrafter:
             InvalidRequest: the folder's name cannot be the datastore's.
             DatastoreError: the file system refused.
         """
-        learned = self._learned.of(namespace)
+        learned = self.namespaces.of(namespace)
         with learned.lock:
             rows, counts = learned.rows.saved(), learned.counts.copy()
         facts = Facts(
@@ -183,7 +188,7 @@ class RecyclingDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> RecyclingCursor | RankTreeCursor:
         """Returns a cursor; the prompt is text to learn from, except for a published tree."""
-        learned = self._learned.of(namespace)
+        learned = self.namespaces.of(namespace)
         if self._template is not None:
             return RankTreeCursor(learned, self._template, context)
         return RecyclingCursor(learned, context)

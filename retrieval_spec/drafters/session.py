@@ -102,6 +102,11 @@ class SessionCursor:
         return self.automaton.arena, self._commonest, self._anchor
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of the automaton, room to grow included."""
+        return self.automaton.allocated_bytes
+
+    @property
     def match_length(self) -> int:
         """How many last tokens of the context occurred before."""
         return self.automaton.match_length

@@ -107,7 +107,7 @@ class OutputsSuffixDrafter:
 
     def __init__(self, rule: Suffix, max_outputs: int, max_bytes: int) -> None:
         self._rule = rule
-        self._outputs = Namespaces(lambda: _Outputs(rule.max_length_tokens, max_outputs, max_bytes))
+        self.namespaces = Namespaces(lambda: _Outputs(rule.max_length_tokens, max_outputs, max_bytes))
 
     @classmethod
     def open(
@@ -128,7 +128,7 @@ class OutputsSuffixDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> OutputsSuffixCursor:
         """Returns a cursor that has observed `context`, which is matched but not learned."""
-        return OutputsSuffixCursor(self._rule, self._outputs.of(namespace), context)
+        return OutputsSuffixCursor(self._rule, self.namespaces.of(namespace), context)
 
 
 class _Output(RecentText):
@@ -151,6 +151,11 @@ class _Outputs:
         self._num_tokens = 0
         self._kept: deque[_Output] = deque()
         self.texts = RecentTexts(max_bytes - max_bytes // 4, counted_tokens)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it holds."""
+        return self.texts.num_bytes + 4 * self._num_tokens
 
     def start_output(self) -> _Output:
         while len(self._kept) >= self._max_outputs:

@@ -28,12 +28,17 @@ _CONTEXT_TOKENS = 2
 _SHAPE = Shape(_CONTEXT_TOKENS, _CONTEXT_TOKENS, MAX_SUCCESSORS)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class _Additions:
     """How often each trigram of one namespace was added to; whoever holds the lock may use them."""
 
     table: NGramTable = field(default_factory=lambda: NGramTable(_SHAPE))
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it holds."""
+        return self.table.num_bytes
 
 
 class TrigramDrafter:
@@ -42,7 +47,7 @@ class TrigramDrafter:
     tokenizer_fingerprint: str  # of those that count a corpus; the ids of the others mean no text
 
     def __init__(self, static: NGramTable) -> None:
-        self._additions = Namespaces(_Additions)
+        self.namespaces = Namespaces(_Additions)
         self.static = static.arena
 
     @classmethod
@@ -67,7 +72,7 @@ class TrigramDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> TrigramCursor:
         """Returns a cursor that has added for the end of `context`, as for a search."""
-        return TrigramCursor(self, self._additions.of(namespace), context)
+        return TrigramCursor(self, self.namespaces.of(namespace), context)
 
 
 class TrigramCursor:

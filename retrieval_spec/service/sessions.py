@@ -8,18 +8,26 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from retrieval_spec.budget import CostCurve
 from retrieval_spec.engine import Engine, Session
-from retrieval_spec.errors import UnknownSession
+from retrieval_spec.errors import LimitExceeded, UnknownSession
+from retrieval_spec.limits import tenant_of
 from retrieval_spec.tree import Tokens
 
 logger = logging.getLogger(__name__)
 
-IDLE_LIMIT_S = 600.0
-"""A session that nobody asked for this long may be dropped; its client opens it again by itself."""
+ANYBODY = ""
+"""The owner of all sessions, where nobody is asked who they are."""
+
+SPARE_S = 10.0
+"""A session unused for so long makes room for another one of its tenant; its client opens it again."""
+
+MAX_DROPPED = 4
+"""Sessions dropped at once: a session that ends may teach, and nobody waits for a hundred of them."""
 
 
 def random_id() -> int:
@@ -30,66 +38,110 @@ def random_id() -> int:
 @dataclass(slots=True)
 class _Entry:
     session: Session
+    tenant: str
     used_s: float
     cost_curve: CostCurve | None = None
 
 
 class SessionTable:
-    """Open sessions, the longest unused first. Belongs to one event loop."""
+    """Open sessions, the longest unused first. Belongs to one event loop.
+
+    Attributes:
+        num_dropped: sessions dropped so far because nobody asked for them.
+    """
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
         self._clock = clock
         self._sessions: dict[int, _Entry] = {}
+        self._of_tenants: dict[str, dict[int, None]] = {}
+        self.num_dropped = 0
 
     def __len__(self) -> int:
         return len(self._sessions)
 
     def open(self, prompt_ids: Tokens, namespace: str) -> int:
-        """Returns the id of a new session; sessions that were left behind make room for it."""
-        self._drop_idle()
+        """Returns the id of a new session; sessions that were left behind make room for it.
+
+        Raises:
+            LimitExceeded: there is no room for it.
+            InvalidTokens, InvalidRequest: no prompt or namespace.
+        """
+        self.drop_idle()
+        tenant = tenant_of(namespace)
+        self._make_room(tenant)
         session = self._engine.open_session(prompt_ids, namespace)
         session_id = random_id()
-        self._sessions[session_id] = _Entry(session, self._clock())
+        self._sessions[session_id] = _Entry(session, tenant, self._clock())
+        self._of_tenants.setdefault(tenant, {})[session_id] = None
         return session_id
 
-    def get(self, session_id: int) -> Session:
+    def get(self, session_id: int, owner: str = ANYBODY) -> Session:
         """Returns a session and notes that it is in use.
 
         Raises:
-            UnknownSession: no session has that id.
+            UnknownSession: no session of the owner has that id.
         """
-        entry = self._sessions.pop(session_id, None)
-        if entry is None:
+        entry = self._sessions.get(session_id)
+        if entry is None or owner not in (ANYBODY, entry.tenant):
             raise UnknownSession("no session has this id", got=session_id, remedy="open a new one")
         entry.used_s = self._clock()
-        self._sessions[session_id] = entry
+        self._move_to_end(session_id, entry)
         return entry.session
 
-    def follow(self, session_ids: Iterable[int], cost_curve: CostCurve | None) -> None:
-        """Remembers the cost curve that sessions were told; unknown ids are passed over."""
-        for session_id in session_ids:
-            if session_id in self._sessions:
-                self._sessions[session_id].cost_curve = cost_curve
-
-    def followed(self, session_ids: Iterable[int]) -> CostCurve | None:
-        """Returns the first cost curve that one of the sessions was told."""
+    def follow(self, session_ids: Iterable[int], cost_curve: CostCurve | None, owner: str = ANYBODY) -> None:
+        """Remembers the cost curve that sessions were told; those of others are passed over."""
         for session_id in session_ids:
             entry = self._sessions.get(session_id)
-            if entry is not None and entry.cost_curve is not None:
+            if entry is not None and owner in (ANYBODY, entry.tenant):
+                entry.cost_curve = cost_curve
+
+    def followed(self, session_ids: Iterable[int], owner: str = ANYBODY) -> CostCurve | None:
+        """Returns the first cost curve that one of the owner's sessions was told."""
+        for session_id in session_ids:
+            entry = self._sessions.get(session_id)
+            if entry is not None and entry.cost_curve is not None and owner in (ANYBODY, entry.tenant):
                 return entry.cost_curve
         return None
 
-    def close(self, session_id: int) -> None:
-        """Ends a session; one that is gone already is no error."""
-        entry = self._sessions.pop(session_id, None)
-        if entry is not None:
-            entry.session.close()
+    def close(self, session_id: int, owner: str = ANYBODY) -> None:
+        """Ends a session; one that is gone already, or is not the owner's, is no error."""
+        entry = self._sessions.get(session_id)
+        if entry is None or owner not in (ANYBODY, entry.tenant):
+            return
+        del self._sessions[session_id]
+        of_tenant = self._of_tenants[entry.tenant]
+        del of_tenant[session_id]
+        if not of_tenant:
+            del self._of_tenants[entry.tenant]
+        entry.session.close()
 
-    def _drop_idle(self) -> None:
-        oldest_allowed = self._clock() - IDLE_LIMIT_S
-        idle = [session_id for session_id, entry in self._sessions.items() if entry.used_s < oldest_allowed]
-        for session_id in idle:
+    def drop_idle(self) -> int:
+        """Ends a few of the sessions for which nobody asked for long; returns how many."""
+        oldest_allowed = self._clock() - self._engine.limits.max_idle_s
+        oldest = islice(self._sessions.items(), MAX_DROPPED)
+        return self._drop([session_id for session_id, entry in oldest if entry.used_s < oldest_allowed])
+
+    def _make_room(self, tenant: str) -> None:
+        """Ends the tenant's own session unused longest if there is no room otherwise: never another's."""
+        try:
+            self._engine.ledger.check_room(tenant)
+        except LimitExceeded:
+            oldest_allowed = self._clock() - SPARE_S
+            oldest = islice(self._of_tenants.get(tenant, ()), 1)
+            self._drop([one for one in oldest if self._sessions[one].used_s < oldest_allowed])
+
+    def _drop(self, session_ids: Sequence[int]) -> int:
+        for session_id in session_ids:
             self.close(session_id)
-        if idle:
-            logger.info("dropped %d idle sessions", len(idle))
+        self.num_dropped += len(session_ids)
+        if session_ids:
+            logger.info("dropped %d unused sessions", len(session_ids))
+        return len(session_ids)
+
+    def _move_to_end(self, session_id: int, entry: _Entry) -> None:
+        del self._sessions[session_id]
+        self._sessions[session_id] = entry
+        of_tenant = self._of_tenants[entry.tenant]
+        del of_tenant[session_id]
+        of_tenant[session_id] = None

@@ -81,6 +81,11 @@ class RecentTexts:
         """Bytes of both automata."""
         return sum(automaton.allocated_bytes for automaton in self._automata)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of both automata with their tables of commonest continuations, as if those were full."""
+        return self.allocated_bytes + sum(automaton.commonest.nbytes for automaton in self._automata)
+
     def extend(self, text: RecentText, tokens: Tokens) -> None:
         """Appends a few hundred tokens at most to a text."""
         self.version += 1
