@@ -1,7 +1,8 @@
 """From documents to segments on disk: sorted, written, and put in place when all are there.
 
 One segment is a datastore by itself. Several are written into a folder beside the place that the datastore
-is to have, where a build that was killed finds those that are finished.
+is to have, where a build that was killed finds those that are finished. A segment of a build follows from
+the plan, the source and its number alone, whoever writes it and however often.
 """
 
 from __future__ import annotations
@@ -10,34 +11,33 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from retrieval_spec import __version__
-from retrieval_spec.datastore.atomic import Draft, check_parent, draft_file, writing
+from retrieval_spec.datastore.atomic import Draft, check_parent, draft_file, sync_folder, writing
 from retrieval_spec.datastore.documents import Documents
-from retrieval_spec.datastore.generation import Generation, SegmentEntry
+from retrieval_spec.datastore.generation import SEGMENTS_NAME, Generation, SegmentEntry
 from retrieval_spec.datastore.manifest import MAX_DEPTH_TOKENS, Facts
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.sealed_json import parse_sealed, sealed_json
 from retrieval_spec.datastore.segments import (
-    Segments,
-    entries_of,
-    has_generation,
+    built_place,
     locked,
-    open_segments,
     publish_generation,
+    segment_at,
     sweep_segments,
     write_segment,
 )
-from retrieval_spec.datastore.store import Column, replace_datastore, write_datastore
+from retrieval_spec.datastore.store import Column, open_datastore, replace_datastore, write_datastore
 from retrieval_spec.datastore.tokenizer import Tokenizer
 from retrieval_spec.encoding import Part
-from retrieval_spec.errors import DatastoreError, InvalidRequest
+from retrieval_spec.errors import DatastoreError, DatastoreExists, InvalidRequest
 from retrieval_spec.structures.context_array import ContextArray
 
+_STORE_NAME = "store"
 _BEGUN_NAME = "begun.json"
 _BEGUN_FORMAT, _BEGUN_SEAL = "retrieval-spec-begun", "begun_sha256"
 
@@ -99,6 +99,24 @@ def write_alone(plan: Plan, documents: Documents) -> None:
     (replace_datastore if plan.replace else write_datastore)(plan.target, plan.facts, columns, plan.progress)
 
 
+def make_segment(
+    store: Path, number: int, facts: Facts, documents: Documents, threads: int | None, progress: Progress
+) -> SegmentEntry:
+    """Sorts and writes the segment of that number, unless it is there already."""
+    place = built_place(number)
+    found = segment_at(store, place)
+    if found is not None:
+        return found
+    columns = indexed(documents, facts.depth_tokens, threads, progress)
+    try:
+        return write_segment(store, place, facts, columns, progress)
+    except DatastoreExists:  # somebody was faster who was taken for dead
+        found = segment_at(store, place)
+        if found is None:
+            raise
+        return found
+
+
 @contextmanager
 def unfinished(plan: Plan, source: Mapping[str, object]) -> Iterator[Unfinished]:
     """Yields what an earlier build from the same source finished; a lock keeps other builds out.
@@ -112,96 +130,127 @@ def unfinished(plan: Plan, source: Mapping[str, object]) -> Iterator[Unfinished]
     with writing(plan.target):
         folder.mkdir(exist_ok=True)
     with locked(folder):
+        # Under a name of its own, so that a straggler of another plan never writes among this one's.
+        begun = Unfinished(plan, folder / _digest(plan, source))
+        _delete_others(folder, begun.folder)
         try:
-            yield Unfinished(plan, folder, _digest(plan, source))
+            yield begun
         finally:
-            if folder.is_dir() and not has_generation(folder):
+            if begun.is_published or not begun.is_worth_keeping():
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest(plan: Plan, source: Mapping[str, object]) -> str:
-    facts = [plan.facts.tokenizer.fingerprint, plan.facts.depth_tokens, plan.facts.name]
-    return hashlib.sha256(json.dumps([facts, source], sort_keys=True).encode()).hexdigest()
+    facts = [
+        plan.facts.tokenizer.fingerprint,
+        plan.facts.depth_tokens,
+        plan.facts.name,
+        plan.facts.created_by,
+    ]
+    return hashlib.sha256(json.dumps([facts, source], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _delete_others(folder: Path, kept: Path) -> None:
+    with writing(folder):
+        for path in folder.iterdir():
+            if path != kept:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        kept.mkdir(exist_ok=True)
+        (kept / _STORE_NAME).mkdir(exist_ok=True)
+        sync_folder(folder)
 
 
 class Unfinished:
     """The segments of one build; owned by one process at a time.
 
     Attributes:
-        num_read: documents of the source that finished segments took, or passed over.
+        folder: where the work is done; it goes with everything in it when the datastore is in its place.
+        store: in it, what is to become the datastore.
+        is_published: whether it has become that.
     """
 
-    def __init__(self, plan: Plan, folder: Path, digest: str) -> None:
+    def __init__(self, plan: Plan, folder: Path) -> None:
         self._plan = plan
-        self._folder = folder
-        self._digest = digest
-        self._entries: tuple[SegmentEntry, ...] = ()
-        self._segments, self._num_read = self._resumed()
-        self.num_read = self._num_read[-1] if self._num_read else 0
+        self.folder = folder
+        self.store = folder / _STORE_NAME
+        self.is_published = False
+        self._num_read, self._entries = self._resumed()
+
+    @property
+    def num_read(self) -> int:
+        """Documents of the source that finished segments took, or passed over."""
+        return self._num_read[-1] if self._num_read else 0
 
     def ids(self) -> set[int]:
         """Returns the ids of all documents in finished segments."""
-        stores = self._segments.stores if self._segments else ()
+        stores = [open_datastore(self.store / entry.place) for entry in self._entries]
         return {number for store in stores for number in store.columns["ids"].tolist()}
+
+    def is_worth_keeping(self) -> bool:
+        """Tells whether a later build would find anything that is finished."""
+        return any(self.store.glob(f"{SEGMENTS_NAME}/[!.]*"))
 
     def write(self, parts: Iterator[Part]) -> bool:
         """Writes what is left and puts the datastore in its place; returns whether there is a document."""
         for part in parts:
-            if part.is_last and not self._num_read:
+            if part.is_last and not self._entries:
                 write_alone(self._plan, part.documents)
+                self.is_published = True
                 return True
             self._add(part)
-        if self._num_read:
-            self._publish()
-        return bool(self._num_read)
+        if self._entries:
+            self.publish(self._entries)
+        return bool(self._entries)
 
     def _add(self, part: Part) -> None:
         plan = self._plan
-        columns = indexed(part.documents, plan.facts.depth_tokens, plan.threads, plan.progress)
-        entry = write_segment(self._folder, plan.facts, columns, plan.progress)
-        before = self._entries
+        number = len(self._entries)
+        self._entries.append(
+            make_segment(self.store, number, plan.facts, part.documents, plan.threads, plan.progress)
+        )
         self._num_read.append(part.num_read)
-        # First how far it reaches: a generation without that could not be gone on from.
-        _write_begun(self._folder, self._digest, self._num_read)
-        publish_generation(self._folder, Generation(len(before) + 1, (*before, entry)))
-        self._entries = (*before, entry)
+        _write_begun(self.folder, self._num_read)
 
-    def _publish(self) -> None:
+    def publish(self, entries: Sequence[SegmentEntry]) -> None:
+        """Puts the datastore in its place in one step: these segments, or the only one by itself."""
         with writing(self._plan.target):
-            (self._folder / _BEGUN_NAME).unlink()
-            fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            finished = self.store / entries[0].place
+            if len(entries) > 1:
+                finished = self.store
+                publish_generation(self.store, Generation(1, tuple(entries)))
+                sweep_segments(self.store)
+            fd = os.open(finished, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                draft = Draft(self._plan.target, self._folder, fd)
+                draft = Draft(self._plan.target, finished, fd)
                 (draft.exchange if self._plan.replace else draft.publish)()
             finally:
                 os.close(fd)
+        self.is_published = True
 
-    def _resumed(self) -> tuple[Segments | None, list[int]]:
-        """Returns finished segments of the same plan; those of another one are deleted."""
-        try:
-            num_read = _read_begun(self._folder, self._digest)
-            segments = open_segments(self._folder) if num_read and has_generation(self._folder) else None
-        except DatastoreError:
-            num_read, segments = [], None
-        if segments is None or segments.generation > len(num_read):
-            for path in self._folder.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            return None, []
-        sweep_segments(self._folder)
-        self._entries = entries_of(segments)
-        return segments, num_read[: segments.generation]
+    def _resumed(self) -> tuple[list[int], list[SegmentEntry]]:
+        """Returns the finished segments from the first one on, and how far each reached in the source."""
+        num_read = _read_begun(self.folder)
+        entries = []
+        for number in range(len(num_read)):
+            entry = segment_at(self.store, built_place(number))
+            if entry is None:
+                break
+            entries.append(entry)
+        return num_read[: len(entries)], entries
 
 
-def _write_begun(folder: Path, digest: str, num_read: list[int]) -> None:
-    fields = {"format": _BEGUN_FORMAT, "version": 1, "plan": digest, "num_read": num_read}
+def _write_begun(folder: Path, num_read: list[int]) -> None:
     with draft_file(folder / _BEGUN_NAME) as file:
-        file.write(sealed_json(fields, _BEGUN_SEAL))
+        file.write(sealed_json({"format": _BEGUN_FORMAT, "version": 2, "num_read": num_read}, _BEGUN_SEAL))
 
 
-def _read_begun(folder: Path, digest: str) -> list[int]:
-    """Returns how many documents of the source each finished segment reached to; none of another plan."""
+def _read_begun(folder: Path) -> list[int]:
+    """Returns how many documents of the source each finished segment reached to."""
     path = folder / _BEGUN_NAME
     if not path.is_file():
         return []
-    fields = parse_sealed(path.read_bytes(), _BEGUN_NAME, _BEGUN_FORMAT, 1, _BEGUN_SEAL)
-    return list(fields.raw("num_read")) if fields.raw("plan") == digest else []
+    try:
+        fields = parse_sealed(path.read_bytes(), _BEGUN_NAME, _BEGUN_FORMAT, 2, _BEGUN_SEAL)
+    except DatastoreError:
+        return []
+    return list(fields.raw("num_read"))

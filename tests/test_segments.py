@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -406,11 +407,6 @@ def test_after_kill_9_at_any_call_the_old_or_the_new_generation_is_there(tmp_pat
     assert found_new >= 1
 
 
-def places_of(store: Path) -> set[str]:
-    generation = parse_generation((store / GENERATION_NAME).read_bytes())
-    return {entry.place for entry in generation.segments}
-
-
 # Builds in parts
 
 
@@ -465,13 +461,12 @@ def test_a_killed_build_goes_on_after_what_is_finished(tmp_path, tokenizer, monk
                 shutil.rmtree(tmp_path / "parts")
                 break
             work = tmp_path / ".parts.segments"
-            finished = set(work.glob("segments/*")) if (work / GENERATION_NAME).is_file() else set()
-            listed = len(places_of(work)) if finished else 0
+            finished = inodes(work.glob("*/store/segments/[!.]*"))
             if not (tmp_path / "parts").exists():
                 build()
-            num_resumed += len({path.name for path in finished} & names(tmp_path / "parts/segments")) >= max(
-                listed, 1
-            )
+                kept = inodes((tmp_path / "parts/segments").iterdir())
+                assert finished <= kept
+                num_resumed += bool(finished)
             assert held(tmp_path / "parts") == ids_of(texts(0, 9))
             verify_segments(tmp_path / "parts")
             shutil.rmtree(tmp_path / "parts")
@@ -479,8 +474,9 @@ def test_a_killed_build_goes_on_after_what_is_finished(tmp_path, tokenizer, monk
     assert num_resumed >= 5
 
 
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+def inodes(folders: Iterable[Path]) -> set[tuple[str, int, int]]:
+    """Which folder each segment is: one that was written again is another."""
+    return {(path.name, path.stat().st_ino, path.stat().st_mtime_ns) for path in folders}
 
 
 def test_a_second_build_of_one_place_is_refused_and_does_not_disturb_the_first(
@@ -512,9 +508,10 @@ def test_a_build_of_another_corpus_does_not_go_on_after_this_one(tmp_path, token
     out = tmp_path / "parts"
     run_until(
         "mkdir",
-        6,
+        8,
         lambda: build_datastore(Corpus([lines]), tokenizer=tokenizer, out=out, memory_limit_bytes=40),
     )
+    assert inodes((tmp_path / ".parts.segments").glob("*/store/segments/[!.]*"))
     write_texts(tmp_path / "one.jsonl", texts(13, 9))
     build_datastore(Corpus([lines]), tokenizer=tokenizer, out=out, memory_limit_bytes=40)
     assert held(out) == ids_of(texts(13, 9))

@@ -223,11 +223,6 @@ def entries_of(segments: Segments) -> tuple[SegmentEntry, ...]:
     return tuple(entry_of(store, os.path.relpath(store.path, segments.path)) for store in segments.stores)
 
 
-def has_generation(folder: Path) -> bool:
-    """Tells whether a folder is a datastore that has changed, or was built in parts."""
-    return (folder / GENERATION_NAME).is_file()
-
-
 class Change:
     """A writer's way to the next generation; `changing` makes one. Owned by one thread."""
 
@@ -244,7 +239,8 @@ class Change:
             InvalidRequest: the columns are not what the kind asks for.
             DatastoreError: the file system refused.
         """
-        return write_segment(self.segments.path, facts, columns, progress)
+        place = f"{SEGMENTS_NAME}/{secrets.token_hex(8)}"
+        return write_segment(self.segments.path, place, facts, columns, progress)
 
     def publish(self, entries: Sequence[SegmentEntry]) -> None:
         """Makes these segments the next generation, in one step; then deletes what it does without.
@@ -302,16 +298,41 @@ def _lock(fd: int, folder: Path) -> None:
 
 
 def write_segment(
-    folder: Path, facts: Facts, columns: Mapping[str, Column], progress: Progress | None = None
+    folder: Path,
+    place: str,
+    facts: Facts,
+    columns: Mapping[str, Column],
+    progress: Progress | None = None,
 ) -> SegmentEntry:
-    """Writes a segment into a store's folder, whole or not at all, and returns how to list it."""
-    place = f"{SEGMENTS_NAME}/{secrets.token_hex(8)}"
+    """Writes a segment into a store's folder, whole or not at all, and returns how to list it.
+
+    Raises:
+        DatastoreExists: the place is taken.
+        InvalidRequest: the columns are not what the kind asks for.
+        DatastoreError: the file system refused.
+    """
     parent = folder / SEGMENTS_NAME
     with writing(folder):
         parent.mkdir(exist_ok=True)
         sync_folder(folder)
     write_datastore(folder / place, facts, columns, progress)
     return entry_of(open_datastore(folder / place), place)
+
+
+def built_place(number: int) -> str:
+    """Returns where a build writes its segment of that number: the same in every build of one corpus."""
+    return f"{SEGMENTS_NAME}/{number:016x}"
+
+
+def segment_at(folder: Path, place: str) -> SegmentEntry | None:
+    """Returns how to list the segment that is there; what is there and cannot be opened is deleted."""
+    try:
+        return entry_of(open_datastore(folder / place), place)
+    except MissingPath:
+        return None
+    except DatastoreError:
+        shutil.rmtree(folder / place, ignore_errors=True)
+        return None
 
 
 def publish_generation(folder: Path, generation: Generation) -> None:
