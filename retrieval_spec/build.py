@@ -5,6 +5,7 @@ Memory stays within 12 bytes a token and half a gigabyte: what is read is encode
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from retrieval_spec.datastore.atomic import check_free
@@ -14,9 +15,19 @@ from retrieval_spec.datastore.progress import NoProgress, Progress
 from retrieval_spec.datastore.recipe import Recipe, load_recipe
 from retrieval_spec.datastore.store import check_replaceable
 from retrieval_spec.datastore.tokenizer import load_tokenizer
-from retrieval_spec.encoding import Encoder, batches_of, no_documents, segment_tokens_for
+from retrieval_spec.encoding import (
+    Encoder,
+    batches_of,
+    ids_of,
+    near_duplicates_of,
+    no_documents,
+    segment_tokens_for,
+)
 from retrieval_spec.indexing import Plan, check_numbers, facts_of, unfinished
+from retrieval_spec.near_duplicates import check_threshold
 from retrieval_spec.structures.context_array import DEPTH_TOKENS
+
+logger = logging.getLogger(__name__)
 
 
 def build_recipe(
@@ -40,6 +51,8 @@ def build_recipe(
         name=plan.name,
         depth_tokens=DEPTH_TOKENS if plan.depth_tokens is None else plan.depth_tokens,
         threads=threads,
+        drop_duplicates=plan.drop_duplicates,
+        drop_near_duplicates=plan.drop_near_duplicates,
         replace=replace,
         progress=progress,
     )
@@ -66,6 +79,7 @@ def build_datastore(
     threads: int | None = None,
     memory_limit_bytes: int | None = None,
     drop_duplicates: bool = False,
+    drop_near_duplicates: float | None = None,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -83,6 +97,8 @@ def build_datastore(
         threads: threads that sort; all cores by default.
         memory_limit_bytes: what the build may take; by default half of what the machine has.
         drop_duplicates: whether a document that came before is left out.
+        drop_near_duplicates: from which similarity on a document is left out that is nearly one that came
+            before, 0.5 to 1.0 (see `near_duplicates.NearDuplicates`); what is the same goes too.
         replace: whether a datastore that stands at `out` gives way.
         progress: told of the stages.
 
@@ -94,17 +110,34 @@ def build_datastore(
     target = Path(out).absolute()
     label = check_label("the name of the datastore", target.name if name is None else name)
     check_numbers(depth_tokens, threads)
+    if drop_near_duplicates is not None:
+        drop_near_duplicates, drop_duplicates = check_threshold(drop_near_duplicates), True
     (check_replaceable if replace else check_free)(target)
     max_tokens = segment_tokens_for(memory_limit_bytes)
     encoder = load_tokenizer(tokenizer)
     plan = Plan(target, facts_of(label, encoder, depth_tokens), threads, replace, progress)
     progress.start("encoding", corpus.num_bytes, "B")
-    source = {**corpus.fingerprint(), "max_tokens": max_tokens, "drop_duplicates": drop_duplicates}
+    source = {
+        **corpus.fingerprint(),
+        "max_tokens": max_tokens,
+        "drop_duplicates": drop_duplicates,
+        "drop_near_duplicates": drop_near_duplicates,
+    }
     with unfinished(plan, source) as begun:
-        known_ids = begun.ids() if drop_duplicates else None
-        parts = Encoder(encoder, target, max_tokens, known_ids).parts(
-            batches_of(corpus.documents(progress.advance, encoder)), begun.num_read
-        )
-        if not begun.write(parts):
+        known_ids = ids_of(begun.documents()) if drop_duplicates else None
+        near = near_duplicates_of(begun.documents(), drop_near_duplicates)
+        encoding = Encoder(encoder, target, max_tokens, known_ids, near)
+        batches = batches_of(corpus.documents(progress.advance, encoder))
+        if not begun.write(encoding.parts(batches, begun.num_read)):
             raise no_documents(corpus)
+    _tell(encoding)
     return target
+
+
+def _tell(encoding: Encoder) -> None:
+    if encoding.num_duplicates or encoding.num_near_duplicates:
+        logger.warning(
+            "left out %d documents that came before and %d that are nearly one of those",
+            encoding.num_duplicates,
+            encoding.num_near_duplicates,
+        )

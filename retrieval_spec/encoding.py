@@ -14,6 +14,7 @@ from retrieval_spec.datastore.documents import DocumentFile, Documents, document
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.tokenizer import Tokenizer
 from retrieval_spec.errors import InvalidRequest, LimitExceeded
+from retrieval_spec.near_duplicates import NearDuplicates
 from retrieval_spec.tree import Tokens
 
 MAX_SEGMENT_TOKENS = 1 << 31
@@ -67,16 +68,28 @@ class Encoder:
         place: documents wait in a nameless file beside it.
         max_tokens: of a part, separators included; a longer document is one part by itself.
         known_ids: documents with these ids are left out, and so is what comes twice; None keeps all.
+        near: documents that are nearly one of these are left out, or nearly one that came before.
+
+    Attributes:
+        num_duplicates: documents that were left out for their ids.
+        num_near_duplicates: and those for being nearly another one.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, place: Path, max_tokens: int, known_ids: set[int] | None = None
+        self,
+        tokenizer: Tokenizer,
+        place: Path,
+        max_tokens: int,
+        known_ids: set[int] | None = None,
+        near: NearDuplicates | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._place = place
         self._max_tokens = max_tokens
         self._known_ids = known_ids
+        self._near = near
         self.num_duplicates = 0
+        self.num_near_duplicates = 0
 
     def parts(self, batches: Iterable[list[Document]], num_read: int = 0) -> Iterator[Part]:
         """Yields parts; the first `num_read` documents are passed over.
@@ -112,7 +125,7 @@ class Encoder:
                 num_read += 1
                 if len(token_ids):
                     number = document_id(token_ids)
-                    if not self._is_duplicate(number):
+                    if self._is_wanted(token_ids, number):
                         yield num_read, token_ids, document.source, number
 
     def _encoded(self, batch: list[Document]) -> Iterator[tuple[Document, Tokens]]:
@@ -122,14 +135,35 @@ class Encoder:
         for document in batch:
             yield document, next(encoded) if document.token_ids is None else document.token_ids
 
-    def _is_duplicate(self, number: int) -> bool:
-        if self._known_ids is None:
-            return False
-        if number in self._known_ids:
+    def _is_wanted(self, token_ids: Tokens, number: int) -> bool:
+        if self._known_ids is not None and number in self._known_ids:
             self.num_duplicates += 1
-            return True
-        self._known_ids.add(number)
-        return False
+            return False
+        if self._near is not None and not self._near.add(token_ids):
+            self.num_near_duplicates += 1
+            return False
+        if self._known_ids is not None:
+            self._known_ids.add(number)
+        return True
+
+
+def ids_of(parts: Iterable[Documents]) -> set[int]:
+    """Returns the ids of the documents of all parts."""
+    return {number for documents in parts for number in documents.ids.tolist()}
+
+
+def near_duplicates_of(parts: Iterable[Documents], threshold: float | None) -> NearDuplicates | None:
+    """Returns the documents of all parts as what others may be nearly the same as; None if nobody asks.
+
+    Their signatures are made anew: that takes a second for some 20 million tokens or more.
+    """
+    if threshold is None:
+        return None
+    near = NearDuplicates(threshold)
+    for documents in parts:
+        for token_ids, _ in documents.each():
+            near.know(token_ids)
+    return near
 
 
 def batches_of(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -22,9 +22,17 @@ from retrieval_spec.datastore.progress import NoProgress, Progress
 from retrieval_spec.datastore.segments import Change, changing
 from retrieval_spec.datastore.store import Datastore
 from retrieval_spec.datastore.tokenizer import check_same_tokenizer, load_tokenizer
-from retrieval_spec.encoding import Encoder, batches_of, no_documents, segment_tokens_for
+from retrieval_spec.encoding import (
+    Encoder,
+    batches_of,
+    ids_of,
+    near_duplicates_of,
+    no_documents,
+    segment_tokens_for,
+)
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.indexing import indexed
+from retrieval_spec.near_duplicates import check_threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,7 @@ class Changed:
         num_added: documents that came.
         num_removed: documents that went.
         num_duplicates: documents that were left out, since the datastore holds them.
+        num_near_duplicates: documents that were left out, since it holds what is nearly the same.
     """
 
     generation: int
@@ -44,6 +53,7 @@ class Changed:
     num_added: int = 0
     num_removed: int = 0
     num_duplicates: int = 0
+    num_near_duplicates: int = 0
 
 
 def append_documents(
@@ -53,6 +63,7 @@ def append_documents(
     tokenizer: str | Path,
     threads: int | None = None,
     memory_limit_bytes: int | None = None,
+    drop_near_duplicates: float | None = None,
     progress: Progress | None = None,
 ) -> Changed:
     """Adds documents that the datastore does not hold yet, as new segments.
@@ -63,6 +74,7 @@ def append_documents(
         tokenizer: the one that the datastore was built with.
         threads: threads that sort; all cores by default.
         memory_limit_bytes: what the work may take.
+        drop_near_duplicates: as of `build.build_datastore`; the datastore's own documents are read for it.
         progress: told of the stages.
 
     Raises:
@@ -71,21 +83,30 @@ def append_documents(
     """
     progress = progress or NoProgress()
     max_tokens = segment_tokens_for(memory_limit_bytes)
+    if drop_near_duplicates is not None:
+        check_threshold(drop_near_duplicates)
     with changing(datastore) as change:
         facts = _facts_of(change)
         encoder = load_tokenizer(tokenizer)
         check_same_tokenizer(encoder, change.segments.manifest, change.segments.path)
         progress.start("encoding", corpus.num_bytes, "B")
-        encoding = Encoder(encoder, change.segments.path, max_tokens, known_ids=_ids_of(change))
+        known_ids = ids_of(_documents_of(change))
+        near = near_duplicates_of(_documents_of(change), drop_near_duplicates)
+        encoding = Encoder(encoder, change.segments.path, max_tokens, known_ids, near)
         entries = []
         for part in encoding.parts(batches_of(corpus.documents(progress.advance, encoder))):
             columns = indexed(part.documents, facts.depth_tokens, threads, progress)
             entries.append(change.write(facts, columns, progress))
-        if not entries and not encoding.num_duplicates:
+        if not entries and not (encoding.num_duplicates or encoding.num_near_duplicates):
             raise no_documents(corpus)
-        num_added = sum(entry.num_documents for entry in entries)
-        kept = change.entries
-        return _published(change, kept, entries, num_added=num_added, num_duplicates=encoding.num_duplicates)
+        return _published(
+            change,
+            change.entries,
+            entries,
+            num_added=sum(entry.num_documents for entry in entries),
+            num_duplicates=encoding.num_duplicates,
+            num_near_duplicates=encoding.num_near_duplicates,
+        )
 
 
 def remove_documents(
@@ -158,18 +179,15 @@ def _published(
     change: Change,
     kept: Sequence[SegmentEntry],
     written: Sequence[SegmentEntry],
-    *,
-    num_added: int = 0,
-    num_removed: int = 0,
-    num_duplicates: int = 0,
+    **counts: int,
 ) -> Changed:
-    """Makes the segments the next generation, unless they are those of this one."""
+    """Makes the segments the next generation, unless they are those of this one; counts say what changed."""
     entries = (*kept, *written)
     number = change.segments.generation
     if entries != change.entries:
         change.publish(entries)
         number += 1
-    return Changed(number, len(entries), num_added, num_removed, num_duplicates)
+    return Changed(number, len(entries), **counts)
 
 
 def _groups(change: Change, max_tokens: int) -> Iterator[list[tuple[Datastore, SegmentEntry]]]:
@@ -199,9 +217,9 @@ def _facts_of(change: Change) -> Facts:
     )
 
 
-def _ids_of(change: Change) -> set[int]:
-    stores = change.segments.stores
-    return {number for store in stores for number in Documents.from_columns(store.columns).ids.tolist()}
+def _documents_of(change: Change) -> Iterator[Documents]:
+    for store in change.segments.stores:
+        yield Documents.from_columns(store.columns)
 
 
 def _chosen(documents: Documents, ids: Collection[int], origins: Collection[str]) -> NDArray[np.bool_]:

@@ -181,10 +181,10 @@ class Unfinished:
         """Documents of the source that finished segments took, or passed over."""
         return self._num_read[-1] if self._num_read else 0
 
-    def ids(self) -> set[int]:
-        """Returns the ids of all documents in finished segments."""
-        stores = [open_datastore(self.store / entry.place) for entry in self._entries]
-        return {number for store in stores for number in store.columns["ids"].tolist()}
+    def documents(self) -> Iterator[Documents]:
+        """Yields the documents of each finished segment."""
+        for entry in self._entries:
+            yield Documents.from_columns(open_datastore(self.store / entry.place).columns)
 
     def is_worth_keeping(self) -> bool:
         """Tells whether a later build would find anything that is finished."""

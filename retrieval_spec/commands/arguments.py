@@ -9,6 +9,7 @@ from retrieval_spec import __version__
 
 BAD_INPUT = 2
 """The exit code for it."""
+_NEARLY = 0.8
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,6 +71,7 @@ def _add_build(commands: Any) -> None:
     )
     _add_reading(parser)
     parser.add_argument("--drop-duplicates", action="store_true", help="leave out documents that came before")
+    _add_near_duplicates(parser)
     _add_limits(parser)
     parser.add_argument("--replace", action="store_true", help="replace an existing datastore")
     _add_json(parser)
@@ -104,6 +106,18 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_near_duplicates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--drop-near-duplicates",
+        nargs="?",
+        type=float,
+        const=_NEARLY,
+        metavar="THRESHOLD",
+        help="leave out documents that are nearly one that came before: the share of all runs of 5 tokens "
+        f"that both have, 0.5 to 1.0 ({_NEARLY} if none is given); stands behind the paths",
+    )
+
+
 def _add_append(commands: Any) -> None:
     parser = _command(
         commands,
@@ -115,6 +129,7 @@ def _add_append(commands: Any) -> None:
     parser.add_argument("inputs", nargs="+", metavar="PATH", help="files or folders, as for build")
     parser.add_argument("--tokenizer", required=True, metavar="PATH", help="the one that it was built with")
     _add_reading(parser)
+    _add_near_duplicates(parser)
     _add_limits(parser)
     _add_json(parser)
 

@@ -14,6 +14,8 @@ from retrieval_spec.translate import translate_datastore
 
 READING = ("text_field", "include", "exclude", "on_error", "skip_licence_headers")
 """Options of how a corpus is read."""
+CHOOSING = ("drop_duplicates", "drop_near_duplicates")
+"""Options of which documents are left out."""
 
 
 def build_command(arguments: argparse.Namespace) -> Path:
@@ -29,7 +31,7 @@ def build_command(arguments: argparse.Namespace) -> Path:
 def _from_datastore(arguments: argparse.Namespace, progress: Progress) -> Path:
     if arguments.inputs or arguments.recipe:
         raise InvalidRequest("a datastore is translated alone", remedy="leave inputs and recipe out")
-    refuse(arguments, *READING, because="a datastore is translated as it is")
+    refuse(arguments, *READING, *CHOOSING, because="a datastore is translated as it is")
     require(arguments, "from_datastore", "from_tokenizer", "tokenizer")
     return translate_datastore(
         arguments.from_datastore,
@@ -45,7 +47,7 @@ def _from_datastore(arguments: argparse.Namespace, progress: Progress) -> Path:
 def _from_recipe(arguments: argparse.Namespace, progress: Progress) -> Path:
     if arguments.inputs or arguments.tokenizer:
         raise InvalidRequest("a recipe names its own inputs and tokenizer", remedy="leave the others out")
-    refuse(arguments, *READING, because="a recipe says itself how its inputs are read")
+    refuse(arguments, *READING, *CHOOSING, because="a recipe says itself how its inputs are read")
     return build_recipe(arguments.recipe, out=arguments.out, replace=arguments.replace, progress=progress)
 
 
@@ -58,6 +60,7 @@ def _from_text(arguments: argparse.Namespace, progress: Progress) -> Path:
         threads=arguments.threads,
         memory_limit_bytes=size_of(arguments.memory_limit),
         drop_duplicates=arguments.drop_duplicates,
+        drop_near_duplicates=arguments.drop_near_duplicates,
         replace=arguments.replace,
         progress=progress,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from retrieval_spec.commands.build import READING, refuse, require
+from retrieval_spec.commands.build import CHOOSING, READING, refuse, require
 from retrieval_spec.commands.generate import load_model
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.store import inspect_datastore
@@ -21,7 +21,7 @@ def build_dense_command(arguments: argparse.Namespace) -> dict[str, Any]:
             raise InvalidRequest(
                 "a dense datastore is built from text alone", got=f"--{name.replace('_', '-')}"
             )
-    refuse(arguments, *READING[1:], because="a dense datastore is built from plain corpora")
+    refuse(arguments, *READING[1:], *CHOOSING, because="a dense datastore is built from plain corpora")
     require(arguments, "inputs", "model", "out")
     model, _ = load_model(arguments.model)
     with progress_bar() as progress:

@@ -27,6 +27,7 @@ def append_command(arguments: argparse.Namespace) -> dict[str, Any]:
             tokenizer=arguments.tokenizer,
             threads=arguments.threads,
             memory_limit_bytes=size_of(arguments.memory_limit),
+            drop_near_duplicates=arguments.drop_near_duplicates,
             progress=progress,
         )
     return asdict(changed)

@@ -10,6 +10,8 @@
     on_error = "skip"               pass over rows and files that cannot be read; "stop" by default
     skip_licence_headers = true     leave out the comment at the top of a source file that states its licence
     depth_tokens = 32
+    drop_duplicates = true          leave out documents that came before
+    drop_near_duplicates = 0.8      and those that are nearly one of them, from this similarity on
 
 `{stdlib}` stands for the folder of the running interpreter's standard library.
 """
@@ -40,6 +42,8 @@ _TYPES: dict[str, type] = {
     "on_error": str,
     "skip_licence_headers": bool,
     "depth_tokens": int,
+    "drop_duplicates": bool,
+    "drop_near_duplicates": float,
 }
 
 
@@ -57,6 +61,8 @@ class Recipe:
     on_error: OnError = "stop"
     skip_licence_headers: bool = False
     depth_tokens: int | None = None
+    drop_duplicates: bool = False
+    drop_near_duplicates: float | None = None
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -81,6 +87,8 @@ def load_recipe(path: str | Path) -> Recipe:
         on_error=fields.get("on_error", "stop"),
         skip_licence_headers=fields.get("skip_licence_headers", False),
         depth_tokens=fields.get("depth_tokens"),
+        drop_duplicates=fields.get("drop_duplicates", False),
+        drop_near_duplicates=fields.get("drop_near_duplicates"),
     )
 
 
