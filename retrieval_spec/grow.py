@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from retrieval_spec import __version__
 from retrieval_spec.datastore.corpus import Corpus
-from retrieval_spec.datastore.documents import Documents, joined
+from retrieval_spec.datastore.documents import Documents
 from retrieval_spec.datastore.generation import SegmentEntry
-from retrieval_spec.datastore.manifest import CORPUS_KIND, Facts, Manifest
+from retrieval_spec.datastore.manifest import CORPUS_KIND, DOCUMENT_KINDS, Facts
 from retrieval_spec.datastore.progress import NoProgress, Progress
-from retrieval_spec.datastore.segments import Change, changing
-from retrieval_spec.datastore.store import Datastore
+from retrieval_spec.datastore.segments import Change, Segments, changing
 from retrieval_spec.datastore.tokenizer import check_same_tokenizer, load_tokenizer
 from retrieval_spec.encoding import (
     Encoder,
@@ -33,6 +32,7 @@ from retrieval_spec.encoding import (
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.indexing import indexed
 from retrieval_spec.near_duplicates import check_threshold
+from retrieval_spec.rewriting import Kept, rewritten
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Changed:
         num_removed: documents that went.
         num_duplicates: documents that were left out, since the datastore holds them.
         num_near_duplicates: documents that were left out, since it holds what is nearly the same.
+        num_outdated: merged segments that were thrown away, since what they were made of changed meanwhile.
     """
 
     generation: int
@@ -54,6 +55,7 @@ class Changed:
     num_removed: int = 0
     num_duplicates: int = 0
     num_near_duplicates: int = 0
+    num_outdated: int = 0
 
 
 def append_documents(
@@ -86,20 +88,20 @@ def append_documents(
     if drop_near_duplicates is not None:
         check_threshold(drop_near_duplicates)
     with changing(datastore) as change:
-        facts = _facts_of(change)
+        facts = facts_of(change.segments, CORPUS_KIND)
         encoder = load_tokenizer(tokenizer)
         check_same_tokenizer(encoder, change.segments.manifest, change.segments.path)
         progress.start("encoding", corpus.num_bytes, "B")
-        known_ids = ids_of(_documents_of(change))
-        near = near_duplicates_of(_documents_of(change), drop_near_duplicates)
-        encoding = Encoder(encoder, change.segments.path, max_tokens, known_ids, near)
+        known = ids_of(documents_of(change.segments))
+        near = near_duplicates_of(documents_of(change.segments), drop_near_duplicates)
+        encoding = Encoder(encoder, change.segments.path, max_tokens, known, near)
         entries = []
         for part in encoding.parts(batches_of(corpus.documents(progress.advance, encoder))):
             columns = indexed(part.documents, facts.depth_tokens, threads, progress)
             entries.append(change.write(facts, columns, progress))
         if not entries and not (encoding.num_duplicates or encoding.num_near_duplicates):
             raise no_documents(corpus)
-        return _published(
+        return published(
             change,
             change.entries,
             entries,
@@ -132,7 +134,7 @@ def remove_documents(
     """
     progress = progress or NoProgress()
     with changing(datastore) as change:
-        facts = _facts_of(change)
+        facts = facts_of(change.segments, *DOCUMENT_KINDS)
         kept, written, num_removed = [], [], 0
         for store, entry in zip(change.segments.stores, change.entries, strict=True):
             documents = Documents.from_columns(store.columns)
@@ -142,10 +144,10 @@ def remove_documents(
                 continue
             num_removed += int((~is_kept).sum())
             if is_kept.any():
-                columns = indexed(documents.kept(is_kept), facts.depth_tokens, threads, progress)
+                columns = rewritten([Kept(store, documents, is_kept)], threads, progress)
                 written.append(change.write(facts, columns, progress))
         _check_removal(num_removed, len(kept) + len(written))
-        return _published(change, kept, written, num_removed=num_removed)
+        return published(change, kept, written, num_removed=num_removed)
 
 
 def compact(
@@ -163,19 +165,19 @@ def compact(
     progress = progress or NoProgress()
     max_tokens = segment_tokens_for(memory_limit_bytes)
     with changing(datastore) as change:
-        facts = _facts_of(change)
+        facts = facts_of(change.segments, *DOCUMENT_KINDS)
         entries = []
-        for group in _groups(change, max_tokens):
+        stores = dict(zip(change.entries, change.segments.stores, strict=True))
+        for group in _groups(change.entries, max_tokens):
             if len(group) == 1:
-                entries.append(group[0][1])
+                entries.append(group[0])
                 continue
-            documents = joined([Documents.from_columns(store.columns) for store, _ in group])
-            columns = indexed(documents, facts.depth_tokens, threads, progress)
+            columns = rewritten([Kept.whole(stores[entry]) for entry in group], threads, progress)
             entries.append(change.write(facts, columns, progress))
-        return _published(change, entries, [])
+        return published(change, entries, [])
 
 
-def _published(
+def published(
     change: Change,
     kept: Sequence[SegmentEntry],
     written: Sequence[SegmentEntry],
@@ -190,23 +192,30 @@ def _published(
     return Changed(number, len(entries), **counts)
 
 
-def _groups(change: Change, max_tokens: int) -> Iterator[list[tuple[Datastore, SegmentEntry]]]:
-    group: list[tuple[Datastore, SegmentEntry]] = []
+def _groups(entries: Sequence[SegmentEntry], max_tokens: int) -> list[list[SegmentEntry]]:
+    groups: list[list[SegmentEntry]] = []
     num_tokens = 0
-    for store, entry in zip(change.segments.stores, change.entries, strict=True):
-        if group and num_tokens + entry.num_tokens > max_tokens:
-            yield group
-            group, num_tokens = [], 0
-        group.append((store, entry))
+    for entry in entries:
+        if not groups or num_tokens + entry.num_tokens > max_tokens:
+            groups.append([])
+            num_tokens = 0
+        groups[-1].append(entry)
         num_tokens += entry.num_tokens
-    yield group
+    return groups
 
 
-def _facts_of(change: Change) -> Facts:
-    manifest: Manifest = change.segments.manifest
-    if manifest.kind != CORPUS_KIND:
+def facts_of(segments: Segments, *kinds: str) -> Facts:
+    """Returns what is said of a new segment of a datastore of one of these kinds.
+
+    Raises:
+        InvalidRequest: it is of another kind.
+    """
+    manifest = segments.manifest
+    if manifest.kind not in kinds:
         raise InvalidRequest(
-            "only a corpus can be changed", got=f"a datastore of kind {manifest.kind}", expected=CORPUS_KIND
+            "the datastore cannot be changed so",
+            got=f"a datastore of kind {manifest.kind}",
+            expected=" or ".join(kinds),
         )
     return Facts(
         name=manifest.name,
@@ -214,11 +223,14 @@ def _facts_of(change: Change) -> Facts:
         depth_tokens=manifest.depth_tokens,
         tokenizer=manifest.tokenizer,
         created_by=f"retrieval-spec {__version__}",
+        kind=manifest.kind,
+        model_fingerprint=manifest.model_fingerprint,
     )
 
 
-def _documents_of(change: Change) -> Iterator[Documents]:
-    for store in change.segments.stores:
+def documents_of(segments: Segments) -> Iterator[Documents]:
+    """Yields the documents of each segment."""
+    for store in segments.stores:
         yield Documents.from_columns(store.columns)
 
 

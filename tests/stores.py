@@ -57,8 +57,12 @@ def write_dense(
     vectors: np.ndarray,
     dtype: type = np.int32,
     model: str = MODEL,
+    trained: DenseIndex | None = None,
 ) -> Path:
-    """Writes a datastore of kind dense, with a vector for every token that has one before it."""
+    """Writes a datastore of kind dense, with a vector for every token that has one before it.
+
+    Its index is trained on these vectors, or as `trained` is.
+    """
     separator = np.iinfo(dtype).max
     tokens = np.array([token for document in documents for token in (*document, separator)], dtype)
     starts = np.cumsum([0, *(len(document) + 1 for document in documents)])[:-1]
@@ -78,7 +82,9 @@ def write_dense(
         "tokens": tokens,
         "documents": starts.astype(np.int64),
         "positions": np.flatnonzero(is_decided).astype(np.uint32),
-        "index": DenseIndex.build(projection.apply(vectors)).to_bytes(),
+        "index": (trained.with_vectors if trained else DenseIndex.build)(
+            projection.apply(vectors)
+        ).to_bytes(),
         "mean": projection.mean,
         "scale": projection.scale,
         "components": projection.components.ravel(),

@@ -12,12 +12,14 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("faiss")
 # ruff: noqa: E402
-from retrieval_spec import dense_build
+from retrieval_spec import dense_build, dense_states
 from retrieval_spec.cli import main
+from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.shards import Shards
 from retrieval_spec.datastore.store import open_datastore, verify_datastore
 from retrieval_spec.demo_model import demo_model_dir
-from retrieval_spec.dense_build import build_dense, decided_positions, windows_of
+from retrieval_spec.dense_build import build_dense
+from retrieval_spec.dense_states import decided_positions, windows_of
 from retrieval_spec.drafters.dense import DenseDrafter, read_projection
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreError, DatastoreExists, InvalidRequest
 from retrieval_spec.target_states import model_fingerprint
@@ -43,7 +45,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(model, corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("stores") / "dense"
-    return build_dense([corpus], model=model, tokenizer=demo_model_dir(), out=out)
+    return build_dense(Corpus([corpus]), model=model, tokenizer=demo_model_dir(), out=out)
 
 
 @pytest.mark.parametrize("lengths", [[1], [2], [512, 513, 514], [3, 1, 2_000], [449, 960, 961, 962]])
@@ -54,8 +56,8 @@ def test_every_token_with_one_before_it_is_decided_once(lengths):
     wanted = [s + i for s, length in zip(starts.tolist(), lengths, strict=False) for i in range(1, length)]
     assert positions == wanted
     for window in windows:
-        assert window.stop - window.begin <= dense_build.WINDOW_TOKENS
-        assert window.first == window.begin or window.first - window.begin == dense_build.CONTEXT_TOKENS
+        assert window.stop - window.begin <= dense_states.WINDOW_TOKENS
+        assert window.first == window.begin or window.first - window.begin == dense_states.CONTEXT_TOKENS
 
 
 def test_the_states_are_those_of_the_plain_pass(model, built):
@@ -69,7 +71,7 @@ def test_the_states_are_those_of_the_plain_pass(model, built):
     vectors = projection.apply(states.numpy())
     drafter = DenseDrafter.open(VOCAB_SIZE, built.path)
     for i in range(len(document) - 1):
-        numbers, similarities = drafter._states.index.search(vectors[i], 5)
+        numbers, similarities = drafter._states[0].index.search(vectors[i], 5)
         assert start + i + 1 in store.columns["positions"][numbers].tolist()
         assert similarities[0] > 0.99
 
@@ -98,12 +100,13 @@ def test_a_dense_build_needs_the_model(corpus, tmp_path, capsys):
 
 KILLED = """
 import os, signal, sys
-from retrieval_spec import dense_build
+from retrieval_spec import dense_build, dense_states
+from retrieval_spec.datastore.corpus import Corpus
 from tests.tiny_models import tiny_model
 from retrieval_spec.demo_model import demo_model_dir
 
-dense_build.WINDOW_TOKENS, dense_build.SHARD_TOKENS = 128, 200
-plain = dense_build.StateReader.states
+dense_states.WINDOW_TOKENS, dense_states.SHARD_TOKENS = 128, 200
+plain = dense_states.StateReader.states
 calls = []
 
 def states(self, windows):
@@ -112,9 +115,9 @@ def states(self, windows):
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(self, windows)
 
-dense_build.StateReader.states = states
+dense_states.StateReader.states = states
 model = tiny_model("Llama", vocab_size=4096)
-dense_build.build_dense([sys.argv[1]], model=model, tokenizer=demo_model_dir(), out=sys.argv[2])
+dense_build.build_dense(Corpus([sys.argv[1]]), model=model, tokenizer=demo_model_dir(), out=sys.argv[2])
 print(len(calls))
 """
 
@@ -163,12 +166,14 @@ def test_parts_of_another_plan_are_deleted(tmp_path):
 def test_a_place_that_is_taken_is_refused_before_the_model_runs(model, corpus, built, monkeypatch):
     monkeypatch.setattr(dense_build, "StateReader", None)
     with pytest.raises(DatastoreExists):
-        build_dense([corpus], model=model, tokenizer=demo_model_dir(), out=built.path)
+        build_dense(Corpus([corpus]), model=model, tokenizer=demo_model_dir(), out=built.path)
 
 
 def test_a_tokenizer_of_another_model_is_refused(corpus, tmp_path):
     with pytest.raises(InvalidRequest, match="not the model's"):
-        build_dense([corpus], model=tiny_model("Llama"), tokenizer=demo_model_dir(), out=tmp_path / "dense")
+        build_dense(
+            Corpus([corpus]), model=tiny_model("Llama"), tokenizer=demo_model_dir(), out=tmp_path / "dense"
+        )
 
 
 def test_a_projection_that_does_not_fit_is_corrupt(built):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ faiss = pytest.importorskip("faiss")
 # ruff: noqa: E402
 from retrieval_spec.errors import DatastoreCorrupt
 from retrieval_spec.structures import dense_index
-from retrieval_spec.structures.dense_index import DenseIndex
+from retrieval_spec.structures.dense_index import DenseIndex, check_trained_alike, nearest
 
 NUM_VECTORS, DIMENSIONS = 4_000, 16
 
@@ -103,3 +104,72 @@ def test_a_cut_index_is_refused(index, num_bytes):
 def test_another_number_of_vectors_is_refused(index):
     with pytest.raises(DatastoreCorrupt):
         DenseIndex.from_bytes(index.to_bytes(), DIMENSIONS, NUM_VECTORS - 1)
+
+
+# Indexes that grow
+
+
+def cut(index, vectors, edges):
+    """Indexes trained as this one over the vectors between the edges."""
+    return [index.with_vectors(vectors[start:stop]) for start, stop in pairwise(edges)]
+
+
+TIED = np.concatenate([VECTORS[:1_500], np.repeat(VECTORS[:20], 40, axis=0), VECTORS[1_500:2_500]])
+
+
+@pytest.mark.parametrize("edges", [(0, 3_300), (0, 1, 1_700, 1_700, 3_300), (0, 2_000, 3_299, 3_300)])
+def test_several_indexes_answer_as_one_also_where_vectors_are_equally_near(index, edges):
+    whole, parts = index.with_vectors(TIED), cut(index, TIED, edges)
+    begins = np.array(edges)
+    num_tied = 0
+    for query in (*TIED[::60], *VECTORS[:20]):
+        for count in (1, 7, 50):
+            numbers, similarities = whole.search(query, count)
+            owners, found, found_similarities = nearest(parts, query, count)
+            np.testing.assert_array_equal(begins[owners] + found, numbers)
+            np.testing.assert_array_equal(found_similarities, similarities)
+            num_tied += len(set(similarities.tolist())) < len(similarities)
+    assert num_tied > 30
+
+
+def test_a_flat_index_finds_exactly_the_nearest_of_what_it_stores():
+    trained = DenseIndex.build(VECTORS[:500])
+    index = trained.with_vectors(TIED)
+    stored = index._index.reconstruct_n(0, len(TIED)).astype(np.float64)
+    for query in TIED[::97]:
+        wanted = stored @ query
+        numbers, _ = index.search(query, 50)
+        np.testing.assert_allclose(np.sort(wanted[numbers]), np.sort(wanted)[-50:], atol=1e-6)
+
+
+def test_joined_indexes_have_the_bytes_of_one_that_all_were_added_to(index):
+    parts = cut(index, TIED, (0, 1_000, 1_000, 2_400, 3_300))
+    is_kept = np.random.default_rng(1).random(len(TIED)) < 0.7
+    masks = np.split(is_kept, [1_000, 1_000, 2_400])
+    joined = DenseIndex.joined(list(zip(parts, masks, strict=True)))
+    np.testing.assert_array_equal(joined.to_bytes(), index.with_vectors(TIED[is_kept]).to_bytes())
+    assert joined.num_vectors == is_kept.sum()
+
+
+def test_few_or_no_vectors_of_a_trained_index_are_read_again(index):
+    for count in (0, 1, 3):
+        few = index.with_vectors(VECTORS[:count])
+        again = DenseIndex.from_bytes(few.to_bytes(), DIMENSIONS, count)
+        assert again.search(VECTORS[0], 50)[0].shape[0] <= count
+        assert again.is_trained_like(index)
+
+
+def test_indexes_of_another_training_are_not_compared(index):
+    check_trained_alike([index, index.with_vectors(VECTORS[:3])])
+    with pytest.raises(DatastoreCorrupt, match="do not fit each other"):
+        check_trained_alike([index, DenseIndex.build(VECTORS[:900] * 0.5)])
+
+
+def test_more_lists_than_the_bytes_hold_are_refused_before_faiss_reads_them(monkeypatch):
+    monkeypatch.setattr(dense_index, "MAX_FLAT", 1_000)
+    data = DenseIndex.build(VECTORS).to_bytes()
+    monkeypatch.setattr(faiss, "deserialize_index", None)
+    offset = dense_index._HEADER.size
+    for lists in (0, 2**20, 2**63):
+        with pytest.raises(DatastoreCorrupt, match="of other lists"):
+            DenseIndex.from_bytes(changed(data, offset, "<Q", lists), DIMENSIONS, NUM_VECTORS)

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -44,7 +43,9 @@ from retrieval_spec.errors import (
     TokenizerMismatch,
 )
 from retrieval_spec.grow import append_documents, compact, remove_documents
-from tests.stores import write_corpus, write_dense
+from tests.golden import copy_golden
+from tests.kills import SEAMS, run_until
+from tests.stores import write_corpus
 from tests.word_tokenizers import write_tokenizer
 
 WORDS = {f"w{n}": n for n in range(61)}
@@ -247,9 +248,8 @@ def test_a_source_that_reads_one_segment_says_what_to_do(tmp_path, store, tokeni
 
 
 def test_other_kinds_and_missing_folders_are_refused(tmp_path, tokenizer):
-    dense = write_dense(tmp_path / "dense", [[1, 2, 3]], 61, np.eye(2, 4, dtype=np.float32))
-    with pytest.raises(InvalidRequest, match="only a corpus"):
-        compact(dense)
+    with pytest.raises(InvalidRequest, match="cannot be changed so"):
+        compact(copy_golden(tmp_path, "rows"))
     with pytest.raises(MissingPath):
         compact(tmp_path / "nowhere")
 
@@ -328,41 +328,6 @@ def test_a_damaged_generation_or_segment_is_refused(tmp_path, store, tokenizer, 
 
 
 # Crashes
-
-
-SEAMS = {
-    "write": 1,
-    "fsync": 1,
-    "rename": 1,
-    "replace": 1,
-    "unlink": 1,
-    "mkdir": 1,
-    "rmdir": 1,
-    "open": 2,
-    "close": 2,
-}
-"""Calls of the system that a writer is killed before, and how many of them at a time are let pass."""
-
-
-def run_until(seam: str, call: int, work) -> str:
-    """Runs the work in a process of its own killed before the call-th os.<seam>; says how it ended."""
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(BaseException):
-            real, count = getattr(os, seam), 0
-
-            def killed(*arguments, **options):
-                nonlocal count
-                count += 1
-                if count == call:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*arguments, **options)
-
-            setattr(os, seam, killed)
-            work()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return "killed" if os.WIFSIGNALED(status) else "done"
 
 
 @pytest.mark.parametrize("change", ["append", "remove", "compact"])

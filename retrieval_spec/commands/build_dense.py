@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from retrieval_spec.commands.build import CHOOSING, READING, refuse, require
+from retrieval_spec.commands.build import CHOOSING, refuse, require
 from retrieval_spec.commands.generate import load_model
+from retrieval_spec.commands.grow import corpus_of
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.store import inspect_datastore
 from retrieval_spec.dense_build import build_dense
@@ -21,16 +22,15 @@ def build_dense_command(arguments: argparse.Namespace) -> dict[str, Any]:
             raise InvalidRequest(
                 "a dense datastore is built from text alone", got=f"--{name.replace('_', '-')}"
             )
-    refuse(arguments, *READING[1:], *CHOOSING, because="a dense datastore is built from plain corpora")
+    refuse(arguments, *CHOOSING, because="a dense datastore holds every document that it is built from")
     require(arguments, "inputs", "model", "out")
     model, _ = load_model(arguments.model)
     with progress_bar() as progress:
         built = build_dense(
-            arguments.inputs,
+            corpus_of(arguments),
             model=model,
             tokenizer=arguments.tokenizer or arguments.model,
             out=arguments.out,
-            text_field=arguments.text_field,
             replace=arguments.replace,
             progress=progress,
         )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec.datastore.documents import Documents, shown_id
-from retrieval_spec.datastore.manifest import CORPUS_KIND
+from retrieval_spec.datastore.manifest import DOCUMENT_KINDS
 from retrieval_spec.datastore.segments import Segments, open_segments
 from retrieval_spec.datastore.tokenizer import Tokenizer, check_same_tokenizer, load_tokenizer
 from retrieval_spec.errors import InvalidRequest
@@ -54,11 +54,11 @@ def list_documents(arguments: argparse.Namespace) -> Iterator[Listed]:
         TokenizerMismatch: `--tokenizer` is not the one that the datastore was built with.
     """
     segments = open_segments(arguments.datastore)
-    if segments.manifest.kind not in (CORPUS_KIND, "dense"):
+    if segments.manifest.kind not in DOCUMENT_KINDS:
         raise InvalidRequest(
             "only a corpus has documents",
             got=f"a datastore of kind {segments.manifest.kind}",
-            expected=f"{CORPUS_KIND} or dense",
+            expected=" or ".join(DOCUMENT_KINDS),
         )
     tokenizer = tokenizer_of(segments, arguments.tokenizer)
     for store in segments.stores:

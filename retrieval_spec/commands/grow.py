@@ -11,15 +11,29 @@ from typing import Any
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.documents import id_of
+from retrieval_spec.datastore.manifest import DENSE_KIND
+from retrieval_spec.datastore.segments import open_segments
 from retrieval_spec.errors import InvalidRequest
-from retrieval_spec.grow import append_documents, compact, remove_documents
+from retrieval_spec.grow import Changed, append_documents, compact, remove_documents
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def append_command(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Adds documents; returns what that did."""
+    """Adds documents; returns what that did.
+
+    Raises:
+        InvalidRequest: what the kind of the datastore needs is missing.
+    """
+    kind = open_segments(arguments.datastore).manifest.kind
+    if kind == DENSE_KIND:
+        return asdict(_append_states(arguments))
+    if arguments.model or not arguments.tokenizer:
+        raise InvalidRequest(
+            f"a datastore of kind {kind} is added to by its tokenizer",
+            remedy="give --tokenizer and no --model",
+        )
     with progress_bar() as progress:
         changed = append_documents(
             arguments.datastore,
@@ -31,6 +45,30 @@ def append_command(arguments: argparse.Namespace) -> dict[str, Any]:
             progress=progress,
         )
     return asdict(changed)
+
+
+def _append_states(arguments: argparse.Namespace) -> Changed:
+    from retrieval_spec.commands.generate import load_model
+    from retrieval_spec.dense_grow import append_states
+
+    if not arguments.model:
+        raise InvalidRequest(
+            "a dense datastore is added to by its model", remedy="give the --model that it was built with"
+        )
+    if arguments.drop_near_duplicates is not None:
+        raise InvalidRequest(
+            "a dense datastore takes every new document", got="--drop-near-duplicates", remedy="leave it out"
+        )
+    corpus = corpus_of(arguments)
+    model, _ = load_model(arguments.model)
+    with progress_bar() as progress:
+        return append_states(
+            arguments.datastore,
+            corpus,
+            model=model,
+            tokenizer=arguments.tokenizer or arguments.model,
+            progress=progress,
+        )
 
 
 def corpus_of(arguments: argparse.Namespace) -> Corpus:

@@ -22,7 +22,7 @@ from retrieval_spec.corpus_stats import (
     repeat_lengths,
 )
 from retrieval_spec.datastore.documents import Documents
-from retrieval_spec.datastore.manifest import CORPUS_KIND
+from retrieval_spec.datastore.manifest import CORPUS_KIND, DOCUMENT_KINDS
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.segments import inspect_segments, open_segments
 from retrieval_spec.datastore.store import Datastore
@@ -53,10 +53,9 @@ def inspect_command(arguments: argparse.Namespace) -> dict[str, Any]:
     segments = open_segments(arguments.datastore)
     tokenizer = tokenizer_of(segments, arguments.tokenizer)
     facts = inspect_segments(segments)
-    if segments.manifest.kind != CORPUS_KIND:
-        return facts
-    facts["origins"] = _origins(segments.stores)
-    if not arguments.sample:
+    if segments.manifest.kind in DOCUMENT_KINDS:
+        facts["origins"] = _origins(segments.stores)
+    if segments.manifest.kind != CORPUS_KIND or not arguments.sample:
         return facts
     with progress_bar() as progress:
         measured = _measured(segments.stores, arguments, tokenizer, progress)

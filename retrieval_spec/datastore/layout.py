@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.datastore.manifest import CORPUS_KIND, FileEntry, Manifest
+from retrieval_spec.datastore.manifest import CORPUS_KIND, DENSE_KIND, DOCUMENT_KINDS, FileEntry, Manifest
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.sealed_json import REBUILD
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreVersion
@@ -25,7 +25,7 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
         "buckets": ("<u4",),
         "documents": ("<i8",),
     },
-    "dense": {
+    DENSE_KIND: {
         "tokens": ("<u2", "<i4"),
         "positions": ("<u4",),
         "documents": ("<i8",),
@@ -50,7 +50,7 @@ DOCUMENT_COLUMNS: dict[str, tuple[str, ...]] = {
     "origins": ("<u4",),
     "origin_names": ("|u1",),
 }
-"""What a segment of kind context_array may know of its documents beside where they are: all of it or none."""
+"""What a segment of documents may know of them beside where they are: all of it or none."""
 
 ROW_IDS = 8
 """Ids that a document of adjacency rows has behind its key tokens at most."""
@@ -91,9 +91,9 @@ def check_manifest(manifest: Manifest) -> None:
     for column, length in _lengths(manifest, found).items():
         if found[column] != length:
             raise _corrupt(f"column {column!r} has another length", found[column], length)
-    if manifest.kind == CORPUS_KIND:
+    if manifest.kind in DOCUMENT_KINDS:
         _check_document_entries(manifest, entries)
-    if manifest.kind == "dense" and not manifest.model_fingerprint:
+    if manifest.kind == DENSE_KIND and not manifest.model_fingerprint:
         raise _corrupt("the datastore does not say which model its states are of", None, "model_fingerprint")
 
 
@@ -132,7 +132,7 @@ def _row_lengths(manifest: Manifest, found: Mapping[str, int]) -> dict[str, int]
 
 _LENGTHS: dict[str, Callable[[Manifest, Mapping[str, int]], dict[str, int]]] = {
     CORPUS_KIND: _context_array_lengths,
-    "dense": _dense_lengths,
+    DENSE_KIND: _dense_lengths,
     "adjacency_rows": _row_lengths,
 }
 
@@ -153,11 +153,13 @@ def check_columns(manifest: Manifest, columns: Mapping[str, Column], progress: P
 def _check_context_array(manifest: Manifest, columns: Mapping[str, Column], progress: Progress) -> None:
     _check_positions(manifest, columns["positions"], progress)
     _check_buckets(columns["buckets"], len(columns["positions"]), progress)
-    if "origins" in columns:
-        _check_origins(columns["origins"], columns["origin_names"])
+    _check_origins(columns)
 
 
-def _check_origins(origins: Column, origin_names: Column) -> None:
+def _check_origins(columns: Mapping[str, Column]) -> None:
+    if "origins" not in columns:
+        return
+    origins, origin_names = columns["origins"], columns["origin_names"]
     num_names = 1 + int(np.count_nonzero(origin_names == 0))
     for start in range(0, len(origins), _CHUNK):
         chunk = origins[start : start + _CHUNK]
@@ -172,6 +174,7 @@ def _check_dense(manifest: Manifest, columns: Mapping[str, Column], progress: Pr
     _check_positions(manifest, columns["positions"], progress)
     for name in ("mean", "scale", "components"):
         _check_finite(name, columns[name], progress)
+    _check_origins(columns)
 
 
 def _check_adjacency_rows(manifest: Manifest, columns: Mapping[str, Column], progress: Progress) -> None:
@@ -217,7 +220,7 @@ def _check_counts(offered: Column, right: Column, progress: Progress) -> None:
 
 _CHECKS: dict[str, Callable[[Manifest, Mapping[str, Column], Progress], None]] = {
     CORPUS_KIND: _check_context_array,
-    "dense": _check_dense,
+    DENSE_KIND: _check_dense,
     "adjacency_rows": _check_adjacency_rows,
 }
 

@@ -29,6 +29,10 @@ FORMAT_NAME = "retrieval-spec-datastore"
 FORMAT_VERSION = 1
 CORPUS_KIND = "context_array"
 """The kind of datastores that are text: an index over contexts."""
+DENSE_KIND = "dense"
+"""The kind of datastores that are a model's states over a text: an index for nearest neighbours."""
+DOCUMENT_KINDS = (CORPUS_KIND, DENSE_KIND)
+"""Kinds that hold documents which people wrote: these can be listed, added and removed."""
 MANIFEST_NAME = "manifest.json"
 MAX_TOKENS = 2**32
 """Positions are uint32: a larger corpus is several datastores."""

@@ -188,14 +188,14 @@ def _open_segment(folder: Path, entry: SegmentEntry, load: Load) -> Datastore:
 def _check_alike(manifests: Sequence[Manifest]) -> None:
     first = manifests[0]
     for manifest in manifests[1:]:
-        if (manifest.kind, manifest.tokenizer.fingerprint, manifest.depth_tokens) != (
-            first.kind,
-            first.tokenizer.fingerprint,
-            first.depth_tokens,
-        ):
+        if _nature(manifest) != _nature(first):
             raise corrupt(
-                "the segments do not fit each other", manifest.name, "one kind, tokenizer and depth"
+                "the segments do not fit each other", manifest.name, "one kind, tokenizer, model and depth"
             )
+
+
+def _nature(manifest: Manifest) -> tuple[object, ...]:
+    return (manifest.kind, manifest.tokenizer.fingerprint, manifest.model_fingerprint, manifest.depth_tokens)
 
 
 def entry_of(store: Datastore, place: str) -> SegmentEntry:

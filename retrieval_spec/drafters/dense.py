@@ -6,15 +6,16 @@ one step that it came with: without a fresh state there is no draft.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.datastore.manifest import Manifest
+from retrieval_spec.datastore.manifest import DENSE_KIND, SEPARATORS, Manifest
 from retrieval_spec.datastore.segments import Place, open_segments
+from retrieval_spec.datastore.store import Datastore
 from retrieval_spec.drafters.base import Budget, own_source
 from retrieval_spec.errors import DatastoreCorrupt, InvalidRequest, TokenizerMismatch
 from retrieval_spec.feedback import Feedback
@@ -22,11 +23,10 @@ from retrieval_spec.fusion import PARENT, PROB, TOKEN, TREE_ROWS, TRIE_ROWS
 from retrieval_spec.kernels.fusion import best_first
 from retrieval_spec.kernels.neighbour_draft import plant
 from retrieval_spec.projection import Projection
-from retrieval_spec.structures.dense_index import DenseIndex
+from retrieval_spec.structures.dense_index import DenseIndex, check_trained_alike, nearest
 from retrieval_spec.tree import TOKEN as TOKEN_TYPE
 from retrieval_spec.tree import DraftTree, Float32s, Tokens
 
-KIND = "dense"
 CONTINUATION_TOKENS = 19
 """Tokens behind the root that a neighbour gives: with the root the published 20."""
 MAX_NEIGHBOURS = 1_000
@@ -82,32 +82,58 @@ class Neighbours:
 
 @dataclass(frozen=True, eq=False)
 class States:
-    """A dense datastore, open: immutable and shared by all sessions.
+    """One segment of a dense datastore, open: immutable and shared by all sessions.
 
     Attributes:
         tokens: uint16[n] or int32[n]  the corpus.
-        num_ids: whatever is no id below it separates documents.
+        separator: ends every document in it.
         positions: uint32[m]  the place in `tokens` of the token that each state decided.
         index: the states' vectors by number.
     """
 
     tokens: NDArray[Any]
-    num_ids: int
+    separator: int
     positions: NDArray[Any]
     index: DenseIndex
 
+    @classmethod
+    def from_store(cls, store: Datastore, dimensions: int) -> States:
+        """Returns what an open segment holds; every byte of its index is checked before FAISS reads it.
+
+        Raises:
+            DatastoreCorrupt: the index was altered, or is not one of these states.
+            MissingDependency: FAISS is not installed.
+        """
+        store.check_sha256("index")
+        columns = store.columns
+        index = DenseIndex.from_bytes(columns["index"], dimensions, columns["positions"].shape[0])
+        return cls(columns["tokens"], SEPARATORS[store.manifest.token_dtype], columns["positions"], index)
+
+    def read(self, numbers: NDArray[np.int64], num_tokens: int) -> Tokens:
+        """Returns int32[m, num_tokens], the token that each state decided and those behind it.
+
+        A document ends with -1; what stands behind that is of no meaning.
+        """
+        places = self.positions[numbers].astype(np.int64)[:, None] + np.arange(num_tokens)
+        last = self.tokens.shape[0] - 1  # a damaged column reads nothing else
+        read: Tokens = self.tokens[np.minimum(places, last)].astype(TOKEN_TYPE)
+        read[(read == self.separator) | (places > last)] = -1
+        return read
+
 
 class DenseDrafter:
-    """One dense datastore as a source of drafts; immutable, shared by all sessions and threads."""
+    """One dense datastore as a source of drafts, all segments as one; immutable, shared by all threads."""
 
     def __init__(
         self,
-        states: States,
+        states: Sequence[States],
+        num_ids: int,
         projection: Projection,
         tokenizer_fingerprint: str = "",
         rule: Neighbours | None = None,
     ) -> None:
-        self._states = states
+        self._states = tuple(states)
+        self._num_ids = num_ids
         self._rule = rule or Neighbours()
         self.projection = projection
         self.tokenizer_fingerprint = tokenizer_fingerprint
@@ -121,10 +147,12 @@ class DenseDrafter:
             TokenizerMismatch: it holds token ids that the target model does not have.
             MissingDependency: FAISS is not installed.
         """
-        store = open_segments(path).only
-        manifest, columns = store.manifest, store.columns
-        if manifest.kind != KIND:
-            raise InvalidRequest(f"datastore {path} is of another kind", got=manifest.kind, expected=KIND)
+        segments = open_segments(path)
+        manifest = segments.manifest
+        if manifest.kind != DENSE_KIND:
+            raise InvalidRequest(
+                f"datastore {path} is of another kind", got=manifest.kind, expected=DENSE_KIND
+            )
         if manifest.vocab_size > vocab_size:
             raise TokenizerMismatch(
                 f"datastore {path} was built for a larger vocabulary",
@@ -132,18 +160,23 @@ class DenseDrafter:
                 expected=f"at most {vocab_size}",
                 remedy="build it again with the tokenizer of the target model",
             )
-        projection = read_projection(manifest, columns)
-        store.check_sha256("index")
-        positions = columns["positions"]
-        index = DenseIndex.from_bytes(columns["index"], projection.dimensions, positions.shape[0])
-        states = States(columns["tokens"], manifest.vocab_size, positions, index)
-        drafter = cls(states, projection, manifest.tokenizer.fingerprint, rule)
+        projection = _one_projection(segments.stores)
+        states = [States.from_store(store, projection.dimensions) for store in segments.stores]
+        check_trained_alike([one.index for one in states])
+        drafter = cls(states, manifest.vocab_size, projection, manifest.tokenizer.fingerprint, rule)
         drafter.start(np.zeros(0, TOKEN_TYPE)).warm_up()
         return drafter
 
     def start(self, context: Tokens, namespace: str = "default") -> DenseCursor:
         """Returns a cursor; it drafts once it was told a state."""
-        return DenseCursor(self._states, self._rule)
+        return DenseCursor(self._states, self._num_ids, self._rule)
+
+
+def _one_projection(stores: Sequence[Datastore]) -> Projection:
+    projections = [read_projection(store.manifest, store.columns) for store in stores]
+    if not all(other.equals(projections[0]) for other in projections[1:]):
+        raise DatastoreCorrupt("the segments do not fit each other", expected="one projection")
+    return projections[0]
 
 
 def read_projection(manifest: Manifest, columns: Mapping[str, NDArray[Any]]) -> Projection:
@@ -163,11 +196,12 @@ def read_projection(manifest: Manifest, columns: Mapping[str, NDArray[Any]]) -> 
 class DenseCursor:
     """One session's newest state. Owned by that session, not thread-safe."""
 
-    __slots__ = ("_root_id", "_rule", "_state", "_states", "_sums", "_trie", "_worth")
+    __slots__ = ("_num_ids", "_root_id", "_rule", "_state", "_states", "_sums", "_trie", "_worth")
 
-    def __init__(self, states: States, rule: Neighbours) -> None:
+    def __init__(self, states: Sequence[States], num_ids: int, rule: Neighbours) -> None:
         columns = 1 + rule.max_rows * rule.continuation_tokens
         self._states = states
+        self._num_ids = num_ids
         self._rule = rule
         self._worth = np.array(rule.worth)
         self._trie = np.zeros((TRIE_ROWS, columns), np.int32)
@@ -190,10 +224,10 @@ class DenseCursor:
         """Returns what followed the root at the nearest states; no state, no nodes."""
         if self._state is None or budget.max_nodes <= 0:
             return DraftTree.empty()
-        starts, similarities = self._starts(self._state)
-        if not starts.shape[0]:
+        rows, similarities = self._agreeing(self._state)
+        if not rows.shape[0]:
             return DraftTree.empty()
-        size = self._plant(starts, similarities, budget.max_depth_nodes)
+        size = self._plant(rows, similarities, budget.max_depth_nodes)
         best = np.empty((TREE_ROWS, min(budget.max_nodes, size - 1)), np.int32)
         best_first(self._trie, best)
         probs = best[PROB].view(np.float32)
@@ -201,29 +235,30 @@ class DenseCursor:
 
     def warm_up(self) -> None:
         """Compiles what the first draft needs: a server is asked for one without a state before it serves."""
-        self._plant(np.zeros(1, np.int64), np.zeros(1), 1)
+        self._plant(np.full((1, 2), -1, TOKEN_TYPE), np.zeros(1), 1)
 
-    def _starts(self, state: Float32s) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Returns where the neighbours whose next token is the root go on, nearest first."""
-        states, rule = self._states, self._rule
-        numbers, similarities = states.index.search(state, rule.num_neighbours)
-        positions = states.positions[numbers].astype(np.int64)
-        positions = np.minimum(positions, states.tokens.shape[0] - 1)  # a damaged column reads nothing else
-        kept = np.flatnonzero(states.tokens[positions] == self._root_id)[: rule.max_rows]
-        return positions[kept] + 1, similarities[kept].astype(np.float64)
+    def _agreeing(self, state: Float32s) -> tuple[Tokens, NDArray[np.float64]]:
+        """Returns int32[m, t], neighbours whose next token is the root, which comes first; nearest first."""
+        rule = self._rule
+        indexes = [one.index for one in self._states]
+        owners, numbers, similarities = nearest(indexes, state, rule.num_neighbours)
+        rows = np.empty((numbers.shape[0], 1 + rule.continuation_tokens), TOKEN_TYPE)
+        for owner in np.unique(owners).tolist():
+            mine = owners == owner
+            rows[mine] = self._states[owner].read(numbers[mine], rows.shape[1])
+        kept = np.flatnonzero(rows[:, 0] == self._root_id)[: rule.max_rows]
+        return rows[kept], similarities[kept].astype(np.float64)
 
-    def _plant(
-        self, starts: NDArray[np.int64], similarities: NDArray[np.float64], max_depth_nodes: int
-    ) -> int:
-        rule, states = self._rule, self._states
+    def _plant(self, rows: Tokens, similarities: NDArray[np.float64], max_depth_nodes: int) -> int:
+        rule = self._rule
         self._trie.fill(0)
         self._sums.fill(0)
         weights = np.exp((similarities - similarities[0]) / rule.temperature)
-        depth = min(rule.continuation_tokens, max_depth_nodes)
+        depth = min(rows.shape[1] - 1, max_depth_nodes)
         size: int = plant(
-            states.tokens,
-            states.num_ids,
-            starts,
+            rows.ravel(),
+            self._num_ids,
+            np.arange(rows.shape[0]) * rows.shape[1] + 1,
             np.maximum(weights, 1e-12),
             similarities,
             depth,

@@ -39,9 +39,9 @@ def plant(tokens, num_ids, starts, weights, similarities, max_depth, worth, trie
     """Fills an empty trie, laid out as in `fusion`; returns the number of columns in use.
 
     Args:
-        tokens: uint16[n] or int32[n]  the corpus; whatever is no id ends a continuation.
+        tokens: int32[n]  continuations; whatever is no id ends one.
         num_ids: ids lie in `0 .. num_ids - 1`.
-        starts: int64[m]  where in the corpus each neighbour goes on, nearest first.
+        starts: int64[m]  where in `tokens` each neighbour goes on, nearest first.
         weights: float64[m]  how much each counts, above 0.
         similarities: float64[m]  of each neighbour to the state.
         max_depth: tokens of a continuation that are read.

@@ -7,7 +7,7 @@ sorted into lists around centroids, of which a search reads the nearest few.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,14 @@ _LIST_READS = (8, 16, 32, 64, 128)
 _ENOUGH = 0.02
 """Recall that may be missing against the largest number of lists read."""
 _MAX_BYTES_A_VECTOR = 160
+_SPARE = 8
+"""Vectors that a search asks for beyond those that it returns, to see whether the last one is alone."""
+_MAX_ASKED = 1 << 12
+_ROUNDING = 1e-5
+"""Similarities that differ by less may be in either order where FAISS computed them."""
+_MAX_LISTS = 1 << 20
+_MAX_BYTES_A_LIST = 64
+"""Beside its centroid: a list that grew has them all, however few vectors it holds."""
 _FOURCCS = {b"IxSQ": "IndexScalarQuantizer", b"IwSq": "IndexIVFScalarQuantizer"}
 _HEADER = struct.Struct("<4siqqqBi")
 _LISTS_HEADER = struct.Struct("<QQ4s")
@@ -80,6 +88,77 @@ class DenseIndex:
         _check_index(faiss, index, dimensions, num_vectors)
         return cls(index, num_vectors)
 
+    def with_vectors(self, vectors: Float32s) -> DenseIndex:
+        """Returns an index over other vectors, float32[n, d], trained as this one is; n may be 0."""
+        index = self._empty()
+        if vectors.shape[0]:
+            index.add(np.ascontiguousarray(vectors))
+        return DenseIndex(index, vectors.shape[0])
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[DenseIndex, NDArray[np.bool_]]]) -> DenseIndex:
+        """Returns one index over those vectors of indexes trained alike that are kept, numbered anew.
+
+        Nothing is encoded again: the bytes are those of an index that these vectors were added to at once.
+
+        Args:
+            parts: each index, and bool[n] which of its vectors are kept.
+        """
+        index = parts[0][0]._empty()
+        num_vectors = 0
+        for part, is_kept in parts:
+            if part._has_lists:
+                part._add_lists(index, is_kept, num_vectors)
+            elif is_kept.any():
+                index.add_sa_codes(np.ascontiguousarray(part._codes()[is_kept]))
+            num_vectors += int(is_kept.sum())
+        index.ntotal = num_vectors
+        return cls(index, num_vectors)
+
+    def is_trained_like(self, other: DenseIndex) -> bool:
+        """Whether both turn every vector into the same bytes in the same list, and read as many lists."""
+        ours, theirs = self._training(), other._training()
+        return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
+
+    def _training(self) -> list[NDArray[Any]]:
+        trained = [self._faiss.vector_to_array(self._index.sq.trained)]
+        if self._has_lists:
+            quantizer = self._faiss.downcast_index(self._index.quantizer)
+            settings = [self._index.nlist, self._index.nprobe, self._index.by_residual]
+            trained += [np.array(settings), quantizer.reconstruct_n(0, self._index.nlist)]
+        return trained
+
+    @property
+    def _has_lists(self) -> bool:
+        return hasattr(self._index, "invlists")
+
+    def _empty(self) -> Any:
+        index = self._faiss.clone_index(self._index)
+        index.reset()
+        return index
+
+    def _codes(self) -> NDArray[np.uint8]:
+        codes: NDArray[np.uint8] = self._faiss.vector_to_array(self._index.codes)
+        return codes.reshape(self.num_vectors, self._index.code_size)
+
+    def _add_lists(self, index: Any, is_kept: NDArray[np.bool_], offset: int) -> None:
+        """Puts the kept vectors of every list into that list of `index`, numbered from `offset` on."""
+        faiss, lists = self._faiss, self._index.invlists
+        numbers = np.cumsum(is_kept) - 1 + offset
+        for number in range(lists.nlist):
+            size = lists.list_size(number)
+            if not size:
+                continue
+            ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            codes = faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size).reshape(size, -1)
+            chosen = is_kept[ids]
+            new_ids = np.ascontiguousarray(numbers[ids[chosen]], np.int64)
+            new_codes = np.ascontiguousarray(codes[chosen])
+            if new_ids.shape[0]:
+                index.invlists.add_entries(
+                    number, new_ids.shape[0], faiss.swig_ptr(new_ids), faiss.swig_ptr(new_codes)
+                )
+
     def to_bytes(self) -> NDArray[np.uint8]:
         """Returns uint8[m], the index as FAISS serialises it."""
         data: NDArray[np.uint8] = self._faiss.serialize_index(self._index)
@@ -88,14 +167,33 @@ class DenseIndex:
     def search(self, query: Float32s, num_neighbours: int) -> tuple[NDArray[np.int64], Float32s]:
         """Returns numbers and similarities of the nearest vectors, nearest first, ties by number.
 
-        Runs on the calling thread alone.
+        Which they are does not hang on how many others are stored, or where: up to `_MAX_ASKED` vectors that
+        are as near as the last one are looked at. Runs on the calling thread alone.
         """
-        with _one_thread(self._faiss):
-            similarities, numbers = self._index.search(query[None], min(num_neighbours, self.num_vectors))
-        found = (numbers[0] >= 0) & (numbers[0] < self.num_vectors)
-        numbers, similarities = numbers[0][found], similarities[0][found]
-        order = np.lexsort((numbers, -similarities))
+        count = min(num_neighbours, self.num_vectors)
+        if not count:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        numbers, vectors = self._candidates(query, count)
+        # FAISS rounds a similarity in another way where it ends a block of vectors.
+        similarities = (vectors.astype(np.float64) * query).sum(axis=1).astype(np.float32)
+        order = np.lexsort((numbers, -similarities))[:count]
         return numbers[order], similarities[order]
+
+    def _candidates(self, query: Float32s, count: int) -> tuple[NDArray[np.int64], Float32s]:
+        """Returns numbers and vectors of at least the nearest, and of those that might be as near."""
+        asked = min(count + _SPARE, self.num_vectors)
+        most = min(max(_MAX_ASKED, asked), self.num_vectors)
+        with _one_thread(self._faiss):
+            while True:
+                similarities, numbers, vectors = (
+                    found[0] for found in self._index.search_and_reconstruct(query[None], asked)
+                )
+                is_clear = numbers[-1] < 0 or similarities[-1] < similarities[count - 1] - _ROUNDING
+                if is_clear or asked == most:
+                    break
+                asked = min(4 * asked, most)
+        inside = (numbers >= 0) & (numbers < self.num_vectors)
+        return numbers[inside], vectors[inside]
 
     def recall(self, vectors: Float32s) -> float:
         """Returns recall@10: how many of the 10 nearest others of sampled vectors a search finds.
@@ -125,6 +223,32 @@ class DenseIndex:
         self._index.nprobe = next(reads for reads, recall in recalls.items() if recall >= best - _ENOUGH)
 
 
+def nearest(
+    indexes: Sequence[DenseIndex], query: Float32s, num_neighbours: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Float32s]:
+    """Returns which index, numbers and similarities of the nearest vectors of all, as if they were one index.
+
+    Of equally near ones, those of the earlier index come first, and within it by number.
+    """
+    found = [index.search(query, num_neighbours) for index in indexes]
+    owners = np.repeat(np.arange(len(indexes)), [numbers.shape[0] for numbers, _ in found])
+    numbers = np.concatenate([numbers for numbers, _ in found])
+    similarities = np.concatenate([similarities for _, similarities in found])
+    order = np.argsort(-similarities, kind="stable")[:num_neighbours]
+    return owners[order], numbers[order], similarities[order]
+
+
+def check_trained_alike(indexes: Sequence[DenseIndex]) -> None:
+    """Accepts indexes whose similarities can be compared.
+
+    Raises:
+        DatastoreCorrupt: one was trained on something else.
+    """
+    for number, index in enumerate(indexes[1:], 1):
+        if not index.is_trained_like(indexes[0]):
+            raise _corrupt("the segments do not fit each other", f"segment {number}", "one training")
+
+
 def _neighbours_of_samples(vectors: Float32s) -> tuple[NDArray[np.int64], list[tuple[Float32s, set[int]]]]:
     """Returns numbers of evenly spread vectors, and each one with its nearest others."""
     num_vectors = vectors.shape[0]
@@ -142,19 +266,22 @@ def _neighbours_of_samples(vectors: Float32s) -> tuple[NDArray[np.int64], list[t
 def _check_header(data: NDArray[np.uint8], dimensions: int, num_vectors: int) -> None:
     if data.shape[0] < _HEADER.size + _LISTS_HEADER.size:
         raise _corrupt("too short", f"{data.shape[0]} bytes", "an index")
-    if data.shape[0] > _MAX_BYTES_A_VECTOR * num_vectors * max(dimensions // 64, 1) + (1 << 20):
-        raise _corrupt("too large", f"{data.shape[0]} bytes", f"an index of {num_vectors} vectors")
     head = data[: _HEADER.size + _LISTS_HEADER.size].tobytes()
     fourcc, size, total, _, _, is_trained, metric = _HEADER.unpack_from(head)
     if fourcc not in _FOURCCS:
         raise _corrupt("of another kind", repr(fourcc), " or ".join(map(repr, _FOURCCS)))
     if (size, total, is_trained, metric) != (dimensions, num_vectors, 1, 0):
         raise _corrupt("of other sizes", (size, total, is_trained, metric), (dimensions, num_vectors, 1, 0))
+    num_lists = 0
     if fourcc == b"IwSq":
         num_lists, reads, quantizer = _LISTS_HEADER.unpack_from(head, _HEADER.size)
-        if not (1 <= num_lists <= num_vectors and 1 <= reads <= _LIST_READS[-1] and quantizer == b"IxFI"):
+        most = min(data.shape[0] // (4 * dimensions), _MAX_LISTS)  # each has its centroid in these bytes
+        if not (1 <= num_lists <= most and 1 <= reads <= _LIST_READS[-1] and quantizer == b"IxFI"):
             got = f"{num_lists} lists, {reads} read, {quantizer!r}"
-            raise _corrupt("of other lists", got, f"up to {num_vectors} lists of b'IxFI'")
+            raise _corrupt("of other lists", got, f"up to {most} lists of b'IxFI'")
+    expected = _MAX_BYTES_A_VECTOR * num_vectors * max(dimensions // 64, 1) + (1 << 20)
+    if data.shape[0] > expected + num_lists * (4 * dimensions + _MAX_BYTES_A_LIST):
+        raise _corrupt("too large", f"{data.shape[0]} bytes", f"an index of {num_vectors} vectors")
 
 
 def _check_index(faiss: Any, index: Any, dimensions: int, num_vectors: int) -> None:
