@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec import __version__
+from retrieval_spec.datastore.compaction import compacting
 from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.documents import Documents
 from retrieval_spec.datastore.generation import SegmentEntry
@@ -33,6 +34,9 @@ from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.indexing import indexed
 from retrieval_spec.near_duplicates import check_threshold
 from retrieval_spec.rewriting import Kept, rewritten
+
+MAX_RATIO = 4.0
+"""How many times as large as those behind it together a segment may be that is merged with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,28 +157,58 @@ def remove_documents(
 def compact(
     datastore: str | Path,
     *,
+    max_ratio: float = MAX_RATIO,
     threads: int | None = None,
     memory_limit_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Changed:
-    """Makes one of neighbouring segments, as far as memory allows; what they hold stays the same.
+    """Makes one of neighbouring segments where it pays; what they hold, and its order, stay the same.
+
+    Other writers go on meanwhile. Merged segments whose inputs they removed or changed are thrown away.
+
+    Args:
+        datastore: its folder.
+        max_ratio: see `groups_of`; infinite: all become one, as far as memory allows.
+        threads: threads that sort; all cores by default.
+        memory_limit_bytes: what the work may take.
+        progress: told of the stages.
 
     Raises:
-        DatastoreError: another process is changing the datastore.
+        DatastoreError: another process is compacting the datastore.
     """
     progress = progress or NoProgress()
     max_tokens = segment_tokens_for(memory_limit_bytes)
-    with changing(datastore) as change:
-        facts = facts_of(change.segments, *DOCUMENT_KINDS)
-        entries = []
-        stores = dict(zip(change.entries, change.segments.stores, strict=True))
-        for group in _groups(change.entries, max_tokens):
-            if len(group) == 1:
-                entries.append(group[0])
-                continue
-            columns = rewritten([Kept.whole(stores[entry]) for entry in group], threads, progress)
-            entries.append(change.write(facts, columns, progress))
-        return published(change, entries, [])
+    with compacting(datastore) as compaction:
+        facts = facts_of(compaction.segments, *DOCUMENT_KINDS)
+        stores = dict(zip(compaction.entries, compaction.segments.stores, strict=True))
+        for group in groups_of(compaction.entries, max_tokens, max_ratio):
+            if len(group) > 1:
+                columns = rewritten([Kept.whole(stores[entry]) for entry in group], threads, progress)
+                compaction.write(group, facts, columns, progress)
+        done = compaction.publish()
+    return Changed(done.generation, done.num_segments, num_outdated=done.num_outdated)
+
+
+def groups_of(
+    entries: Sequence[SegmentEntry], max_tokens: int, max_ratio: float = MAX_RATIO
+) -> list[list[SegmentEntry]]:
+    """Returns the segments in groups of neighbours that are worth becoming one each.
+
+    From the newest one back, a segment joins those behind it unless it is more than `max_ratio` times as
+    large as they are together: then writing it again would cost more than one segment less is worth. So
+    segments stay few, each several times as large as all behind it, and a token is written again only when
+    the segment that holds it grows by a quarter or more.
+    """
+    groups: list[list[SegmentEntry]] = []
+    num_tokens = 0
+    for entry in reversed(entries):
+        is_small = entry.num_tokens <= max_ratio * max(num_tokens, 1)
+        if not groups or not is_small or num_tokens + entry.num_tokens > max_tokens:
+            groups.append([])
+            num_tokens = 0
+        groups[-1].append(entry)
+        num_tokens += entry.num_tokens
+    return [group[::-1] for group in reversed(groups)]
 
 
 def published(
@@ -190,18 +224,6 @@ def published(
         change.publish(entries)
         number += 1
     return Changed(number, len(entries), **counts)
-
-
-def _groups(entries: Sequence[SegmentEntry], max_tokens: int) -> list[list[SegmentEntry]]:
-    groups: list[list[SegmentEntry]] = []
-    num_tokens = 0
-    for entry in entries:
-        if not groups or num_tokens + entry.num_tokens > max_tokens:
-            groups.append([])
-            num_tokens = 0
-        groups[-1].append(entry)
-        num_tokens += entry.num_tokens
-    return groups
 
 
 def facts_of(segments: Segments, *kinds: str) -> Facts:

@@ -20,12 +20,12 @@ from retrieval_spec import __version__
 from retrieval_spec.datastore.atomic import Draft, check_parent, draft_file, sync_folder, writing
 from retrieval_spec.datastore.documents import Documents
 from retrieval_spec.datastore.generation import SEGMENTS_NAME, Generation, SegmentEntry
+from retrieval_spec.datastore.locks import locked
 from retrieval_spec.datastore.manifest import MAX_DEPTH_TOKENS, Facts
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.sealed_json import parse_sealed, sealed_json
 from retrieval_spec.datastore.segments import (
     built_place,
-    locked,
     publish_generation,
     segment_at,
     sweep_segments,

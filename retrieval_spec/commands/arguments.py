@@ -157,10 +157,13 @@ def _add_compact(commands: Any) -> None:
     parser = _command(
         commands,
         "compact",
-        "Make one of a datastore's segments; drafts get faster, and what it holds stays the same.",
+        "Merge a datastore's small segments while others may add to it; what it holds stays the same.",
         "retrieval-spec compact datastores/docs",
     )
     parser.add_argument("datastore", metavar="DIR")
+    parser.add_argument(
+        "--all", action="store_true", help="make one of all segments, also where that writes much again"
+    )
     _add_limits(parser)
     _add_json(parser)
 

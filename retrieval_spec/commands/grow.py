@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from retrieval_spec.datastore.documents import id_of
 from retrieval_spec.datastore.manifest import DENSE_KIND
 from retrieval_spec.datastore.segments import open_segments
 from retrieval_spec.errors import InvalidRequest
-from retrieval_spec.grow import Changed, append_documents, compact, remove_documents
+from retrieval_spec.grow import MAX_RATIO, Changed, append_documents, compact, remove_documents
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -102,10 +103,11 @@ def remove_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def compact_command(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Makes one of several segments; returns what that did."""
+    """Makes one of neighbouring segments; returns what that did."""
     with progress_bar() as progress:
         changed = compact(
             arguments.datastore,
+            max_ratio=math.inf if arguments.all else MAX_RATIO,
             threads=arguments.threads,
             memory_limit_bytes=size_of(arguments.memory_limit),
             progress=progress,

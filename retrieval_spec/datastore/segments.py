@@ -6,12 +6,11 @@ segment, and which documents go into a new one, is decided above.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from retrieval_spec.datastore.generation import (
     parse_generation,
 )
 from retrieval_spec.datastore.loading import Load
+from retrieval_spec.datastore.locks import locked
 from retrieval_spec.datastore.manifest import MANIFEST_NAME, Facts, Manifest
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.sealed_json import MAX_BYTES, corrupt
@@ -39,6 +39,10 @@ from retrieval_spec.datastore.store import (
 )
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreError, InvalidRequest, LimitExceeded, MissingPath
 
+WORK_NAME = ".compacting"
+"""Where a compaction writes while others change the datastore; locked as long as it lives."""
+PATIENCE_S = 1.0
+"""How long a writer waits for another one: a compaction needs the lock for less than that."""
 _MAX_TRIES = 8
 
 
@@ -84,7 +88,7 @@ class Segments:
                 f"datastore {self.path} has several segments, which this source does not read",
                 got=len(self.stores),
                 expected=1,
-                remedy=f"retrieval-spec compact {self.path}",
+                remedy=f"retrieval-spec compact --all {self.path}",
             )
         return self.stores[0]
 
@@ -254,8 +258,12 @@ class Change:
 
 
 @contextmanager
-def changing(path: str | Path) -> Iterator[Change]:
+def changing(path: str | Path, patience_s: float | None = PATIENCE_S) -> Iterator[Change]:
     """Lets one writer at a time change a datastore; what crashed writers left is deleted first.
+
+    Args:
+        path: its folder.
+        patience_s: how long another writer is waited for; None waits until it is done.
 
     Raises:
         MissingPath: no such folder.
@@ -263,38 +271,10 @@ def changing(path: str | Path) -> Iterator[Change]:
         DatastoreError: another process is changing it, or the file system refused.
     """
     folder = Path(path).absolute()
-    with locked(folder):
+    with locked(folder, patience_s):
         segments = open_segments(folder)
         sweep_segments(folder)
         yield Change(segments)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder that exists; it goes with the process.
-
-    Raises:
-        MissingPath: no such folder.
-        DatastoreError: another process holds it.
-    """
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise MissingPath("no such datastore", got=folder) from error
-    try:
-        _lock(fd, folder)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _lock(fd: int, folder: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise DatastoreError(
-            "another process is changing the datastore", got=folder, remedy="try again when it is done"
-        ) from error
 
 
 def write_segment(
@@ -364,12 +344,19 @@ def sweep_segments(folder: Path) -> None:
     with writing(folder):
         for path in folder.glob(f".{GENERATION_NAME}.tmp-*"):
             path.unlink()
+        _sweep_compaction(folder)
         if OWN_FOLDER not in places:
             _delete_own_segment(folder)
         parent = folder / SEGMENTS_NAME
         for path in sorted(parent.iterdir()) if parent.is_dir() else ():
             if f"{SEGMENTS_NAME}/{path.name}" not in places:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep_compaction(folder: Path) -> None:
+    """Deletes what a killed compaction left; that of a living one stays."""
+    with suppress(MissingPath, DatastoreError), locked(folder / WORK_NAME):
+        shutil.rmtree(folder / WORK_NAME, ignore_errors=True)
 
 
 def _delete_own_segment(folder: Path) -> None:
