@@ -161,6 +161,8 @@ class Engine:
         """
         most = min(total_nodes, MAX_SHARE * -(-total_nodes // max(len(sessions), 1)))
         caps = [most] * len(sessions) if max_nodes is None else [min(most, cap) for cap in max_nodes]
+        if len(sessions) == 1:
+            return [sessions[0].draft(caps[0], cost_curve)]
         trees = [session.draft(cap) for session, cap in zip(sessions, caps, strict=True)]
         shared = share_nodes(trees, max(total_nodes, 0), cost_curve)
         for session, tree in zip(sessions, shared, strict=True):

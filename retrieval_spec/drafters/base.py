@@ -91,8 +91,8 @@ class TextCursor(Cursor, Protocol):
         """
         ...
 
-    def arrive(self) -> None:
-        """Says that a kernel moved the place on by the tokens that are observed next."""
+    def advance(self, tokens: Tokens) -> None:
+        """Appends committed tokens as `observe` does, where a kernel has moved the place on by them."""
         ...
 
 

@@ -19,7 +19,7 @@ from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import TRIE_ROWS
 from retrieval_spec.kernels.anchor import ANCHOR_WORDS
-from retrieval_spec.kernels.blend import MAX_LEARNED_TOKENS, draft, judge, learn, scratch_words
+from retrieval_spec.kernels.blend import MAX_LEARNED_TOKENS, draft, learn, scratch_words
 from retrieval_spec.kernels.blend_tables import NUM_TEXTS
 from retrieval_spec.kernels.fusion import insert
 from retrieval_spec.structures.blend_tables import new_tables
@@ -76,8 +76,10 @@ class _NoText:
     def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
         return _NO_TEXT, NO_ROWS, _NO_PLACE
 
-    def arrive(self) -> None:
+    def observe(self, tokens: Tokens) -> None:
         pass
+
+    advance = observe
 
 
 class Blended:
@@ -97,18 +99,19 @@ class Blended:
     )
 
     def __init__(self, cursors: Sequence[Cursor], learned: _Learned, source_names: tuple[str, ...]) -> None:
-        self._cursors = cursors
         self._learned = learned
         self._source_names = source_names
         self._scratch = np.empty(scratch_words(16), np.int64)
         self._texts: list[TextCursor | _NoText] = [_NoText()] * NUM_TEXTS
         self._bits: Int64s = np.zeros(NUM_TEXTS, np.int64)
         self._others: list[tuple[int, Cursor]] = []
+        self._cursors: list[Cursor] = []
         for bit, cursor in enumerate(cursors):
             if isinstance(cursor, TextCursor):
                 self._texts[cursor.kind], self._bits[cursor.kind] = cursor, bit
             else:
                 self._others.append((bit, GuardedCursor(cursor)))
+                self._cursors.append(cursor)
         self._trie: Int32s = _NOTHING
         self._drafted: tuple[Tokens, Int32s, Float32s] | None = None
         self._num_kept = 0
@@ -153,12 +156,20 @@ class Blended:
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Learns from what followed the context, and moves all cursors on."""
-        if tokens.shape[0] and self._drafted is not None:
-            self._learn(tokens, *self._drafted)
+        num_tokens = tokens.shape[0]
+        if num_tokens and self._drafted is not None:
+            self._learn(tokens, self._drafted)
+        else:
+            num_tokens = 0
+        for text in self._texts:
+            if 0 < num_tokens <= MAX_LEARNED_TOKENS:
+                text.advance(tokens)
+            else:
+                text.observe(tokens)
         for cursor in self._cursors:
             cursor.observe(tokens, feedback)
 
-    def _learn(self, tokens: Tokens, token_ids: Tokens, parents: Int32s, path_probs: Float32s) -> None:
+    def _learn(self, tokens: Tokens, drafted: tuple[Tokens, Int32s, Float32s]) -> None:
         own, outputs, prompts = self._texts
         with outputs.lock, prompts.lock, self._learned.lock:
             learn(
@@ -169,12 +180,10 @@ class Blended:
                 self._learned.tables,
                 self._bits,
                 tokens,
+                *drafted,
+                self._num_kept,
                 self._scratch,
             )
-            judge(token_ids, parents, path_probs, self._num_kept, tokens, self._learned.tables)
-        if tokens.shape[0] <= MAX_LEARNED_TOKENS:
-            for text in self._texts:
-                text.arrive()
         self._drafted, self._trie = None, _NOTHING
 
     def _proposed(self, budget: Budget) -> Int32s:

@@ -16,7 +16,6 @@ from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget, Int64s
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.namespaces import Namespaces, pieces
 from retrieval_spec.drafters.session import MAX_MATCH_TOKENS, WORTH
-from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.automaton_draft import draft_from, scratch_words
@@ -81,15 +80,14 @@ class HistoryCursor:
     """One session's place in its namespace's history; owned by that session, not thread-safe."""
 
     __slots__ = (
-        "_has_arrived",
         "_history",
         "_is_live",
+        "_num_learned",
         "_num_new_tokens",
-        "_output",
         "_place",
         "_scratch",
-        "_tail",
         "_text",
+        "_written",
         "_version",
         "lock",
     )
@@ -100,12 +98,10 @@ class HistoryCursor:
         self._history = history
         self.lock = history.lock
         self._is_live = learn == "live"
-        self._output = array("i")  # what is not learned yet
+        self._written = array("i", context[-MAX_MATCH_TOKENS:].tobytes())  # and then the output
+        self._num_learned = len(self._written)  # of what is written: the prompt never is
         self._text = RecentText()
-        self._tail = Tail(MAX_MATCH_TOKENS)
-        self._tail.append(context)
         self._place = SharedAutomaton.new_place()
-        self._has_arrived = False
         self._num_new_tokens = 0  # since the place was found
         self._version = -1  # of the history in which it was found
         self._scratch = np.empty(0, np.int64)
@@ -117,8 +113,12 @@ class HistoryCursor:
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves on by output; `feedback` is not used."""
-        self._move_on(tokens)
-        self._output.frombytes(tokens.tobytes())
+        self._num_new_tokens += tokens.shape[0]
+        self.advance(tokens)
+
+    def advance(self, tokens: Tokens) -> None:
+        """Moves on by output by which a kernel has moved the place on."""
+        self._written.frombytes(tokens.tobytes())
         if self._is_live:
             self._learn_output()
 
@@ -148,27 +148,21 @@ class HistoryCursor:
         return texts.automaton.arena, texts.automaton.commonest, self._place
 
     def _follow(self, texts: RecentTexts) -> None:
-        tokens = self._tail.tokens
         if self._version != texts.version or self._num_new_tokens >= MAX_MATCH_TOKENS:
             self._place[:] = 0
-        else:
-            tokens = tokens[tokens.shape[0] - self._num_new_tokens :]
-        texts.automaton.follow(self._place, tokens, MAX_MATCH_TOKENS)
+            self._num_new_tokens = MAX_MATCH_TOKENS
+        newest = np.array(self._written[-self._num_new_tokens :], TOKEN)
+        texts.automaton.follow(self._place, newest, MAX_MATCH_TOKENS)
         self._version, self._num_new_tokens = texts.version, 0
 
-    def arrive(self) -> None:
-        """Says that a kernel moved the place on by the tokens that are observed next."""
-        self._has_arrived = True
-
-    def _move_on(self, tokens: Tokens) -> None:
-        self._tail.append(tokens)
-        if not self._has_arrived:
-            self._num_new_tokens += tokens.shape[0]
-        self._has_arrived = False
-
     def _learn_output(self) -> None:
-        output = np.frombuffer(self._output, TOKEN)
-        self._output = array("i")
-        for begin, end in pieces(0, output.shape[0]):
+        output = self._written[self._num_learned :]
+        del self._written[:-MAX_MATCH_TOKENS]
+        self._num_learned = len(self._written)
+        self._learn(output)
+
+    def _learn(self, text: array[int]) -> None:
+        tokens = np.frombuffer(text, TOKEN)
+        for begin, end in pieces(0, tokens.shape[0]):
             with self._history.lock:
-                self._history.texts.extend(self._text, output[begin:end])
+                self._history.texts.extend(self._text, tokens[begin:end])

@@ -50,14 +50,15 @@ class PromptsDrafter:
 class PromptsCursor(HistoryCursor):
     """One session's place in its namespace's prompts; owned by that session, not thread-safe."""
 
-    __slots__ = ()
+    __slots__ = ("_prompt",)
 
     kind = PROMPTS
 
     def __init__(self, history: History, context: Tokens) -> None:
         super().__init__(history, "close", context)
-        self._output = array("i", context[-MAX_LEARNED_TOKENS:].tobytes())
+        self._prompt = array("i", context[-MAX_LEARNED_TOKENS:].tobytes())
 
-    def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
-        """Moves on by output, which is not learned; `feedback` is not used."""
-        self._move_on(tokens)
+    def close(self) -> None:
+        """Lets later sessions of the namespace draft from this one's prompt."""
+        prompt, self._prompt = self._prompt, array("i")
+        self._learn(prompt)

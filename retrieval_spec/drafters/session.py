@@ -71,7 +71,7 @@ class SessionDrafter:
 class SessionCursor:
     """One session's text as an automaton; owned by that session, not thread-safe."""
 
-    __slots__ = ("_anchor", "_commonest", "_has_arrived", "_scratch", "automaton")
+    __slots__ = ("_anchor", "_commonest", "_scratch", "automaton")
 
     kind = OWN
     lock = nullcontext()
@@ -79,20 +79,18 @@ class SessionCursor:
     def __init__(self, context: Tokens) -> None:
         self.automaton = SuffixAutomaton.from_tokens(context)
         self._anchor: Int64s = np.zeros(ANCHOR_WORDS, np.int64)
-        self._has_arrived = False
         self._commonest: Int32s = np.zeros((1, ROW_WORDS), np.int32)
         self._scratch = np.empty(0, np.int64)
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Appends committed tokens; `feedback` is not used."""
         self.automaton.extend(tokens)
-        if tokens.shape[0] and not self._has_arrived:
+        if tokens.shape[0]:
             self._anchor[:] = 0  # one that does not move along would mislead
-        self._has_arrived = False
 
-    def arrive(self) -> None:
-        """Says that a kernel moved the anchor on by the tokens that are observed next."""
-        self._has_arrived = True
+    def advance(self, tokens: Tokens) -> None:
+        """Appends committed tokens by which a kernel has moved the anchor on."""
+        self.automaton.extend(tokens)
 
     def close(self) -> None:
         """Does nothing: what the session wrote ends with it."""

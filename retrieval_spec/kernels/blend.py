@@ -187,7 +187,7 @@ def draft(
         parents: int32[max_nodes]  written: index of an earlier node, or -1.
         probs: float32[max_nodes]  written: P(node accepted | parent accepted).
         sources: uint16[max_nodes]  written: bit mask of the sources that know the token here.
-        path_probs: float32[max_nodes]  written: path probability before outcomes corrected it, for `judge`.
+        path_probs: float32[max_nodes]  written: path probability before outcomes corrected it, for `learn`.
     """
     own, outputs = own_text.view(np.uint32), output_texts.view(np.uint32)
     prompts = prompt_texts.view(np.uint32)
@@ -278,6 +278,31 @@ def _learn_candidates(own, outputs, prompts, trie, tables, block, floats, bits, 
         tables[WEIGHT] += WEIGHT_RATE * error * evidence
 
 
+@inlined_kernel
+def _judge(token_ids, parents, path_probs, num_verified, tokens, tables):
+    """Notes which nodes of a drafted tree came true.
+
+    Of nodes that were not verified, the children of verified ones are judged too: what follows a verified
+    node is known wherever the node came true. Of their own children nothing is known exactly where it would
+    speak for them, so they are left out.
+    """
+    for cell in range(OUTCOMES, OUTCOMES + 2 * NUM_OUTCOMES):
+        tables[cell] *= np.float32(OUTCOME_DECAY)
+    node, num_accepted = -1, 0
+    for other in range(token_ids.shape[0]):
+        if parents[other] >= num_verified:
+            continue
+        at, part = outcome_of(path_probs[other])
+        is_next = num_accepted < tokens.shape[0] and parents[other] == node
+        if is_next and token_ids[other] == tokens[num_accepted]:
+            node = other
+            num_accepted += 1
+            tables[OUTCOMES + at] += 1.0 - part
+            tables[OUTCOMES + at + 1] += part
+        tables[OUTCOMES + NUM_OUTCOMES + at] += path_probs[other] * (1.0 - part)
+        tables[OUTCOMES + NUM_OUTCOMES + at + 1] += path_probs[other] * part
+
+
 @allocation_free_kernel
 def learn(
     own_text,
@@ -293,6 +318,10 @@ def learn(
     tables,
     bits,
     tokens,
+    token_ids,
+    parents,
+    path_probs,
+    num_verified,
     block,
 ):
     """Corrects the tables by what followed the context in fact, before the texts grow.
@@ -312,6 +341,10 @@ def learn(
         bits: int64[3]  as for `draft`.
         tokens: int32[n]  committed tokens: the accepted ones and the bonus token; the first
             `MAX_LEARNED_TOKENS` of them are followed and learned from.
+        token_ids: int32[m]  the tree that was drafted.
+        parents: int32[m]  likewise.
+        path_probs: float32[m]  as `draft` wrote them.
+        num_verified: so many nodes, the first ones, went to the target.
         block: int64[scratch_words(0)]  scratch memory.
     """
     own, outputs = own_text.view(np.uint32), output_texts.view(np.uint32)
@@ -344,37 +377,4 @@ def learn(
     for word in range(2):
         output_place[word] = block[PLACES + 2 * OUTPUTS + word]
         prompt_place[word] = block[PLACES + 2 * PROMPTS + word]
-
-
-@allocation_free_kernel
-def judge(token_ids, parents, path_probs, num_verified, tokens, tables):
-    """Notes which nodes of a drafted tree came true; returns how many.
-
-    Of nodes that were not verified, the children of verified ones are judged too: what follows a verified
-    node is known wherever the node came true. Of their own children nothing is known exactly where it would
-    speak for them, so they are left out.
-
-    Args:
-        token_ids: int32[n]  the tree.
-        parents: int32[n]  likewise.
-        path_probs: float32[n]  as `draft` wrote them.
-        num_verified: so many nodes, the first ones, went to the target.
-        tokens: int32[m]  what was committed then.
-        tables: float32[NUM_CELLS]  changed.
-    """
-    for cell in range(OUTCOMES, OUTCOMES + 2 * NUM_OUTCOMES):
-        tables[cell] *= np.float32(OUTCOME_DECAY)
-    node, num_accepted = -1, 0
-    for other in range(token_ids.shape[0]):
-        if parents[other] >= num_verified:
-            continue
-        at, part = outcome_of(path_probs[other])
-        is_next = num_accepted < tokens.shape[0] and parents[other] == node
-        if is_next and token_ids[other] == tokens[num_accepted]:
-            node = other
-            num_accepted += 1
-            tables[OUTCOMES + at] += 1.0 - part
-            tables[OUTCOMES + at + 1] += part
-        tables[OUTCOMES + NUM_OUTCOMES + at] += path_probs[other] * (1.0 - part)
-        tables[OUTCOMES + NUM_OUTCOMES + at + 1] += path_probs[other] * part
-    return num_accepted
+    _judge(token_ids, parents, path_probs, num_verified, tokens, tables)

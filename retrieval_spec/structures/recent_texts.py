@@ -55,6 +55,7 @@ class RecentTexts:
     holds is remembered, and no step pays for forgetting.
 
     Attributes:
+        automaton: what drafts are made from, until the next text grows.
         version: changes whenever a text grows or is removed.
 
     Args:
@@ -62,19 +63,15 @@ class RecentTexts:
         counted_tokens: strings up to this length have exact counts.
     """
 
-    __slots__ = ("_automata", "_counted_tokens", "_generation", "_max_bytes", "version")
+    __slots__ = ("_automata", "_counted_tokens", "_generation", "_max_bytes", "automaton", "version")
 
     def __init__(self, max_bytes: int, counted_tokens: int) -> None:
         self._max_bytes = max_bytes
         self._counted_tokens = counted_tokens
         self._generation = 0
         self._automata = [self._fresh()]
+        self.automaton = self._automata[0]
         self.version = 0
-
-    @property
-    def automaton(self) -> SharedAutomaton:
-        """The automaton that drafts are made from, until the next text grows."""
-        return self._automata[0]
 
     @property
     def allocated_bytes(self) -> int:
@@ -99,6 +96,7 @@ class RecentTexts:
         if not has_room[0]:
             self._generation += 1
             self._automata = self._automata[1:] or [self._fresh()]
+            self.automaton = self._automata[0]
 
     def remove(self, text: RecentText) -> None:
         """Takes a text out of all counts; it must not grow any more."""
