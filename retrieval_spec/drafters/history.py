@@ -87,8 +87,8 @@ class HistoryCursor:
         "_place",
         "_scratch",
         "_text",
-        "_written",
         "_version",
+        "_written",
         "lock",
     )
 

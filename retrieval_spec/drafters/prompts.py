@@ -11,7 +11,6 @@ from array import array
 from retrieval_spec.drafters.history import MIN_BYTES, History, HistoryCursor
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.errors import InvalidRequest
-from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.blend_tables import PROMPTS
 from retrieval_spec.tree import Tokens
 
