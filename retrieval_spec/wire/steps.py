@@ -11,7 +11,6 @@ import operator
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import islice
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -242,15 +241,17 @@ def _split_forest(forest: DraftTree, counts: Sequence[int]) -> list[DraftTree]:
 
 def _check_forest(forest: DraftTree, counts: Sequence[int], vocab_size: int) -> None:
     """Does what `DraftTree.check` does, for all trees of an answer at once and on plain numbers."""
-    columns = (forest.token_ids, forest.parents, forest.probs, forest.sources)
-    nodes = zip(*[column.tolist() for column in columns], strict=True)
+    columns = [
+        column.tolist() for column in (forest.token_ids, forest.parents, forest.probs, forest.sources)
+    ]
     num_masks = 1 << len(forest.source_names)
+    begin = 0
     for count in counts:
-        if count:
-            tokens, parents, probs, sources = zip(*islice(nodes, count), strict=True)
-            if not _is_sound(tokens, parents, probs, sources, vocab_size, num_masks):
-                as_tokens(forest.token_ids, vocab_size)  # says which one
-                raise _tree_error(parents, probs, sources, num_masks)
+        tokens, parents, probs, sources = [column[begin : begin + count] for column in columns]
+        if count and not _is_sound(tokens, parents, probs, sources, vocab_size, num_masks):
+            as_tokens(forest.token_ids, vocab_size)  # says which one
+            raise _tree_error(parents, probs, sources, num_masks)
+        begin += count
 
 
 def _is_sound(
