@@ -103,7 +103,8 @@ class CorpusDrafter:
             TokenizerMismatch: it holds token ids that the target model does not have.
         """
         if rule is None:
-            return cls(*open_arrays(vocab_size, path))
+            corpus, tokenizer_fingerprint = open_arrays(vocab_size, path)
+            return cls(corpus.arrays[0] if len(corpus.arrays) == 1 else corpus, tokenizer_fingerprint)
         return cls(*open_array(vocab_size, path), rule)
 
     def start(self, context: Tokens, namespace: str = "default") -> Cursor:

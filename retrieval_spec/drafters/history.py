@@ -109,7 +109,7 @@ class HistoryCursor:
     @property
     def num_bytes(self) -> int:
         """Bytes of the output that it keeps."""
-        return 4 * (len(self._output) + self._text.num_tokens)
+        return 4 * (len(self._written) + self._text.num_tokens)
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves on by output; `feedback` is not used."""

@@ -25,7 +25,7 @@ class ContextArrays:
     """Immutable segments that draft as if all were one corpus; any number of threads may query at once.
 
     Of all occurrences, those with the longest match count; of equal lengths those of the earlier segment,
-    and within it those that `ContextArray.draft` prefers. One segment drafts as it does alone.
+    and within it those that `ContextArray.draft` prefers.
 
     Attributes:
         arrays: the segments, of either token type, each searched as deep as it is sorted.
@@ -59,8 +59,6 @@ class ContextArrays:
         """
         if scratch is None:
             scratch = new_scratch()
-        if len(self.arrays) == 1:
-            return self.arrays[0].draft(context, max_nodes, max_depth_nodes, scratch)
         depth = max(0, min(max_nodes, max_depth_nodes, MAX_ROW_TOKENS))
         num_kept = self._find(context, depth, scratch)
         token_ids = np.empty(max_nodes, np.int32)

@@ -241,9 +241,7 @@ def _split_forest(forest: DraftTree, counts: Sequence[int]) -> list[DraftTree]:
 
 def _check_forest(forest: DraftTree, counts: Sequence[int], vocab_size: int) -> None:
     """Does what `DraftTree.check` does, for all trees of an answer at once and on plain numbers."""
-    columns = [
-        column.tolist() for column in (forest.token_ids, forest.parents, forest.probs, forest.sources)
-    ]
+    columns = [column.tolist() for column in (forest.token_ids, forest.parents, forest.probs, forest.sources)]
     num_masks = 1 << len(forest.source_names)
     begin = 0
     for count in counts:
