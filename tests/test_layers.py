@@ -241,6 +241,7 @@ HEAVY = {
     "transformers",
     "pyarrow",
     "faiss",
+    "datasets",
     "tokenizers",
     "tqdm",  # grpc_health and grpc_tools are not among them: grpc itself imports them where they exist
 }

@@ -50,7 +50,12 @@ def _add_build(commands: Any) -> None:
         "Build a datastore from text, JSONL, parquet, Arrow, chats, recorded outputs or token arrays.",
         "retrieval-spec build corpus/*.jsonl.zst --tokenizer tokenizer.json --out datastores/docs",
     )
-    parser.add_argument("inputs", nargs="*", metavar="PATH", help="files or folders of text")
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="PATH",
+        help="files or folders of text, or hf:NAME[@REVISION][:CONFIG[:SPLIT]] of the Hugging Face hub",
+    )
     parser.add_argument("--recipe", metavar="TOML", help="a recipe that names inputs, tokenizer and output")
     parser.add_argument(
         "--from-datastore", metavar="DIR", help="translate this datastore's text into ids of --tokenizer"

@@ -56,7 +56,8 @@ class Corpus:
         """Finds the files.
 
         Args:
-            inputs: files, and folders of files with known suffixes; hidden ones are left out.
+            inputs: files, and folders of files with known suffixes; hidden ones are left out. And datasets of
+                the hub, `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`.
             text_field: the JSON field or column with the document; without it see `readers/rows.py`.
             exclude: names or glob patterns of what is left out of folders; see `Patterns`.
             include: names or glob patterns of what alone is read in folders, whatever its suffix.
@@ -88,12 +89,11 @@ class Corpus:
     @property
     def num_bytes(self) -> int:
         """The size of all files as they are on disk."""
-        return sum(file.path.stat().st_size for file in self._files)
+        return sum(file.num_bytes for file in self._files)
 
     def fingerprint(self) -> dict[str, object]:
         """Returns what the documents follow from, as far as can be told without reading them."""
-        stats = [(str(file.path.absolute()), file.path.stat()) for file in self._files]
-        files = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        files = [file.state() for file in self._files]
         options = [self._text_field, self._on_error, self._skip_licence_headers]
         return {"files": files, "options": options}
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from retrieval_spec.datastore.patterns import Patterns
 from retrieval_spec.datastore.readers.arrays import read_datatrove, read_infini_gram
+from retrieval_spec.datastore.readers.hub import HUB_PREFIX, hub_name, read_hub
 from retrieval_spec.datastore.readers.json_array import read_json
 from retrieval_spec.datastore.readers.jsonl import read_jsonl
 from retrieval_spec.datastore.readers.megatron import read_megatron
@@ -52,20 +53,35 @@ _TABLES_FACTS = "dataset_dict.json"
 
 @dataclass(frozen=True, slots=True)
 class CorpusFile:
-    """A file of a corpus and what reads it."""
+    """A file of a corpus and what reads it; or a dataset of the hub, whose path is its name."""
 
     path: Path
     reader: Reader
 
+    @property
+    def num_bytes(self) -> int:
+        """The size on disk; 0 for what is elsewhere."""
+        return 0 if self.reader is read_hub else self.path.stat().st_size
+
+    def state(self) -> list[object]:
+        """Returns what the content follows from, as far as can be told without reading it."""
+        if self.reader is read_hub:
+            return [str(self.path)]
+        stat = self.path.stat()
+        return [str(self.path.absolute()), stat.st_size, stat.st_mtime_ns]
+
 
 def find_files(path: Path, include: Patterns | None, exclude: Patterns) -> Iterator[CorpusFile]:
-    """Yields the file, or the files of the folder in the order of their names.
+    """Yields the file, or the files of the folder in the order of their names, or the dataset `hf:...`.
 
     Raises:
         MissingPath: there is no such file or folder.
-        InvalidRequest: a file was named that no reader knows.
+        InvalidRequest: a file was named that no reader knows, or a dataset in another way.
     """
-    if path.is_dir():
+    if str(path).startswith(HUB_PREFIX):
+        hub_name(str(path))
+        yield CorpusFile(path, read_hub)
+    elif path.is_dir():
         yield from _in_folder(path, include, exclude)
     elif path.is_file():
         reader = reader_of(path) or (None if path.suffix else read_text)

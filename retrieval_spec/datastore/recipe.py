@@ -27,6 +27,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from retrieval_spec.datastore.readers.hub import HUB_PREFIX
 from retrieval_spec.datastore.readers.reading import OnError
 from retrieval_spec.errors import InvalidRequest, MissingDependency, MissingPath
 
@@ -129,6 +130,8 @@ def _is_of_type(value: Any, wanted: type) -> bool:
 
 
 def _expand(pattern: str, folder: Path) -> list[Path]:
+    if pattern.startswith(HUB_PREFIX):
+        return [Path(pattern)]
     full = folder / _filled(pattern)
     if full.exists():
         return [full]
