@@ -6,7 +6,7 @@ Sends nothing itself: its client does, and decides when. Never raises for server
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,35 +23,69 @@ if TYPE_CHECKING:
 PARKED_S = 30.0
 """How long a session goes without drafts after the server refused it for a reason of its own."""
 
-_NO_SESSION = 0
+FIRST_RETRY_S = 0.1
+"""How long it waits after being opened again in vain; twice as long each time."""
+
+NO_SESSION = 0
+
+
+class LastStep(NamedTuple):
+    """What a session got out of its last step.
+
+    Attributes:
+        returned_s: when, on the clock of `time.perf_counter`.
+        length: tokens of the context then.
+        tree: its draft.
+        waited_s: what asking for it took; None if nobody asked.
+    """
+
+    returned_s: float
+    length: int
+    tree: DraftTree
+    waited_s: float | None
 
 
 class RemoteSession:
     """One generation on a draft server; made by `DraftClient.open_session`. Not thread-safe.
 
-    Committed tokens wait here and ride on the next draft. If the server loses the session, the client
+    Committed tokens wait here and ride on the next question. If the server loses the session, the client
     opens it again with the whole context, so the caller never notices more than empty trees.
 
     Attributes:
+        is_open: whether the caller has not closed it.
         is_lost: whether it must be opened again before the server can draft for it.
+        server_id: the server's name for it.
+        server_length: tokens that the server holds as far as known.
+        sent_length: tokens that it holds when the question under way has arrived; None if none is.
+        epoch: another number whenever news from before no longer concern the session.
+        incarnation: of the server process that holds it.
         told_curve: the cost curve that the server remembers for it; None if it has none.
         is_curve_known: whether that is certain.
+        last_step: what the last draft was; None before the first.
     """
 
-    def __init__(self, client: DraftClient, prompt: Tokens, namespace: str, session_id: int) -> None:
+    def __init__(self, client: DraftClient, prompt: Tokens, namespace: str) -> None:
         self._client = client
         self._buffer: Tokens = prompt.copy()
         self._length = prompt.size
-        self._is_open = True
         self._feedback: Feedback | None = None
         self._feedback_begin = 0
         self.namespace = namespace
+        self.is_open = True
         self.told_curve: CostCurve | None = None
         self.is_curve_known = True
-        self.confirm(session_id, prompt.size)
+        self.last_step: LastStep | None = None
+        self.server_id = self.replaced_id = NO_SESSION
+        self.server_length = 0
+        self.sent_length: int | None = None
+        self.epoch = 0
+        self.incarnation = 0
+        self.is_lost = True
+        self.cutting: Any = None
         self.opening: Any = None
         self.opening_length = 0
         self.retry_at = 0.0
+        self._vain_openings = -1  # the first one is none
 
     @property
     def context_length(self) -> int:
@@ -65,8 +99,13 @@ class RemoteSession:
 
     @property
     def uncommitted(self) -> Tokens:
-        """The tokens that the server does not hold yet, as a view."""
-        return self._buffer[self.server_length : self._length]
+        """The tokens that are not on the server nor on their way, as a view."""
+        return self._buffer[self.told_length : self._length]
+
+    @property
+    def told_length(self) -> int:
+        """Tokens that the server holds once it has read what is on its way."""
+        return self.server_length if self.sent_length is None else self.sent_length
 
     def draft(self, max_nodes: int = 16, cost_curve: CostCurve | None = None) -> DraftTree:
         """Returns at most `max_nodes` nodes that continue the context; none if the server is in trouble.
@@ -80,7 +119,7 @@ class RemoteSession:
         return self._client.draft_step([self], [max_nodes], max_nodes, cost_curve)[0]
 
     def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
-        """Appends decided tokens to the context; they travel with the next draft, and so does feedback.
+        """Appends decided tokens to the context; they travel with the next question, and so does feedback.
 
         Raises:
             InvalidTokens: an id outside the vocabulary; the session is unchanged.
@@ -112,19 +151,21 @@ class RemoteSession:
             raise ContextMismatch("cannot cut the context", got=length, expected=f"0 to {self._length}")
         self._length = length
         self._feedback = None
+        self.last_step = None
         self.retry_at = 0.0  # a shorter context may be welcome where a longer one was not
         if length < self.opening_length:
             self.forget_opening()
-        if length < self.server_length and not self.is_lost:
+        if length < self.told_length and not self.is_lost:
             self._client.truncate_session(self, length)
 
     def close(self) -> None:
         """Tells the server the last tokens and ends the session; closing twice is harmless."""
-        if self._is_open:
-            self._is_open = False
+        if self.is_open:
+            self.is_open = False
             self.forget_opening()
             if not self.is_lost:
                 self._client.close_session(self)
+            self.epoch += 1
             self._length = 0
             self._buffer = self._buffer[:0].copy()
 
@@ -134,25 +175,29 @@ class RemoteSession:
         Raises:
             UnknownSession: it is closed.
         """
-        if not self._is_open:
+        if not self.is_open:
             raise UnknownSession("the session is closed", remedy="open a new one")
 
     def row(self, max_nodes: int) -> SessionStep:
-        """Returns the session's row of the next step."""
+        """Returns the session's row of a question, which is then under way."""
         held = self.server_length
+        self.sent_length = self._length
         # Feedback is about one step: beside the tokens of several it would be about the wrong root.
         feedback = self._feedback if self._feedback_begin == held else None
         return SessionStep(self.server_id, held, self._buffer[held : self._length], max_nodes, feedback)
 
     def forget_feedback(self) -> None:
-        """Drops what would travel with the next draft."""
+        """Drops what would travel with the next question."""
         self._feedback = None
 
-    def confirm(self, session_id: int, length: int) -> None:
-        """Notes what the server holds."""
+    def confirm(self, session_id: int, incarnation: int, length: int) -> None:
+        """Notes that the server opened the session with so many tokens."""
         self.server_id = session_id
+        self.incarnation = incarnation
         self.server_length = length
-        self.replaced_id = _NO_SESSION
+        self.sent_length = None
+        self.replaced_id = NO_SESSION
+        self.told_curve, self.is_curve_known = None, True
         self.is_lost = False
 
     def must_tell(self, cost_curve: CostCurve | None) -> bool:
@@ -164,18 +209,34 @@ class RemoteSession:
         self.told_curve = cost_curve
         self.is_curve_known = False
 
-    def confirm_all(self) -> None:
-        """Notes that the server holds the whole context, and knows the curve if one was sent."""
-        self.server_length = self._length
+    def arrived(self, length: int) -> None:
+        """Notes that the server took a question: it holds so many tokens, and the curve if one was sent."""
+        self.server_length = length
+        self.sent_length = None
         self.is_curve_known = True
-        self._feedback = None
+        self._vain_openings = 0
+        if self._length == length:
+            self._feedback = None
+
+    def unheard(self) -> None:
+        """Notes that a question will not be answered, nor is it known whether it arrived.
+
+        The server is asked as if it had not, and says so if it had.
+        """
+        self.sent_length = None
 
     def lose(self) -> None:
         """Notes that nobody knows what the server holds; the next draft opens the session again."""
         if not self.is_lost:
             self.replaced_id = self.server_id
-        self.told_curve, self.is_curve_known = None, True  # a session opened again begins with none
-        self.server_id = _NO_SESSION
+            self._vain_openings += 1
+            if self._vain_openings > 1:  # opened again, and lost again before any answer
+                wait_s = FIRST_RETRY_S * 2.0 ** min(self._vain_openings, 8)
+                self.retry_at = time.monotonic() + min(wait_s, PARKED_S)
+        self.epoch += 1
+        self.server_id = NO_SESSION
+        self.sent_length = None
+        self.cutting = None
         self.is_lost = True
 
     def park(self) -> None:

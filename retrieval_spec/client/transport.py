@@ -1,6 +1,7 @@
-"""One question, one answer, in bounded time: over a bidirectional stream or as single calls.
+"""One question at a time and its answer, over a bidirectional stream or as single calls.
 
-Knows gRPC and step numbers; nothing of sessions, trees or when to give up on a server.
+Knows gRPC and step numbers; nothing of sessions, trees or when to give up on a server. Sending returns at
+once and waiting is for a local event: deadlines of gRPC overshoot by milliseconds.
 """
 
 from __future__ import annotations
@@ -9,39 +10,86 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 
 from retrieval_spec import wire
+from retrieval_spec.client.credentials import Credentials
 from retrieval_spec.errors import InvalidRequest, RetrievalSpecError, ServiceUnavailable
 from retrieval_spec.v1 import draft_pb2 as pb
-
-CONNECT_TIMEOUT_S = 1.0
-"""Shortest wait for the first answer of a connection: it includes the handshake."""
 
 OPEN_TIMEOUT_S = 10.0
 """For opening sessions; a prompt of a million tokens takes a fraction of a second."""
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["DraftService"].full_name
+# Of several addresses behind a name each client keeps to one, any one, until it is lost: sessions live there.
+_ONE_OF_MANY = '{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}'
 _OPTIONS = (
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
     ("grpc.enable_http_proxy", 0),  # drafts never leave for a proxy that the environment names
+    ("grpc.service_config", _ONE_OF_MANY),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 400),
+    # A peer that vanished without a word; servers refuse pings that come more often than each 10 s.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),
 )
 
 
-def open_channel(address: str) -> grpc.Channel:
-    """Returns a channel to `unix:/path` or `host:port`; nothing is sent yet."""
-    return grpc.insecure_channel(address, options=_OPTIONS)
+class Connection:
+    """A channel to `unix:/path`, `host:port` or `dns:///name:port`, and what travels with every call."""
+
+    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
+        self._credentials = credentials or Credentials()
+        self._channel = self._credentials.open_channel(address, _OPTIONS)
+
+    def method(self, name: str, response: type[Any]) -> Method:
+        """Returns one unary method of the service."""
+        # The generated stub would do, but it refuses grpc releases older than its generator.
+        call = self._channel.unary_unary(f"/{_SERVICE}/{name}", _serialized, response.FromString)
+        return Method(call, self._credentials.metadata)
+
+    def stream(self, name: str, response: type[Any]) -> Callable[..., Any]:
+        """Returns what opens one streaming method of the service."""
+        call = self._channel.stream_stream(f"/{_SERVICE}/{name}", _serialized, response.FromString)
+        metadata = self._credentials.metadata
+        return lambda requests, **options: _started(call, requests, metadata=metadata, **options)
+
+    def close(self) -> None:
+        """Ends all calls."""
+        self._channel.close()
 
 
-def unary(channel: grpc.Channel, method: str, response: type[Any]) -> Any:
-    """Returns the callable of one unary method of the service."""
-    # The generated stub would do, but it refuses grpc releases older than its generator.
-    return channel.unary_unary(f"/{_SERVICE}/{method}", _serialized, response.FromString)
+class Method:
+    """One unary method: called and waited for, or begun."""
+
+    def __init__(self, call: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._call = call
+        self._metadata = metadata
+
+    def __call__(self, request: Any, timeout_s: float) -> Any:
+        """Returns the response.
+
+        Raises:
+            ServiceUnavailable: no answer in time, or the client is closed.
+            RetrievalSpecError: what the server refused the call for.
+        """
+        try:
+            return _started(self._call, request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as failure:
+            raise typed_error(failure) from None
+
+    def begin(self, request: Any, timeout_s: float | None, *, wait_for_ready: bool = False) -> Any:
+        """Returns gRPC's future of the response.
+
+        Raises:
+            ServiceUnavailable: the client is closed.
+        """
+        options = {"metadata": self._metadata, "wait_for_ready": wait_for_ready}
+        return _started(self._call.future, request, timeout=timeout_s, **options)
 
 
 def typed_error(failure: grpc.RpcError) -> RetrievalSpecError:
@@ -58,132 +106,152 @@ def typed_error(failure: grpc.RpcError) -> RetrievalSpecError:
     )
 
 
-def called(call: Callable[..., Any], request: Any, **options: Any) -> Any:
-    """Returns the response of a unary call, or the start of a streaming one.
-
-    Raises:
-        ServiceUnavailable: no answer in time, or the channel is closed.
-        RetrievalSpecError: what the server refused the call for.
-    """
+def _started(call: Callable[..., Any], request: Any, **options: Any) -> Any:
     try:
         return call(request, **options)
-    except grpc.RpcError as failure:
-        raise typed_error(failure) from None
     except ValueError as closed:  # grpc's word for a closed channel
         raise ServiceUnavailable("the client is closed", remedy="open a new one") from closed
 
 
+class Answer(NamedTuple):
+    """What came back, and when, on the clock of `time.perf_counter`."""
+
+    result: pb.DraftStepResult
+    at_s: float
+
+
 class Transport(Protocol):
-    """How steps travel."""
+    """How steps travel, one at a time."""
 
     def new_request(self) -> Any:
         """Returns an empty message whose `step` the caller fills."""
         ...
 
-    def exchange(self, request: Any, timeout_s: float) -> pb.DraftStepResult:
-        """Returns the answer to one step.
+    def send(self, request: Any, *, wait_for_ready: bool = False) -> None:
+        """Sends a question on its way, once the one before was answered or dropped.
+
+        Args:
+            request: the question.
+            wait_for_ready: it may wait for a server that is not there.
 
         Raises:
-            ServiceUnavailable: no answer in time.
-            RetrievalSpecError: what the server refused the message for.
+            ServiceUnavailable: the client is closed.
         """
         ...
 
-    def close(self) -> None:
-        """Ends what is open."""
+    def receive(self, timeout_s: float) -> Answer | None:
+        """Returns the answer; None if there is none yet.
+
+        Raises:
+            ServiceUnavailable: the server was lost, or answered another question.
+            RetrievalSpecError: what it refused the message for.
+        """
+        ...
+
+    def drop(self) -> None:
+        """Forgets what was asked."""
         ...
 
 
 class UnaryTransport:
     """One call per step: slower, but passes through proxies that break streams."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
-        self._draft = unary(channel, "Draft", pb.DraftResponse)
-        self._connected = False
+    def __init__(self, connection: Connection) -> None:
+        self._draft = connection.method("Draft", pb.DraftResponse)
+        self._answers: queue.SimpleQueue[tuple[Any, float]] = queue.SimpleQueue()
+        self._call: Any = None
+        self._step_number = 0
 
     def new_request(self) -> pb.DraftRequest:
         """Returns an empty message."""
         return pb.DraftRequest()
 
-    def exchange(self, request: pb.DraftRequest, timeout_s: float) -> pb.DraftStepResult:
-        """Returns the answer to one step."""
-        wait_s = timeout_s if self._connected else max(timeout_s, CONNECT_TIMEOUT_S)
-        self._connected = False
-        response = called(self._draft, request, timeout=wait_s)
-        self._connected = True
-        result: pb.DraftStepResult = response.result
-        if result.step_number != request.step.step_number:
-            raise ServiceUnavailable("the server answered another question")
-        return result
+    def send(self, request: pb.DraftRequest, *, wait_for_ready: bool = False) -> None:
+        """Begins the call."""
+        self._step_number = request.step.step_number
+        self._call = self._draft.begin(request, None, wait_for_ready=wait_for_ready)
+        answers = self._answers
+        self._call.add_done_callback(lambda call: answers.put((call, time.perf_counter())))
 
-    def close(self) -> None:
-        """Does nothing: the channel is the client's."""
+    def receive(self, timeout_s: float) -> Answer | None:
+        """Returns the answer; None if there is none yet."""
+        try:
+            call, at_s = self._answers.get(timeout_s > 0, max(timeout_s, 0.0))
+        except queue.Empty:
+            return None
+        self._call = None
+        try:
+            result: pb.DraftStepResult = call.result().result
+        except grpc.RpcError as failure:
+            raise typed_error(failure) from None
+        except grpc.FutureCancelledError:
+            raise ServiceUnavailable("the client is closed") from None
+        if result.step_number != self._step_number:
+            raise _wrong_answer()
+        return Answer(result, at_s)
+
+    def drop(self) -> None:
+        """Cancels the call."""
+        self._answers = queue.SimpleQueue()
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
 
 
 class StreamTransport:
     """One stream for all steps, opened when first needed and again after it broke."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
-        self._open = channel.stream_stream(
-            f"/{_SERVICE}/DraftStream", _serialized, pb.DraftStreamResponse.FromString
-        )
+    def __init__(self, connection: Connection) -> None:
+        self._open = connection.stream("DraftStream", pb.DraftStreamResponse)
         self._stream: _Stream | None = None
 
     def new_request(self) -> pb.DraftStreamRequest:
         """Returns an empty message."""
         return pb.DraftStreamRequest()
 
-    def exchange(self, request: pb.DraftStreamRequest, timeout_s: float) -> pb.DraftStepResult:
-        """Returns the answer to one step; answers to earlier ones are dropped."""
-        wait_s = timeout_s
-        if self._stream is None:
-            self._stream = _Stream(self._open)
-            wait_s = max(timeout_s, CONNECT_TIMEOUT_S)
-        try:
-            return self._stream.ask(request, wait_s)
-        except _StreamEnded as end:
-            self._stream = None
-            raise end.error from None
+    def send(self, request: pb.DraftStreamRequest, *, wait_for_ready: bool = False) -> None:
+        """Puts the question on the stream; on a new one if the last has ended."""
+        if self._stream is None or self._stream.has_ended:
+            self._stream = _Stream(self._open, wait_for_ready)
+        self._stream.send(request)
 
-    def close(self) -> None:
+    def receive(self, timeout_s: float) -> Answer | None:
+        """Returns the answer; None if there is none yet."""
+        if self._stream is None:
+            raise ServiceUnavailable("nothing was asked")
+        answer = self._stream.receive(timeout_s)
+        if isinstance(answer, RetrievalSpecError):
+            self._stream = None
+            raise answer
+        return answer
+
+    def drop(self) -> None:
         """Ends the stream."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
 
-class _StreamEnded(Exception):
-    def __init__(self, error: RetrievalSpecError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 class _Stream:
     """A stream and the thread that reads it: a reader that waits on a queue can stop waiting."""
 
-    def __init__(self, open_stream: Callable[..., Any]) -> None:
+    def __init__(self, open_stream: Callable[..., Any], wait_for_ready: bool) -> None:
         self._requests: queue.SimpleQueue[pb.DraftStreamRequest | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[pb.DraftStepResult | _StreamEnded] = queue.SimpleQueue()
-        self._call = called(open_stream, iter(self._requests.get, None))
+        self._answers: queue.SimpleQueue[Answer | RetrievalSpecError] = queue.SimpleQueue()
+        self._awaited: int | None = None
+        self.has_ended = False
+        self._call = open_stream(iter(self._requests.get, None), wait_for_ready=wait_for_ready)
         threading.Thread(target=self._read, name="retrieval-spec-stream", daemon=True).start()
 
-    def ask(self, request: pb.DraftStreamRequest, timeout_s: float) -> pb.DraftStepResult:
-        """Returns the answer that carries the request's step number."""
+    def send(self, request: pb.DraftStreamRequest) -> None:
+        self._awaited = request.step.step_number
         self._requests.put(request)
-        deadline = time.monotonic() + timeout_s
-        remaining_s = timeout_s
-        while remaining_s > 0:
-            try:
-                answer = self._answers.get(timeout=remaining_s)
-            except queue.Empty:
-                break
-            if isinstance(answer, _StreamEnded):
-                self._requests.put(None)  # lets the thread go that waits for requests
-                raise answer
-            if answer.step_number == request.step.step_number:
-                return answer
-            remaining_s = deadline - time.monotonic()
-        raise ServiceUnavailable("no answer in time", expected=f"one within {timeout_s * 1000:.0f} ms")
+
+    def receive(self, timeout_s: float) -> Answer | RetrievalSpecError | None:
+        try:
+            return self._answers.get(timeout_s > 0, max(timeout_s, 0.0))
+        except queue.Empty:
+            return None
 
     def close(self) -> None:
         """Ends both directions."""
@@ -194,19 +262,36 @@ class _Stream:
         end: RetrievalSpecError = ServiceUnavailable("the server ended the stream")
         try:
             for response in self._call:
-                self._answers.put(response.result)
+                if not self._deliver(response.result):
+                    end = _wrong_answer()
+                    self._call.cancel()
+                    break
         except grpc.RpcError as failure:
             end = typed_error(failure)
-        self._answers.put(_StreamEnded(end))
+        self.has_ended = True
+        self._requests.put(None)  # lets the thread go that waits for requests
+        self._answers.put(end)
+
+    def _deliver(self, result: pb.DraftStepResult) -> bool:
+        """Hands on the answer that is awaited; unasked ones, which could fill the memory, are none."""
+        if result.step_number != self._awaited:
+            return False
+        self._awaited = None
+        self._answers.put(Answer(result, time.perf_counter()))
+        return True
 
 
-_TRANSPORTS: dict[str, Callable[[grpc.Channel], Transport]] = {
+def _wrong_answer() -> ServiceUnavailable:
+    return ServiceUnavailable("the server answered another question")
+
+
+_TRANSPORTS: dict[str, Callable[[Connection], Transport]] = {
     "stream": StreamTransport,
     "unary": UnaryTransport,
 }
 
 
-def open_transport(name: str, channel: grpc.Channel) -> Transport:
+def open_transport(name: str, connection: Connection) -> Transport:
     """Returns the transport of that name.
 
     Raises:
@@ -214,7 +299,7 @@ def open_transport(name: str, channel: grpc.Channel) -> Transport:
     """
     if name not in _TRANSPORTS:
         raise InvalidRequest("unknown transport", got=name, expected=" or ".join(_TRANSPORTS))
-    return _TRANSPORTS[name](channel)
+    return _TRANSPORTS[name](connection)
 
 
 def _serialized(message: Any) -> bytes:

@@ -1,0 +1,319 @@
+"""One engine step on a server: ask or not, wait or not, open again what it lost; never an exception.
+
+At most one question is under way. What is not answered in time is picked up by a later step, and until
+then nothing else is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from retrieval_spec import wire
+from retrieval_spec.client.breaker import Breaker
+from retrieval_spec.client.economy import Move, Policy
+from retrieval_spec.client.listening import Overheard, book
+from retrieval_spec.client.opening import Opener
+from retrieval_spec.client.peer import Peer
+from retrieval_spec.client.session import PARKED_S, LastStep, RemoteSession
+from retrieval_spec.client.steps import Counters, Question, Step, fill
+from retrieval_spec.client.transport import Answer, Transport
+from retrieval_spec.errors import (
+    ContextMismatch,
+    InvalidFeedback,
+    InvalidInput,
+    InvalidTree,
+    RetrievalSpecError,
+    ServiceUnavailable,
+    UnknownSession,
+)
+from retrieval_spec.tree import DraftTree
+
+logger = logging.getLogger(__name__)
+
+# The server and the client disagree about a session: it is opened again with the whole context.
+_LOST = (UnknownSession, ContextMismatch)
+_ASKED_AGAIN = (*_LOST, InvalidFeedback)
+
+STALE_S = 1.0
+"""A question that is under way for longer is a sign of trouble; waiting for it costs nothing."""
+
+_ROUNDS = 3
+"""One that is answered, one for sessions that were opened again, one for feedback that was refused."""
+
+_EMPTY = DraftTree.empty()
+
+
+class Asker:
+    """Asks one server. Belongs to one caller at a time."""
+
+    def __init__(
+        self, peer: Peer, transport: Transport, breaker: Breaker, policy: Policy, opener: Opener
+    ) -> None:
+        self.counters = Counters()
+        self._peer = peer
+        self._transport = transport
+        self._breaker = breaker
+        self._policy = policy
+        self._opener = opener
+        self._question: Question | None = None
+        self._overheard: Overheard | None = None
+        self._step_number = 0
+        self._latency_s = 0.0
+
+    def begin(self, step: Step) -> None:
+        """Sends what is to be asked in a step, if anything is."""
+        self._guarded(self._begin, step)
+
+    def finish(self, step: Step) -> None:
+        """Waits for what was asked, in bounded time, and fills in the trees."""
+        if step.deadline_s is not None:
+            self._guarded(self._finish, step)
+        now_s = time.perf_counter()
+        waited_s = None if step.deadline_s is None else now_s - step.began_s
+        for session, tree in zip(step.sessions, step.trees, strict=True):
+            session.last_step = LastStep(now_s, session.context_length, tree, waited_s)
+
+    def ping(self, timeout_s: float) -> None:
+        """Makes a step without sessions.
+
+        Raises:
+            RetrievalSpecError: the server does not answer, or not sensibly.
+        """
+        if self._question is not None:
+            self._receive(timeout_s)
+        if self._question is None:
+            self._send_empty()
+        if self._receive(timeout_s) is None:
+            raise ServiceUnavailable("no answer in time", expected=f"one within {timeout_s * 1000:.0f} ms")
+
+    def drop(self) -> None:
+        """Forgets what is under way; the server may or may not have read it."""
+        question, self._question = self._question, None
+        self._overheard = None
+        self._transport.drop()
+        if question is not None:
+            for session, epoch in zip(question.sessions, question.epochs, strict=True):
+                if session.epoch == epoch:
+                    session.unheard()
+
+    def _guarded(self, work: Callable[[Step], None], step: Step) -> None:
+        try:
+            work(step)
+        except RetrievalSpecError as error:
+            self._in_trouble(error)
+        except Exception as error:  # a bug here must not end somebody's generation
+            self.counters.bugs += 1
+            if self.counters.bugs == 1:
+                logger.exception("a draft client failed; generation goes on without")
+            self._in_trouble(ServiceUnavailable(f"the client failed ({type(error).__name__})"))
+
+    def _in_trouble(self, error: RetrievalSpecError) -> None:
+        self.drop()
+        if isinstance(error, InvalidInput):
+            self.counters.bad_answers += 1
+            self._breaker.struck(error)
+        else:
+            self.counters.failures += 1
+            self._breaker.failed(error)
+
+    def _begin(self, step: Step) -> None:
+        book(step.sessions, self._policy, step.began_s)
+        if step.total_nodes <= 0 or not self._is_free(step.began_s):
+            return
+        if not self._breaker.allows:
+            if self._breaker.wants_probe:
+                self._breaker.probed()
+                self.counters.probes += 1
+                self._send_empty(wait_for_ready=True)
+            return
+        move = self._move()
+        if move is Move.REST:
+            self.counters.rested += 1
+            return
+        self._forget_former_process(step.sessions)
+        step.waiting = list(range(len(step.sessions)))
+        if move is Move.ASK:
+            self.counters.asked += 1
+            step.deadline_s = step.began_s + self._policy.limit_s
+        else:
+            self.counters.listened += 1
+            self._reopen(step)
+        if move is Move.LISTEN or not step.num_lost:  # lost ones are opened first, to share the nodes with
+            self._send(step)
+
+    def _is_free(self, now_s: float) -> bool:
+        """Takes in the answer to an earlier question; whether nothing is under way now."""
+        question = self._question
+        if question is None:
+            return True
+        outcomes = self._receive(0.0)
+        if outcomes is None:
+            if self._breaker.allows and now_s - question.sent_s > STALE_S:
+                self._breaker.failed(ServiceUnavailable("the draft server does not answer"))
+                self._breaker.probed()  # the question itself is the probe
+            return False
+        if question.sessions:
+            trees = [outcome if isinstance(outcome, DraftTree) else _EMPTY for outcome in outcomes]
+            known = zip(question.sessions, question.epochs, question.lengths, trees, strict=True)
+            self._overheard = Overheard(self._latency_s, list(known))
+        return True
+
+    def _move(self) -> Move:
+        if self._overheard is not None:
+            if not self._overheard.judge(self._policy):
+                return Move.REST
+            self._overheard = None
+        return self._policy.plan()
+
+    def _forget_former_process(self, sessions: Sequence[RemoteSession]) -> None:
+        for session in sessions:
+            if not session.is_lost and session.incarnation != self._peer.incarnation_seen:
+                self._lose(session)
+
+    def _finish(self, step: Step) -> None:
+        """Takes the answer, opens again what the server lost, and asks once more for those."""
+        for _ in range(_ROUNDS):
+            if self._question is not None and not self._take(step, self._question):
+                return
+            if not step.waiting:
+                break
+            self._reopen(step)
+            self._send(step)
+            if self._question is None:
+                break
+        self.counters.answered += len(step.waiting) < len(step.sessions)
+
+    def _take(self, step: Step, question: Question) -> bool:
+        outcomes = self._receive(step.left_s)
+        if outcomes is None:
+            self.counters.missed += 1
+            self._breaker.struck(ServiceUnavailable("no answer in time"))
+            return False
+        fill(step, question, outcomes, _ASKED_AGAIN)
+        return True
+
+    def _reopen(self, step: Step) -> None:
+        lost = [step.sessions[index] for index in step.waiting if step.sessions[index].is_lost]
+        if lost:
+            # The others wait too, and have their questions yet to ask.
+            share_s = max(step.left_s, 0.0) / (2 if len(lost) < len(step.sessions) else 1)
+            _warn(self._opener.reopen(lost, time.perf_counter() + share_s))
+
+    def _lose(self, session: RemoteSession) -> None:
+        session.lose()
+        self.counters.reopened += 1
+
+    def _send(self, step: Step) -> None:
+        left_nodes = step.left_nodes
+        indices = [index for index in step.waiting if self._is_ready(step.sessions[index], step)]
+        if not indices or left_nodes <= 0:
+            return
+        sessions = [step.sessions[index] for index in indices]
+        caps = [min(step.max_nodes[index], left_nodes) for index in indices]
+        request = self._new_request()
+        rows = [session.row(cap) for session, cap in zip(sessions, caps, strict=True)]
+        wire.write_step(request.step, rows, left_nodes)
+        if any([session.must_tell(step.cost_curve) for session in sessions]):
+            wire.write_cost_curve(request.step, step.cost_curve)
+            for session in sessions:
+                session.tell(step.cost_curve)
+        self._question = Question(
+            time.perf_counter(),
+            indices,
+            sessions,
+            [session.epoch for session in sessions],
+            [session.context_length for session in sessions],
+            caps,
+            left_nodes,
+        )
+        self._transport.send(request)
+
+    def _send_empty(self, *, wait_for_ready: bool = False) -> None:
+        request = self._new_request()
+        self._question = Question(time.perf_counter(), [], [], [], [], [], 0)
+        self._transport.send(request, wait_for_ready=wait_for_ready)
+
+    def _new_request(self) -> Any:
+        request = self._transport.new_request()
+        self._step_number += 1
+        request.step.step_number = self._step_number
+        request.step.incarnation = self._peer.incarnation_seen
+        return request
+
+    def _is_ready(self, session: RemoteSession, step: Step) -> bool:
+        """Whether the server can be asked about a session: it is open there, and cut where it must be."""
+        if session.cutting is not None:
+            try:
+                session.cutting.result(timeout=max(0.0, step.left_s))
+                session.cutting = None
+            except grpc.FutureTimeoutError:
+                return False
+            except (grpc.RpcError, grpc.FutureCancelledError):
+                self._lose(session)
+        return not session.is_lost
+
+    def _receive(self, timeout_s: float) -> list[wire.Outcome] | None:
+        """Returns what the question under way brought, and tells the sessions; None if it is still under way.
+
+        Raises:
+            RetrievalSpecError: the server was lost, or its answer is no good.
+        """
+        question = self._question
+        assert question is not None
+        answer = self._transport.receive(timeout_s)
+        if answer is None:
+            return None
+        outcomes = self._read(question, answer)
+        self._question = None
+        if question.sessions:
+            self._latency_s = answer.at_s - question.sent_s
+            self._policy.heard(self._latency_s)
+        if _proves_health(outcomes) or not self._breaker.allows:
+            self._breaker.succeeded()
+        self._tell(question, outcomes)
+        return outcomes
+
+    def _read(self, question: Question, answer: Answer) -> list[wire.Outcome]:
+        result, peer = answer.result, self._peer
+        outcomes = wire.read_result(
+            result, question.caps, question.total_nodes, peer.vocab_size, peer.source_names
+        )
+        if result.incarnation != peer.incarnation_seen:
+            if any([isinstance(outcome, DraftTree) for outcome in outcomes]):
+                raise InvalidTree("drafts of another server process than the one asked")
+            peer.incarnation_seen = result.incarnation
+        return outcomes
+
+    def _tell(self, question: Question, outcomes: list[wire.Outcome]) -> None:
+        refused = []
+        known = zip(question.sessions, question.epochs, question.lengths, outcomes, strict=True)
+        for session, epoch, length, outcome in known:
+            if session.epoch != epoch:
+                continue
+            if isinstance(outcome, DraftTree):
+                session.arrived(length)
+            elif isinstance(outcome, InvalidFeedback):  # of a server that came back with other sources
+                session.unheard()
+                session.forget_feedback()
+            elif isinstance(outcome, _LOST):
+                self._lose(session)
+            else:
+                session.park()
+                refused.append(outcome)
+        _warn(refused)
+
+
+def _proves_health(outcomes: Sequence[wire.Outcome]) -> bool:
+    """Whether some session got what it asked for: after a bad answer, sessions must be opened again first."""
+    return not outcomes or any([isinstance(outcome, DraftTree) for outcome in outcomes])
+
+
+def _warn(refused: Sequence[RetrievalSpecError]) -> None:
+    if refused:
+        text = "%d session(s) without drafts for %.0f s: %s"
+        logger.warning(text, len(refused), PARKED_S, str(refused[0])[:300])

@@ -1,0 +1,85 @@
+"""What drafts were or would have been worth, seen from the tokens that came. Knows sessions, asks nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from retrieval_spec.client.economy import LONGEST_GAP_STEPS, Policy
+from retrieval_spec.client.session import RemoteSession
+from retrieval_spec.tree import CONTEXT, DraftTree
+
+
+class Match(NamedTuple):
+    """How far tokens followed a tree.
+
+    Attributes:
+        num_tokens: that it had drafted.
+        is_final: whether more tokens cannot change that.
+    """
+
+    num_tokens: int
+    is_final: bool
+
+
+def match(tree: DraftTree, token_ids: Sequence[int]) -> Match:
+    """Returns how many of the tokens a tree had drafted, in a row from the first."""
+    if not len(tree):
+        return Match(0, True)
+    parents, drafted = tree.parents.tolist(), tree.token_ids.tolist()
+    node, depth = CONTEXT, 0
+    for token_id in token_ids:
+        # Children follow their parents, and a path is short beside the tree.
+        child = next((at for at in _after(parents, node) if drafted[at] == token_id), None)
+        if child is None:
+            return Match(depth, True)
+        node, depth = child, depth + 1
+    return Match(depth, next(_after(parents, node), None) is None)
+
+
+def _after(parents: Sequence[int], node: int) -> filter[int]:
+    return filter(lambda at: parents[at] == node, range(node + 1, len(parents)))
+
+
+class Overheard:
+    """The trees of an answer that no step waited for, until tokens have come that say what they are worth.
+
+    Args:
+        latency_s: what the answer took.
+        trees: for each session, its epoch and the length of the context that the tree continues.
+    """
+
+    def __init__(self, latency_s: float, trees: Sequence[tuple[RemoteSession, int, int, DraftTree]]) -> None:
+        self._latency_s = latency_s
+        self._trees = trees
+        self._left_looks = LONGEST_GAP_STEPS  # tokens may never come
+
+    def judge(self, policy: Policy) -> bool:
+        """Tells what is known by now; whether that settles it."""
+        matches = [
+            match(tree, session.context[length:].tolist())
+            for session, epoch, length, tree in self._trees
+            if session.epoch == epoch and session.context_length >= length
+        ]
+        self._left_looks -= 1
+        is_final = self._left_looks <= 0 or all(found.is_final for found in matches)
+        worth = sum(found.num_tokens for found in matches) / max(len(matches), 1)
+        return policy.judged(worth, self._latency_s, is_final=is_final)
+
+
+def book(sessions: Sequence[RemoteSession], policy: Policy, now_s: float) -> None:
+    """Tells the policy what came of the sessions' last step."""
+    steps = [(session, session.last_step) for session in sessions]
+    ended = [(session, step) for session, step in steps if step is not None]
+    if not ended:
+        return
+    accepted, drafted, begun_s, waited_s = 0, False, 0.0, None
+    for session, step in ended:
+        session.last_step = None
+        begun_s = max(begun_s, step.returned_s)
+        if step.waited_s is not None:
+            waited_s = max(waited_s or 0.0, step.waited_s)
+        if len(step.tree):
+            drafted = True
+            accepted += match(step.tree, session.context[step.length :].tolist()).num_tokens
+    policy.stepped(now_s - begun_s, accepted / len(ended), waited_s, drafted=drafted)

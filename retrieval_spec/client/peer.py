@@ -1,0 +1,63 @@
+"""What a client knows of its server; whatever the server says of itself is taken as hostile too."""
+
+from __future__ import annotations
+
+from retrieval_spec.errors import ServiceUnavailable, TokenizerMismatch
+from retrieval_spec.tree import MAX_VOCAB_SIZE
+from retrieval_spec.v1 import draft_pb2 as pb
+
+MAX_SOURCES = 16
+"""One bit each in `DraftTree.sources`."""
+
+MAX_TOPK = 1_024
+MAX_STATE_DIMENSIONS = 65_536
+
+
+class Peer:
+    """The server as far as known.
+
+    Attributes:
+        info: what it said of itself last; None before it said anything.
+        source_names: the drafter behind each bit of a tree's `sources`.
+        incarnation_seen: of the process that answered last.
+    """
+
+    def __init__(self) -> None:
+        self.info: pb.ServerInfo | None = None
+        self.source_names: tuple[str, ...] = ()
+        self.incarnation_seen = 0
+        self.vocab_size = 0
+
+    def learn(self, info: pb.ServerInfo) -> None:
+        """Takes over what a server says of itself; a successor must draft for the same vocabulary.
+
+        Raises:
+            TokenizerMismatch: it does not.
+            ServiceUnavailable: it says nonsense.
+        """
+        if self.info is None or info.incarnation != self.info.incarnation:
+            _check(info)
+            if self.info is not None and info.vocab_size != self.vocab_size:
+                raise TokenizerMismatch(
+                    "the server came back with another vocabulary",
+                    got=info.vocab_size,
+                    expected=self.vocab_size,
+                    remedy="open a new client",
+                )
+            self.info = info
+            self.vocab_size = info.vocab_size
+            self.source_names = tuple(info.source_names)
+        self.incarnation_seen = info.incarnation
+
+
+def _check(info: pb.ServerInfo) -> None:
+    if not 1 <= info.vocab_size <= MAX_VOCAB_SIZE:
+        raise ServiceUnavailable("the server names no vocabulary", got=info.vocab_size)
+    numbers = (
+        ("sources", len(info.source_names), MAX_SOURCES),
+        ("top-k ids", info.wanted_topk, MAX_TOPK),
+        ("dimensions of a state", info.state_dimensions, MAX_STATE_DIMENSIONS),
+    )
+    for name, number, most in numbers:
+        if not 0 <= number <= most:
+            raise ServiceUnavailable(f"the server names too many {name}", got=number, expected=f"<= {most}")

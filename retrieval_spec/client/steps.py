@@ -1,0 +1,104 @@
+"""What is asked in a step, and what came of it: records without any decision."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from retrieval_spec import wire
+from retrieval_spec.budget import CostCurve
+from retrieval_spec.client.session import RemoteSession
+from retrieval_spec.tree import DraftTree
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a client did and met so far.
+
+    Attributes:
+        asked: questions that a step waited for.
+        answered: those that were answered in time.
+        missed: those that were not.
+        listened: questions that no step waited for.
+        rested: steps that asked nothing, because drafts did not pay.
+        probes: empty questions to a server in trouble.
+        bad_answers: answers that were dropped because something was wrong with them.
+        failures: lost connections and refusals.
+        reopened: sessions that were lost by the server and opened again.
+        bugs: exceptions that should not have been; the log has them.
+    """
+
+    asked: int = 0
+    answered: int = 0
+    missed: int = 0
+    listened: int = 0
+    rested: int = 0
+    probes: int = 0
+    bad_answers: int = 0
+    failures: int = 0
+    reopened: int = 0
+    bugs: int = 0
+
+
+class Question(NamedTuple):
+    """What was asked, to make sense of the answer; columns over the sessions that it is about."""
+
+    sent_s: float
+    indices: list[int]
+    sessions: list[RemoteSession]
+    epochs: list[int]
+    lengths: list[int]
+    caps: list[int]
+    total_nodes: int
+
+
+@dataclass(slots=True)
+class Step:
+    """A step of some sessions.
+
+    Attributes:
+        trees: the drafts, one for each session.
+        began_s: on the clock of `time.perf_counter`.
+        deadline_s: until when it may wait; None if it waits for nothing.
+        waiting: the sessions, by their indices, of which neither a draft nor a refusal has come.
+    """
+
+    sessions: Sequence[RemoteSession]
+    max_nodes: Sequence[int]
+    total_nodes: int
+    cost_curve: CostCurve | None
+    trees: list[DraftTree]
+    began_s: float
+    deadline_s: float | None = None
+    waiting: list[int] = field(default_factory=list)
+
+    @property
+    def left_nodes(self) -> int:
+        """Nodes that may still be drafted."""
+        return self.total_nodes - sum(map(len, self.trees))
+
+    @property
+    def num_lost(self) -> int:
+        """Sessions that the server does not hold."""
+        return sum([session.is_lost for session in self.sessions])
+
+    @property
+    def left_s(self) -> float:
+        """How long it may still wait."""
+        return (self.deadline_s or 0.0) - time.perf_counter()
+
+
+def fill(
+    step: Step,
+    question: Question,
+    outcomes: Sequence[wire.Outcome],
+    asked_again: tuple[type[Exception], ...],
+) -> None:
+    """Puts drafts where they belong; sessions whose errors are of the last kind go on waiting."""
+    for index, outcome in zip(question.indices, outcomes, strict=True):
+        if isinstance(outcome, DraftTree):
+            step.trees[index] = outcome
+        if not isinstance(outcome, asked_again):
+            step.waiting.remove(index)
