@@ -1,4 +1,7 @@
-"""Real servers for tests: `python -m tests.service_process ENGINE LISTEN`, and context managers."""
+"""Real servers for tests: `python -m tests.service_process ENGINE LISTEN`, and context managers.
+
+The engine is a name of `ENGINES`, or `counting@SIZE` for another vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ VOCAB_SIZE = 70_000
 LIMITS = Limits(max_context_tokens=250_000, max_nodes=64, max_sessions=80)
 
 
-def counting_engine() -> Engine:
+def counting_engine(vocab_size: int = VOCAB_SIZE) -> Engine:
     """Drafts that can be predicted by hand: the last token plus 1, plus 2, ..."""
-    drafters = {"half": CountingDrafter(VOCAB_SIZE, 0.5), "sure": CountingDrafter(VOCAB_SIZE, 0.875)}
-    return Engine(VOCAB_SIZE, drafters, limits=LIMITS)
+    drafters = {"half": CountingDrafter(vocab_size, 0.5), "sure": CountingDrafter(vocab_size, 0.875)}
+    return Engine(vocab_size, drafters, limits=LIMITS)
 
 
 def session_engine() -> Engine:
@@ -76,4 +79,6 @@ def server_thread(listen: str, engine: Engine) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    serve(ENGINES[sys.argv[1]](), sys.argv[2], on_ready=lambda address: print(address, flush=True))
+    name, _, size = sys.argv[1].partition("@")
+    engine = ENGINES[name](int(size)) if size else ENGINES[name]()
+    serve(engine, sys.argv[2], on_ready=lambda address: print(address, flush=True))

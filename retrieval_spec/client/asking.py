@@ -45,6 +45,11 @@ STALE_S = 1.0
 _ROUNDS = 3
 """One that is answered, one for sessions that were opened again, one for feedback that was refused."""
 
+LOOK_STEPS = 4
+"""So many tokens after an answer that nobody waited for, most drafts are seen to be right or wrong."""
+
+_SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.005, 0.05
+
 _EMPTY = DraftTree.empty()
 
 
@@ -64,6 +69,16 @@ class Asker:
         self._overheard: Overheard | None = None
         self._step_number = 0
         self._latency_s = 0.0
+        self._skip_steps = 0
+        self._look_s = 0.0
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing is to be done in this step, not even to look for an answer."""
+        if self._skip_steps:
+            self._skip_steps -= 1
+            return True
+        return self._look_s > 0.0 and time.perf_counter() < self._look_s
 
     def begin(self, step: Step) -> None:
         """Sends what is to be asked in a step, if anything is."""
@@ -77,6 +92,20 @@ class Asker:
         waited_s = None if step.deadline_s is None else now_s - step.began_s
         for session, tree in zip(step.sessions, step.trees, strict=True):
             session.last_step = LastStep(now_s, session.context_length, tree, waited_s)
+
+    def wake(self) -> None:
+        """Notes a new generation, whose drafts may be better."""
+        self._policy.opened()
+        self._skip_steps = 0
+
+    def greet(self, timeout_s: float) -> None:
+        """Makes the way to the server ready, in bounded time, so that no step has to wait for that."""
+        if self._step_number == 0:
+            try:
+                self._send_empty()
+                self._receive(timeout_s)
+            except RetrievalSpecError as error:
+                self._in_trouble(error)
 
     def ping(self, timeout_s: float) -> None:
         """Makes a step without sessions.
@@ -126,6 +155,7 @@ class Asker:
         if step.total_nodes <= 0 or not self._is_free(step.began_s):
             return
         if not self._breaker.allows:
+            self._look_s = step.began_s + _LONGEST_LOOK_S
             if self._breaker.wants_probe:
                 self._breaker.probed()
                 self.counters.probes += 1
@@ -133,7 +163,7 @@ class Asker:
             return
         move = self._move()
         if move is Move.REST:
-            self.counters.rested += 1
+            self.counters.rested += 1 + self._skip_steps
             return
         self._forget_former_process(step.sessions)
         step.waiting = list(range(len(step.sessions)))
@@ -142,6 +172,7 @@ class Asker:
             step.deadline_s = step.began_s + self._policy.limit_s
         else:
             self.counters.listened += 1
+            self._skip_steps = LOOK_STEPS - 1
             self._reopen(step)
         if move is Move.LISTEN or not step.num_lost:  # lost ones are opened first, to share the nodes with
             self._send(step)
@@ -156,7 +187,11 @@ class Asker:
             if self._breaker.allows and now_s - question.sent_s > STALE_S:
                 self._breaker.failed(ServiceUnavailable("the draft server does not answer"))
                 self._breaker.probed()  # the question itself is the probe
+            # Ever less often, so that an answer that never comes costs nothing to speak of.
+            gap_s = (now_s - question.sent_s) / 4
+            self._look_s = now_s + min(max(gap_s, _SHORTEST_LOOK_S), _LONGEST_LOOK_S)
             return False
+        self._look_s = 0.0
         if question.sessions:
             trees = [outcome if isinstance(outcome, DraftTree) else _EMPTY for outcome in outcomes]
             known = zip(question.sessions, question.epochs, question.lengths, trees, strict=True)
@@ -166,9 +201,13 @@ class Asker:
     def _move(self) -> Move:
         if self._overheard is not None:
             if not self._overheard.judge(self._policy):
+                self._skip_steps = LOOK_STEPS - 1
                 return Move.REST
             self._overheard = None
-        return self._policy.plan()
+        move = self._policy.plan()
+        if move is Move.REST:
+            self._skip_steps = self._policy.rest()
+        return move
 
     def _forget_former_process(self, sessions: Sequence[RemoteSession]) -> None:
         for session in sessions:

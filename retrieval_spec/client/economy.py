@@ -51,6 +51,10 @@ class Policy(Protocol):
         """How long an answer may take before a step goes on without it."""
         ...
 
+    def rest(self) -> int:
+        """Returns how many of the steps after this one, which rests, rest too."""
+        ...
+
     def heard(self, latency_s: float) -> None:
         """Notes how long an answer took, waited for or not."""
         ...
@@ -84,6 +88,10 @@ class FixedWait:
     def plan(self) -> Move:
         """Returns to ask."""
         return Move.ASK
+
+    def rest(self) -> int:
+        """Returns none."""
+        return 0
 
     def heard(self, latency_s: float) -> None:
         """Does nothing."""
@@ -153,6 +161,12 @@ class Economy:
             return Move.REST
         self._rest_steps = self._gap_steps
         return Move.LISTEN
+
+    def rest(self) -> int:
+        """Returns how many of the steps after this one, which rests, rest too."""
+        steps = max(self._rest_steps - 1, 0) if self.is_backed_off else 0
+        self._rest_steps -= steps
+        return steps
 
     def heard(self, latency_s: float) -> None:
         """Notes how long an answer took, waited for or not."""

@@ -74,12 +74,14 @@ def book(sessions: Sequence[RemoteSession], policy: Policy, now_s: float) -> Non
     if not ended:
         return
     accepted, drafted, begun_s, waited_s = 0, False, 0.0, None
+    num_steps = 1 + max([session.skipped_steps for session, _ in ended])
     for session, step in ended:
         session.last_step = None
+        session.skipped_steps = 0
         begun_s = max(begun_s, step.returned_s)
         if step.waited_s is not None:
             waited_s = max(waited_s or 0.0, step.waited_s)
         if len(step.tree):
             drafted = True
             accepted += match(step.tree, session.context[step.length :].tolist()).num_tokens
-    policy.stepped(now_s - begun_s, accepted / len(ended), waited_s, drafted=drafted)
+    policy.stepped((now_s - begun_s) / num_steps, accepted / len(ended), waited_s, drafted=drafted)

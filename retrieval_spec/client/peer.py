@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from retrieval_spec.errors import ServiceUnavailable, TokenizerMismatch
-from retrieval_spec.tree import MAX_VOCAB_SIZE
+from retrieval_spec.tree import MAX_VOCAB_SIZE, DraftTree
 from retrieval_spec.v1 import draft_pb2 as pb
 
 MAX_SOURCES = 16
@@ -20,6 +20,7 @@ class Peer:
         info: what it said of itself last; None before it said anything.
         source_names: the drafter behind each bit of a tree's `sources`.
         incarnation_seen: of the process that answered last.
+        no_draft: the empty tree, with those names.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class Peer:
         self.source_names: tuple[str, ...] = ()
         self.incarnation_seen = 0
         self.vocab_size = 0
+        self.no_draft = DraftTree.empty()
 
     def learn(self, info: pb.ServerInfo) -> None:
         """Takes over what a server says of itself; a successor must draft for the same vocabulary.
@@ -47,6 +49,7 @@ class Peer:
             self.info = info
             self.vocab_size = info.vocab_size
             self.source_names = tuple(info.source_names)
+            self.no_draft = DraftTree.empty(self.source_names)
         self.incarnation_seen = info.incarnation
 
 

@@ -77,7 +77,6 @@ class DraftClient:
         self._truncate_session = self._connection.method("TruncateSession", pb.TruncateSessionResponse)
         self._close_session = self._connection.method("CloseSession", pb.CloseSessionResponse)
         self._breaker = Breaker(address)
-        self._policy = FixedWait(timeout_s) if timeout_s else Economy(LONGEST_WAIT_S)
         self._peer = Peer()
         self._opener = Opener(
             self._connection.method("OpenSession", pb.OpenSessionResponse), self._peer.learn
@@ -86,9 +85,10 @@ class DraftClient:
             self._peer,
             open_transport(transport, self._connection),
             self._breaker,
-            self._policy,
+            FixedWait(timeout_s) if timeout_s else Economy(LONGEST_WAIT_S),
             self._opener,
         )
+        self._greets = timeout_s is None
         self._told: list[Any] = []
         self._no_contact: RetrievalSpecError | None = None
         self._contact_at_s = 0.0
@@ -174,7 +174,7 @@ class DraftClient:
         with self.lock:
             if self._is_closed:
                 raise ServiceUnavailable("the client is closed", remedy="open a new one")
-            self._policy.opened()
+            self._asker.wake()
             if self._breaker.allows:
                 self._open(session)
         return session
@@ -186,6 +186,19 @@ class DraftClient:
             self._opener.end(session, self._longest_wait_s)
         except ServiceUnavailable as error:
             self._breaker.failed(error)
+        else:
+            if self._greets:
+                self._asker.greet(self._longest_wait_s)
+
+    @property
+    def rests(self) -> bool:
+        """Whether this step asks nothing and has nothing to look at; each call is one step."""
+        return self._asker.rests
+
+    @property
+    def no_draft(self) -> DraftTree:
+        """The empty tree."""
+        return self._peer.no_draft
 
     def draft_batch(
         self, sessions: Sequence[RemoteSession], total_nodes: int, cost_curve: CostCurve | None = None
@@ -208,6 +221,10 @@ class DraftClient:
     ) -> list[DraftTree]:
         """Returns one tree a session: commits and drafts of a whole engine step in one round trip."""
         with self.lock:
+            if self.rests and all([session.is_open for session in sessions]):
+                for session in sessions:
+                    session.skipped_steps += 1
+                return [self.no_draft] * len(sessions)
             return self.end_step(self.begin_step(sessions, max_nodes, total_nodes, cost_curve))
 
     def begin_step(
@@ -224,7 +241,7 @@ class DraftClient:
         """
         for session in sessions:
             session.check_open()
-        trees = [DraftTree.empty(self._peer.source_names)] * len(sessions)
+        trees = [self.no_draft] * len(sessions)
         step = Step(sessions, max_nodes, total_nodes, cost_curve, trees, time.perf_counter())
         if sessions:
             self._asker.begin(step)

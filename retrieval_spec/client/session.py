@@ -27,6 +27,7 @@ FIRST_RETRY_S = 0.1
 """How long it waits after being opened again in vain; twice as long each time."""
 
 NO_SESSION = 0
+_FEW_TOKENS = 64
 
 
 class LastStep(NamedTuple):
@@ -61,12 +62,16 @@ class RemoteSession:
         incarnation: of the server process that holds it.
         told_curve: the cost curve that the server remembers for it; None if it has none.
         is_curve_known: whether that is certain.
-        last_step: what the last draft was; None before the first.
+        last_step: what the last step that was looked at brought; None before the first.
+        skipped_steps: those since then.
     """
 
     def __init__(self, client: DraftClient, prompt: Tokens, namespace: str) -> None:
         self._client = client
+        self._vocab_size = client.vocab_size
         self._buffer: Tokens = prompt.copy()
+        self._settled_length = prompt.size
+        self._fresh: list[int] = []
         self._length = prompt.size
         self._feedback: Feedback | None = None
         self._feedback_begin = 0
@@ -75,6 +80,7 @@ class RemoteSession:
         self.told_curve: CostCurve | None = None
         self.is_curve_known = True
         self.last_step: LastStep | None = None
+        self.skipped_steps = 0
         self.server_id = self.replaced_id = NO_SESSION
         self.server_length = 0
         self.sent_length: int | None = None
@@ -95,12 +101,14 @@ class RemoteSession:
     @property
     def context(self) -> Tokens:
         """All tokens decided so far, as a view: int32[context_length]."""
+        if self._fresh:
+            self._settle()
         return self._buffer[: self._length]
 
     @property
     def uncommitted(self) -> Tokens:
         """The tokens that are not on the server nor on their way, as a view."""
-        return self._buffer[self.told_length : self._length]
+        return self.context[self.told_length :]
 
     @property
     def told_length(self) -> int:
@@ -116,6 +124,9 @@ class RemoteSession:
         Raises:
             UnknownSession: the session is closed.
         """
+        if self.is_open and self._client.rests:
+            self.skipped_steps += 1
+            return self._client.no_draft
         return self._client.draft_step([self], [max_nodes], max_nodes, cost_curve)[0]
 
     def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
@@ -127,17 +138,27 @@ class RemoteSession:
             UnknownSession: the session is closed.
         """
         self.check_open()
-        tokens = as_tokens(token_ids, self._client.vocab_size)
+        if not (type(token_ids) is list and len(token_ids) <= _FEW_TOKENS and self._are_sound(token_ids)):
+            token_ids = as_tokens(token_ids, self._vocab_size).tolist()
         if feedback is not None:
-            feedback.check(self._client.vocab_size, self._client.state_dimensions)
+            feedback.check(self._vocab_size, self._client.state_dimensions)
         self._feedback, self._feedback_begin = feedback, self._length
-        length = self._length + tokens.size
-        if length > self._buffer.size:
-            grown = np.empty(max(length, 2 * self._buffer.size, 256), TOKEN)
-            grown[: self._length] = self.context
+        self._fresh += token_ids
+        self._length += len(token_ids)
+
+    def _are_sound(self, token_ids: list[Any]) -> bool:
+        # Most steps commit one to three tokens, and numpy would take longer than all the rest of such a step.
+        return all([type(token) is int and 0 <= token < self._vocab_size for token in token_ids])
+
+    def _settle(self) -> None:
+        """Puts the tokens that came last where the others are."""
+        if self._length > self._buffer.size:
+            grown = np.empty(max(self._length, 2 * self._buffer.size, 256), TOKEN)
+            grown[: self._settled_length] = self._buffer[: self._settled_length]
             self._buffer = grown
-        self._buffer[self._length : length] = tokens
-        self._length = length
+        self._buffer[self._settled_length : self._length] = self._fresh
+        self._settled_length = self._length
+        self._fresh = []
 
     def truncate(self, length: int) -> None:
         """Cuts the context to its first `length` tokens.
@@ -149,7 +170,8 @@ class RemoteSession:
         self.check_open()
         if not 0 <= length <= self._length:
             raise ContextMismatch("cannot cut the context", got=length, expected=f"0 to {self._length}")
-        self._length = length
+        self._settle()
+        self._length = self._settled_length = length
         self._feedback = None
         self.last_step = None
         self.retry_at = 0.0  # a shorter context may be welcome where a longer one was not
@@ -166,7 +188,8 @@ class RemoteSession:
             if not self.is_lost:
                 self._client.close_session(self)
             self.epoch += 1
-            self._length = 0
+            self._length = self._settled_length = 0
+            self._fresh = []
             self._buffer = self._buffer[:0].copy()
 
     def check_open(self) -> None:
@@ -184,7 +207,7 @@ class RemoteSession:
         self.sent_length = self._length
         # Feedback is about one step: beside the tokens of several it would be about the wrong root.
         feedback = self._feedback if self._feedback_begin == held else None
-        return SessionStep(self.server_id, held, self._buffer[held : self._length], max_nodes, feedback)
+        return SessionStep(self.server_id, held, self.context[held:], max_nodes, feedback)
 
     def forget_feedback(self) -> None:
         """Drops what would travel with the next question."""
