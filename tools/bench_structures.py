@@ -271,7 +271,7 @@ def bench_service(store: Path, held_out: list[Any]) -> list[Row]:
 
 def bench_transport(address: str, transport: str, held_out: list[Any]) -> list[Row]:
     """Alternates drafts and empty calls over one connection."""
-    client = DraftClient(address, transport=transport)
+    client = DraftClient(address, timeout_s=1.0, transport=transport)
     document = max(held_out, key=len)
     session = client.open_session(document[:1_000])
     drafts, empties = [], []
@@ -315,7 +315,7 @@ def first_draft_s(store: Path, address: str, document: Any) -> float:
     """Returns the time from starting the process to its first draft, checksums included."""
     began = time.perf_counter()
     process = start_server(store, address)
-    client = DraftClient(address)
+    client = DraftClient(address, timeout_s=10.0)
     client.open_session(document[:500]).draft(16)
     elapsed = time.perf_counter() - began
     client.close()

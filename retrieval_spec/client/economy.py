@@ -187,6 +187,7 @@ class Economy:
         if self._worth_s(accepted, latency_s, self.verifying_s) > 0:
             self.is_backed_off = False
             self._balance_s = self._credit_s / 2
+            self._accepted = max(self._accepted, accepted)
             return True
         if is_final:
             self._gap_steps = min(2 * self._gap_steps, LONGEST_GAP_STEPS)
