@@ -25,6 +25,7 @@ from retrieval_spec.encoding import (
 )
 from retrieval_spec.indexing import Plan, check_numbers, facts_of, unfinished
 from retrieval_spec.near_duplicates import check_threshold
+from retrieval_spec.spread import Job, Pool, SpreadBuild
 from retrieval_spec.structures.context_array import DEPTH_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,10 @@ def build_recipe(
     *,
     out: str | Path | None = None,
     threads: int | None = None,
+    memory_limit_bytes: int | None = None,
     replace: bool = False,
     progress: Progress | None = None,
+    pool: Pool | None = None,
 ) -> Path:
     """Builds what a recipe describes, at `out` if that is given; returns the datastore's folder.
 
@@ -53,8 +56,10 @@ def build_recipe(
         threads=threads,
         drop_duplicates=plan.drop_duplicates,
         drop_near_duplicates=plan.drop_near_duplicates,
+        memory_limit_bytes=memory_limit_bytes,
         replace=replace,
         progress=progress,
+        pool=pool,
     )
 
 
@@ -82,6 +87,7 @@ def build_datastore(
     drop_near_duplicates: float | None = None,
     replace: bool = False,
     progress: Progress | None = None,
+    pool: Pool | None = None,
 ) -> Path:
     """Builds a datastore from text; on any error nothing of it is at `out`. Returns its folder.
 
@@ -94,13 +100,15 @@ def build_datastore(
         out: where the datastore goes.
         name: what it is called; the last part of `out` by default.
         depth_tokens: how many tokens of a context the order considers.
-        threads: threads that sort; all cores by default.
-        memory_limit_bytes: what the build may take; by default half of what the machine has.
+        threads: threads that sort; all cores by default, and one for a segment on a pool.
+        memory_limit_bytes: what the build may take, on a pool for each segment; by default half of what
+            the machine has.
         drop_duplicates: whether a document that came before is left out.
         drop_near_duplicates: from which similarity on a document is left out that is nearly one that came
             before, 0.5 to 1.0 (see `near_duplicates.NearDuplicates`); what is the same goes too.
         replace: whether a datastore that stands at `out` gives way.
         progress: told of the stages.
+        pool: does the work in other processes, such as `cluster.RayPool`; the bytes are the same.
 
     Raises:
         RetrievalSpecError: the class says which: `MissingPath`, `InvalidRequest`, `DatastoreExists`,
@@ -124,12 +132,20 @@ def build_datastore(
         "drop_near_duplicates": drop_near_duplicates,
     }
     with unfinished(plan, source) as begun:
-        known_ids = ids_of(begun.documents()) if drop_duplicates else None
-        near = near_duplicates_of(begun.documents(), drop_near_duplicates)
+        earlier = () if pool else tuple(begun.documents())
+        known_ids = ids_of(earlier) if drop_duplicates else None
+        near = near_duplicates_of(earlier, drop_near_duplicates)
         encoding = Encoder(encoder, target, max_tokens, known_ids, near)
-        batches = batches_of(corpus.documents(progress.advance, encoder))
-        if not begun.write(encoding.parts(batches, begun.num_read)):
-            raise no_documents(corpus)
+        if pool is not None:
+            job = Job(begun.folder, Path(tokenizer).absolute(), plan.facts, threads or 1)
+            entries = SpreadBuild(job, corpus, encoding, pool, progress).run()
+            if entries:
+                begun.publish(entries)
+        else:
+            batches = batches_of(corpus.documents(progress.advance, encoder))
+            begun.write(encoding.parts(batches, begun.num_read))
+    if not begun.is_published:
+        raise no_documents(corpus)
     _tell(encoding)
     return target
 

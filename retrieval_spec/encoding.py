@@ -98,44 +98,31 @@ class Encoder:
             DatastoreError: the file system refused.
         """
         with writing(self._place):
-            documents = self._documents(batches, num_read)
+            documents = self._wanted(batches, num_read)
             pending = next(documents, None)
             while pending is not None:
                 with tempfile.TemporaryFile(dir=self._place.parent) as nameless:
                     file = DocumentFile(nameless)
-                    while pending is not None and (not len(file) or self._fits(file, pending[1])):
+                    while pending is not None and self.fits(file.num_tokens, len(pending[1])):
                         num_read, token_ids, origin, number = pending
                         file.append(token_ids, origin, number)
                         pending = next(documents, None)
                     part = Part(file.documents(), num_read, pending is None)
                 yield part
 
-    def _fits(self, file: DocumentFile, token_ids: Tokens) -> bool:
-        return file.num_tokens + len(token_ids) < self._max_tokens
+    def fits(self, num_tokens: int, num_more: int) -> bool:
+        """Tells whether a part that has so many tokens, separators included, takes a document of so many."""
+        return not num_tokens or num_tokens + num_more < self._max_tokens
 
-    def _documents(
+    def _wanted(
         self, batches: Iterable[list[Document]], num_passed: int
     ) -> Iterator[tuple[int, Tokens, str, int]]:
-        """Yields documents that have tokens and are wanted, each with how many were read with it."""
-        num_read = 0
-        for batch in batches:
-            skipped = min(max(num_passed - num_read, 0), len(batch))
-            num_read += skipped
-            for document, token_ids in self._encoded(batch[skipped:]):
-                num_read += 1
-                if len(token_ids):
-                    number = document_id(token_ids)
-                    if self._is_wanted(token_ids, number):
-                        yield num_read, token_ids, document.source, number
+        for read in encoded(batches, self._tokenizer, num_passed):
+            if self.is_wanted(read[1], read[3]):
+                yield read
 
-    def _encoded(self, batch: list[Document]) -> Iterator[tuple[Document, Tokens]]:
-        """Yields documents with their ids; those that are texts are encoded together."""
-        texts = [document.text for document in batch if document.text is not None]
-        encoded = iter(self._tokenizer.encode_batch(texts))
-        for document in batch:
-            yield document, next(encoded) if document.token_ids is None else document.token_ids
-
-    def _is_wanted(self, token_ids: Tokens, number: int) -> bool:
+    def is_wanted(self, token_ids: Tokens, number: int) -> bool:
+        """Tells whether a document is none that is left out; those that are asked for next know of it."""
         if self._known_ids is not None and number in self._known_ids:
             self.num_duplicates += 1
             return False
@@ -145,6 +132,34 @@ class Encoder:
         if self._known_ids is not None:
             self._known_ids.add(number)
         return True
+
+
+def encoded(
+    batches: Iterable[list[Document]], tokenizer: Tokenizer, num_passed: int = 0
+) -> Iterator[tuple[int, Tokens, str, int]]:
+    """Yields documents that have tokens: how many were read with it, its ids, its origin, and its id.
+
+    Args:
+        batches: documents, those of a batch encoded together.
+        tokenizer: the target model's.
+        num_passed: as many documents are passed over first.
+    """
+    num_read = 0
+    for batch in batches:
+        skipped = min(max(num_passed - num_read, 0), len(batch))
+        num_read += skipped
+        for document, token_ids in _encoded_batch(batch[skipped:], tokenizer):
+            num_read += 1
+            if len(token_ids):
+                yield num_read, token_ids, document.source, document_id(token_ids)
+
+
+def _encoded_batch(batch: list[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, Tokens]]:
+    """Yields documents with their ids; those that are texts are encoded together."""
+    texts = [document.text for document in batch if document.text is not None]
+    ids = iter(tokenizer.encode_batch(texts))
+    for document in batch:
+        yield document, next(ids) if document.token_ids is None else document.token_ids
 
 
 def ids_of(parts: Iterable[Documents]) -> set[int]:

@@ -37,7 +37,8 @@ from retrieval_spec.encoding import Part
 from retrieval_spec.errors import DatastoreError, DatastoreExists, InvalidRequest
 from retrieval_spec.structures.context_array import ContextArray
 
-_STORE_NAME = "store"
+STORE_NAME, PIECES_NAME = "store", "pieces"
+"""What stands in the folder of a build that is unfinished."""
 _BEGUN_NAME = "begun.json"
 _BEGUN_FORMAT, _BEGUN_SEAL = "retrieval-spec-begun", "begun_sha256"
 
@@ -68,8 +69,13 @@ def facts_of(label: str, tokenizer: Tokenizer, depth_tokens: int) -> Facts:
         vocab_size=tokenizer.vocab_size,
         depth_tokens=depth_tokens,
         tokenizer=tokenizer.facts,
-        created_by=f"retrieval-spec {__version__}",
+        created_by=created_by(),
     )
+
+
+def created_by() -> str:
+    """Returns what a manifest says of who wrote it."""
+    return f"retrieval-spec {__version__}"
 
 
 def check_numbers(depth_tokens: int, threads: int | None) -> None:
@@ -135,9 +141,11 @@ def unfinished(plan: Plan, source: Mapping[str, object]) -> Iterator[Unfinished]
         _delete_others(folder, begun.folder)
         try:
             yield begun
-        finally:
-            if begun.is_published or not begun.is_worth_keeping():
+        except BaseException:  # KeyboardInterrupt too
+            if not begun.is_worth_keeping():
                 shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest(plan: Plan, source: Mapping[str, object]) -> str:
@@ -156,7 +164,8 @@ def _delete_others(folder: Path, kept: Path) -> None:
             if path != kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         kept.mkdir(exist_ok=True)
-        (kept / _STORE_NAME).mkdir(exist_ok=True)
+        for name in (STORE_NAME, PIECES_NAME):
+            (kept / name).mkdir(exist_ok=True)
         sync_folder(folder)
 
 
@@ -172,7 +181,7 @@ class Unfinished:
     def __init__(self, plan: Plan, folder: Path) -> None:
         self._plan = plan
         self.folder = folder
-        self.store = folder / _STORE_NAME
+        self.store = folder / STORE_NAME
         self.is_published = False
         self._num_read, self._entries = self._resumed()
 
@@ -188,19 +197,19 @@ class Unfinished:
 
     def is_worth_keeping(self) -> bool:
         """Tells whether a later build would find anything that is finished."""
-        return any(self.store.glob(f"{SEGMENTS_NAME}/[!.]*"))
+        finished = (self.store.glob(f"{SEGMENTS_NAME}/[!.]*"), self.folder.glob(f"{PIECES_NAME}/[!.]*"))
+        return any(True for paths in finished for _ in paths)
 
-    def write(self, parts: Iterator[Part]) -> bool:
-        """Writes what is left and puts the datastore in its place; returns whether there is a document."""
+    def write(self, parts: Iterator[Part]) -> None:
+        """Writes what is left and puts the datastore in its place, unless there is no document."""
         for part in parts:
             if part.is_last and not self._entries:
                 write_alone(self._plan, part.documents)
                 self.is_published = True
-                return True
-            self._add(part)
+            else:
+                self._add(part)
         if self._entries:
             self.publish(self._entries)
-        return bool(self._entries)
 
     def _add(self, part: Part) -> None:
         plan = self._plan

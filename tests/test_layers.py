@@ -63,7 +63,18 @@ ALLOWED: dict[str, set[str]] = {
     "near_duplicates": {"kernels", "errors"},
     "encoding": {"near_duplicates", "datastore", "errors", "tree"},
     "indexing": {"encoding", "structures", "datastore", "errors"},
-    "build": {"near_duplicates", "encoding", "indexing", "structures", "datastore", "errors", "tree"},
+    "spread": {"encoding", "indexing", "datastore", "errors"},
+    "cluster": {"spread", "errors"},
+    "build": {
+        "near_duplicates",
+        "encoding",
+        "indexing",
+        "spread",
+        "structures",
+        "datastore",
+        "errors",
+        "tree",
+    },
     "translate": {"encoding", "indexing", "datastore", "errors"},
     "rewriting": {"indexing", "structures", "datastore", "errors"},
     "grow": {"near_duplicates", "encoding", "indexing", "rewriting", "datastore", "errors"},
@@ -159,6 +170,8 @@ OUTSIDE: dict[str, set[str]] = {
     "near_duplicates": {"numpy"},
     "encoding": set(),
     "indexing": set(),
+    "spread": {"numpy"},
+    "cluster": set(),
     "translate": {"numpy"},
     "grow": {"numpy"},
     "export": {"numpy"},
@@ -243,6 +256,7 @@ HEAVY = {
     "faiss",
     "datasets",
     "tokenizers",
+    "ray",
     "tqdm",  # grpc_health and grpc_tools are not among them: grpc itself imports them where they exist
 }
 

@@ -78,8 +78,24 @@ def _add_build(commands: Any) -> None:
     parser.add_argument("--drop-duplicates", action="store_true", help="leave out documents that came before")
     _add_near_duplicates(parser)
     _add_limits(parser)
+    _add_engine(parser)
     parser.add_argument("--replace", action="store_true", help="replace an existing datastore")
     _add_json(parser)
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="build on this machine, or on a Ray cluster, whose nodes all see inputs, tokenizer and output; "
+        "there --memory-limit and --threads are those of each task (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="ray: the cluster's head, HOST:PORT (default: the cluster that this machine is part of)",
+    )
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from retrieval_spec.commands.build import CHOOSING, refuse, require
+from retrieval_spec.commands.build import CHOOSING, ENGINE, refuse, require
 from retrieval_spec.commands.generate import load_model
 from retrieval_spec.commands.grow import corpus_of
 from retrieval_spec.commands.progress_bar import progress_bar
@@ -23,6 +23,7 @@ def build_dense_command(arguments: argparse.Namespace) -> dict[str, Any]:
                 "a dense datastore is built from text alone", got=f"--{name.replace('_', '-')}"
             )
     refuse(arguments, *CHOOSING, because="a dense datastore holds every document that it is built from")
+    refuse(arguments, *ENGINE, because="a dense datastore is built on this machine")
     require(arguments, "inputs", "model", "out")
     model, _ = load_model(arguments.model)
     with progress_bar() as progress:

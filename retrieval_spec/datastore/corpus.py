@@ -6,7 +6,8 @@ Chooses the files and passes on what their readers find; how a format is read st
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +98,30 @@ class Corpus:
         options = [self._text_field, self._on_error, self._skip_licence_headers]
         return {"files": files, "options": options}
 
+    def slices(self, max_bytes: int) -> list[Corpus]:
+        """Returns parts of at most so many bytes on disk, or of one file; together they are the whole."""
+        parts: list[Corpus] = []
+        num_bytes = 0
+        for file in self._files:
+            if not parts or num_bytes + file.num_bytes > max_bytes:
+                parts.append(copy(self))
+                parts[-1]._files, num_bytes = [], 0
+            parts[-1]._files.append(file)
+            num_bytes += file.num_bytes
+        return parts
+
+    def note_skipped(self, num_files: int, skipped: Mapping[Path, Skipped]) -> None:
+        """Adds what was left out of a part that somebody else read."""
+        if num_files:
+            _log.warning("skipped: %d files that are no UTF-8 text", num_files)
+        self.num_skipped_files += num_files
+        self.skipped.update(skipped)
+
+    def tell_skipped(self) -> None:
+        """Writes to the log what was left out."""
+        for path, skipped in self.skipped.items():
+            _log.warning("skipped of %s: %s", path, skipped)
+
     def documents(
         self, advance: Callable[[int], None] | None = None, tokenizer: Tokenizer | None = None
     ) -> Iterator[Document]:
@@ -122,8 +147,7 @@ class Corpus:
             for content in self._contents(file, reading):
                 yield from _documents(content, reading)
             self._note(reading)
-        for path, skipped in self.skipped.items():
-            _log.warning("skipped of %s: %s", path, skipped)
+        self.tell_skipped()
 
     def _contents(self, file: CorpusFile, reading: Reading) -> Iterator[Content]:
         try:
