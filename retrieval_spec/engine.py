@@ -121,6 +121,11 @@ class Engine:
         """Memory of what closed sessions taught, as far as sources tell it."""
         return self._memory.num_bytes
 
+    @property
+    def num_forgotten(self) -> int:
+        """Namespaces that were forgotten because there was no room."""
+        return self._memory.num_forgotten
+
     def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> Session:
         """Returns a session whose context is the prompt, which may be empty.
 

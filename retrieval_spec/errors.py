@@ -20,6 +20,7 @@
     │   └── ModelMismatch
     ├── UnsupportedModel                    FAILED_PRECONDITION
     ├── MissingDependency                   FAILED_PRECONDITION
+    ├── Unauthenticated                     UNAUTHENTICATED
     └── ServiceUnavailable                  UNAVAILABLE
 
 This module imports nothing: the status is a name, and only the service turns it into a gRPC object.
@@ -148,6 +149,12 @@ class MissingDependency(RetrievalSpecError):
     """An optional package is needed that is not installed."""
 
     grpc_status = "FAILED_PRECONDITION"
+
+
+class Unauthenticated(RetrievalSpecError):
+    """The server does not know who calls, or nobody that it knows."""
+
+    grpc_status = "UNAUTHENTICATED"
 
 
 class ServiceUnavailable(RetrievalSpecError):

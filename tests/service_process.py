@@ -1,21 +1,26 @@
-"""Real servers for tests: `python -m tests.service_process ENGINE LISTEN`, and context managers.
+"""Real servers for tests: `python -m tests.service_process ENGINE LISTEN CONFIG`, and context managers.
 
-The engine is a name of `ENGINES`, or `counting@SIZE` for another vocabulary.
+The engine is a name of `ENGINES`, or `counting@SIZE` for another vocabulary; CONFIG is JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from retrieval_spec.drafters.session import SessionDrafter
 from retrieval_spec.engine import Engine, Limits
-from retrieval_spec.service.server import serve, start_server
+from retrieval_spec.service.config import ON_THIS_MACHINE, ServerConfig
+from retrieval_spec.service.logs import write_json_logs
+from retrieval_spec.service.server import DraftServer, serve, start_server
 from tests.fake_drafters import CountingDrafter, TaughtDrafter
 
 VOCAB_SIZE = 70_000
@@ -38,15 +43,33 @@ def session_engine() -> Engine:
     return Engine(VOCAB_SIZE, drafters, limits=LIMITS)
 
 
-ENGINES = {"counting": counting_engine, "session": session_engine}
+def default_engine() -> Engine:
+    """What a server drafts from unless it is told otherwise."""
+    return Engine(VOCAB_SIZE)
+
+
+def capped_engine() -> Engine:
+    """Few sessions, and little patience."""
+    limits = Limits(max_sessions=1_004, max_tenant_sessions=1_000, max_stream_idle_s=2)
+    return Engine(VOCAB_SIZE, limits=limits)
+
+
+ENGINES = {
+    "counting": counting_engine,
+    "session": session_engine,
+    "default": default_engine,
+    "capped": capped_engine,
+}
 
 
 @contextmanager
-def server_process(listen: str, engine: str = "counting") -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in a process of its own, and the address at which it is ready."""
-    command = [sys.executable, "-m", "tests.service_process", engine, listen]
+def server_process(
+    listen: str, engine: str = "counting", log: IO[str] | None = None, **config: Any
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server in a process of its own, and the address at which it is ready; what it says goes to `log`."""
+    command = [sys.executable, "-m", "tests.service_process", engine, listen, json.dumps(config)]
     root = Path(__file__).resolve().parent.parent
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=root) as process:
         try:
             address = process.stdout.readline().strip()
             assert address, "the server did not start"
@@ -56,13 +79,20 @@ def server_process(listen: str, engine: str = "counting") -> Iterator[tuple[subp
 
 
 @contextmanager
-def server_thread(listen: str, engine: Engine) -> Iterator[str]:
+def server_thread(
+    listen: str,
+    engine: Engine,
+    config: ServerConfig = ON_THIS_MACHINE,
+    servers: list[DraftServer] | None = None,
+) -> Iterator[str]:
     """A server in a thread of this process, and its address: quick to start, but no process to kill."""
     ready, stopping, loops, addresses = threading.Event(), asyncio.Event(), [], []
 
     async def main() -> None:
         loops.append(asyncio.get_running_loop())
-        server = await start_server(engine, listen)
+        server = await start_server(engine, listen, config)
+        if servers is not None:
+            servers.append(server)
         addresses.append(server.address)
         ready.set()
         await stopping.wait()
@@ -79,6 +109,9 @@ def server_thread(listen: str, engine: Engine) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    write_json_logs()
     name, _, size = sys.argv[1].partition("@")
     engine = ENGINES[name](int(size)) if size else ENGINES[name]()
-    serve(engine, sys.argv[2], on_ready=lambda address: print(address, flush=True))
+    config = ServerConfig(**json.loads(sys.argv[3]))
+    serve(engine, sys.argv[2], lambda address: print(address, flush=True), config)

@@ -17,6 +17,7 @@ from retrieval_spec.client import session as session_module
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest, ServiceUnavailable, TokenizerMismatch
 from retrieval_spec.service import server
+from retrieval_spec.service.peers import ANYBODY
 from retrieval_spec.service.servicer import Servicer
 from retrieval_spec.tree import DraftTree
 from retrieval_spec.v1 import draft_pb2 as pb
@@ -35,22 +36,22 @@ class Scripted(Servicer):
 
     latest: Scripted
 
-    def __init__(self, engine):
-        super().__init__(engine)
+    def __init__(self, engine, peers):
+        super().__init__(engine, peers)
         self.spoil = lambda step, result: None
         self.steps = []
         self.opened = []
         self.closed = []
         Scripted.latest = self
 
-    def answer(self, step, result):
-        super().answer(step, result)
+    def answer(self, step, result, owner=ANYBODY):
+        super().answer(step, result, owner)
         self.steps.append(step)
         self.spoil(step, result)
 
-    def open_session(self, request):
+    def open_session(self, request, owner=ANYBODY):
         self.opened.append(request)
-        return super().open_session(request)
+        return super().open_session(request, owner)
 
     async def CloseSession(self, request, context):
         self.closed.append(request)

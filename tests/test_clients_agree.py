@@ -245,7 +245,7 @@ def test_bad_tokens_are_refused_at_the_door(either, tokens):
 
 def test_other_bad_input_is_refused_alike(either):
     with pytest.raises(InvalidRequest, match="malformed namespace"):
-        either.open_session([1], namespace="a/b")
+        either.open_session([1], namespace="a/b/c")
     with pytest.raises(LimitExceeded, match="context too long"):
         either.open_session(np.zeros(LIMITS.max_context_tokens + 1, np.int32))
     session = either.open_session([1, 2])

@@ -184,7 +184,7 @@ OUTSIDE: dict[str, set[str]] = {
     "v1": {"google", "grpc"},
     "wire": {"numpy", "google"},
     "client": {"numpy", "grpc"},
-    "service": {"numpy", "grpc", "grpc_health", "grpc_reflection"},
+    "service": {"numpy", "grpc", "grpc_health", "grpc_reflection", "google"},
     "verifier": {"numpy", "torch", "transformers"},  # behind the lazy names of its __init__
     "integrations": {"numpy"},
     "demo_model": set(),

@@ -24,7 +24,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from retrieval_spec import wire
 from retrieval_spec.engine import Engine, Limits
 from retrieval_spec.errors import InvalidRequest, ServiceUnavailable, UnknownSession
-from retrieval_spec.service.listen import TcpListener, listener
+from retrieval_spec.service.config import ServerConfig
+from retrieval_spec.service.listen import TcpListener, expect_safe, listener, warn_if_open
 from retrieval_spec.service.server import SERVICE_NAME, DraftServer, serve
 from retrieval_spec.service.servicer import Servicer
 from retrieval_spec.service.sessions import SessionTable
@@ -343,11 +344,11 @@ class FaultyCursor(CountingCursor):
     def observe(self, tokens, feedback=None):
         super().observe(tokens)
         if 14 in self.seen:
-            raise MemoryError("token 14")
+            raise MemoryError(f"token {14}")
 
     def propose(self, budget):
         if self.seen[-1:] == [13]:
-            raise ZeroDivisionError("token 13")
+            raise ZeroDivisionError(f"token {self.seen[-1]}")
         return super().propose(budget)
 
 
@@ -364,7 +365,8 @@ def test_a_failing_drafter_costs_its_own_session_alone(caplog):
     assert statuses(result) == ["OK", "INTERNAL", "INTERNAL"]
     assert tokens(result) == [3, 4]
     assert not any("token 1" in error.message for error in result.errors), "texts of tenants stay in the log"
-    assert caplog.text.count("ZeroDivisionError: token 13") == 1
+    assert caplog.text.count("failed with ZeroDivisionError") == 1
+    assert "token 1" not in caplog.text
     result = pb.DraftStepResult()
     servicer.answer(step_of(*[row(session_id, 2, [5], 1) for session_id in ids]), result)
     assert statuses(result) == ["OK", "OK", "NOT_FOUND"], "half a commit ends the session"
@@ -521,14 +523,28 @@ def test_malformed_addresses_are_refused(listen):
         listener(listen)
 
 
-@pytest.mark.parametrize(
-    ("host", "warns"), [("127.0.0.1", 0), ("localhost", 0), ("[::1]", 0), ("0.0.0.0", 1)]
-)
-def test_listening_beyond_this_machine_is_warned_of(host, warns, caplog):
-    caplog.set_level(logging.WARNING)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_anybody_may_listen_on_this_machine(host):
     place = TcpListener(f"{host}:0")
+    expect_safe(place, ServerConfig())
     place.bind(lambda address: 4711)
-    assert (place.address, len(caplog.records)) == (f"{host}:4711", warns)
+    assert place.address == f"{host}:4711"
+
+
+def test_listening_beyond_this_machine_needs_tls_or_a_word(caplog):
+    caplog.set_level(logging.WARNING)
+    place = TcpListener("0.0.0.0:0")
+    for config in (ServerConfig(), ServerConfig(tokens="file")):
+        with pytest.raises(InvalidRequest, match="--insecure"):
+            expect_safe(place, config)
+    tls = {"tls_certificate": "file", "tls_key": "file"}
+    for config in (ServerConfig(tokens="file", insecure=True), ServerConfig(**tls, tls_client_ca="file")):
+        expect_safe(place, config)
+        warn_if_open(place, config)
+    assert caplog.records == []
+    expect_safe(place, ServerConfig(**tls))
+    warn_if_open(place, ServerConfig(**tls))
+    assert "nobody is asked" in caplog.text
 
 
 def test_relative_and_double_slash_paths_name_the_same_socket(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import argparse
 from typing import Any, NoReturn
 
 from retrieval_spec import __version__
+from retrieval_spec.commands.settings import add_flags
 
 BAD_INPUT = 2
 """The exit code for it."""
@@ -284,21 +285,7 @@ def _add_serve(commands: Any) -> None:
         "Serve draft trees over gRPC, as a sidecar of an inference engine.",
         "retrieval-spec serve --datastore datastores/docs --listen unix:/run/retrieval-spec.sock",
     )
-    _add_sources(parser)
-    parser.add_argument(
-        "--listen",
-        default="127.0.0.1:7431",
-        metavar="ADDRESS",
-        help="unix:PATH or HOST:PORT (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--load",
-        choices=["auto", "mmap", "memory"],
-        default="auto",
-        help="map the datastores, which processes share, or read them into memory of its own; "
-        "auto maps unless others may write to the folder (default: %(default)s)",
-    )
-    parser.add_argument("--trust-datastores", action="store_true", help="skip the checksums at start")
+    add_flags(parser)
 
 
 def _add_generate(commands: Any) -> None:
@@ -350,15 +337,6 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--max-nodes", type=int, default=16, metavar="N")
     _add_json(parser)
-
-
-def _add_sources(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--datastore", action="append", default=[], metavar="DIR", help="may be given more than once"
-    )
-    parser.add_argument("--preset", default="default", help="which sources draft (default: %(default)s)")
-    parser.add_argument("--vocab-size", type=int, metavar="N", help="default: the largest of the datastores")
-    parser.add_argument("--model", metavar="DIR", help="check the datastores against this model's tokenizer")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

@@ -8,15 +8,22 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import cast
 
 from retrieval_spec.commands.progress_bar import progress_bar
+from retrieval_spec.commands.settings import ServeSettings, settings_of
 from retrieval_spec.datastore.background import Background
+from retrieval_spec.datastore.loading import Load
 from retrieval_spec.datastore.manifest import Manifest
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.segments import Segments, open_segments
 from retrieval_spec.datastore.tokenizer import check_same_tokenizer, load_tokenizer
 from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.service.config import ServerConfig
+from retrieval_spec.service.listen import expect_safe, listener
+from retrieval_spec.service.logs import write_json_logs
 
 NICENESS = 10
 """Priority of the threads that read the datastores, on the scale of `nice`."""
@@ -24,30 +31,41 @@ NICENESS = 10
 
 def serve_command(arguments: argparse.Namespace) -> None:
     """Checks the datastores, opens the engine and serves; prints one line when it is ready."""
-    stores = {path: open_segments(path, arguments.load) for path in arguments.datastore}
+    settings, limits = settings_of(arguments)
+    config = server_config(settings)
+    expect_safe(listener(settings.listen), config)
+    if settings.log_format == "json":
+        write_json_logs()
+    stores = {path: open_segments(path, cast(Load, settings.load)) for path in settings.datastore}
     manifests = {path: store.manifest for path, store in stores.items()}
     with progress_bar() as progress:
-        checked = Background(lambda: verify(arguments, list(stores.values()), progress))
+        checked = Background(lambda: verify(settings.trust_datastores, list(stores.values()), progress))
         load_kernels()
         checked.result()
-    if arguments.model:
-        check_tokenizers(arguments.model, manifests)
+    if settings.model:
+        check_tokenizers(settings.model, manifests)
     from retrieval_spec.engine import Engine
     from retrieval_spec.service.server import serve
 
     engine = Engine(
-        vocab_size_for(arguments.vocab_size, arguments.model, list(manifests.values())),
-        preset=arguments.preset,
+        vocab_size_for(settings.vocab_size, settings.model, list(manifests.values())),
+        preset=settings.preset,
         datastores=list(stores.values()),
+        limits=limits,
     )
-    serve(engine, arguments.listen, on_ready=announce)
+    serve(engine, settings.listen, announce, config)
 
 
-def verify(arguments: argparse.Namespace, stores: Sequence[Segments], progress: Progress) -> None:
+def server_config(settings: ServeSettings) -> ServerConfig:
+    """Returns those settings that concern the server alone."""
+    return ServerConfig(**{entry.name: getattr(settings, entry.name) for entry in fields(ServerConfig)})
+
+
+def verify(is_trusted: bool, stores: Sequence[Segments], progress: Progress) -> None:
     """Reads every byte of what is open, and so of what will be served, unless it is to be trusted."""
     let_others_go_first()
     for store in stores:
-        if arguments.trust_datastores:
+        if is_trusted:
             store.prefault()
         else:
             store.check(progress)

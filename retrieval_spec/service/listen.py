@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from retrieval_spec.errors import InvalidRequest, ServiceUnavailable
+from retrieval_spec.service.config import ServerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +30,14 @@ class TcpListener:
     """A `host:port` address; port 0 takes a free one."""
 
     def __init__(self, listen: str) -> None:
-        self._host, _, port = listen.rpartition(":")
-        if not self._host or not port.isdigit() or int(port) > 65_535:
-            raise InvalidRequest(
-                "malformed listen address", got=repr(listen), expected="unix:/path or 127.0.0.1:port"
-            )
+        self._host, _ = split_address(listen)
         self._listen = listen
         self.address = listen
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody beyond this machine can connect."""
+        return self._host.startswith("127.") or self._host in _LOOPBACK
 
     def bind(self, bind: Bind) -> None:
         """Takes the port.
@@ -43,10 +45,6 @@ class TcpListener:
         Raises:
             ServiceUnavailable: it is taken or not allowed.
         """
-        if not (self._host.startswith("127.") or self._host in _LOOPBACK):
-            logger.warning(
-                "%s can be reached from other machines, and nobody is asked who they are", self._host
-            )
         try:
             self.address = f"{self._host}:{bind(self._listen)}"
         except RuntimeError as error:
@@ -78,6 +76,8 @@ class UnixListener:
             )
         self.address = f"{_UNIX}{self._path}"
         self._inode: int | None = None
+
+    is_private = True
 
     def bind(self, bind: Bind) -> None:
         """Makes the socket, still under its own name.
@@ -119,6 +119,43 @@ class UnixListener:
             raise ServiceUnavailable(
                 "a server listens there already", got=self.address, remedy="stop it or choose another path"
             )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Returns host and port.
+
+    Raises:
+        InvalidRequest: no `host:port`.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise InvalidRequest(
+            "malformed listen address", got=repr(address), expected="unix:/path or 127.0.0.1:port"
+        )
+    return host, int(port)
+
+
+def expect_safe(place: TcpListener | UnixListener, config: ServerConfig) -> None:
+    """Refuses to let other machines in without TLS.
+
+    Raises:
+        InvalidRequest: other machines could read and send whatever they like, and nobody allowed it.
+    """
+    if not (place.is_private or config.tls_certificate or config.insecure):
+        raise InvalidRequest(
+            "other machines could connect without TLS",
+            got=place.address,
+            expected="unix:/path or 127.0.0.1:port",
+            remedy="give a certificate and its key, or --insecure if the network itself is trusted",
+        )
+
+
+def warn_if_open(place: TcpListener | UnixListener, config: ServerConfig) -> None:
+    """Says so where other machines can connect and nobody is asked who they are."""
+    if not (place.is_private or config.tokens or config.tls_client_ca):
+        logger.warning(
+            "%s can be reached from other machines, and nobody is asked who they are", place.address
+        )
 
 
 def listener(listen: str) -> TcpListener | UnixListener:

@@ -1,13 +1,15 @@
 """The calls of `DraftService`: decode, ask the engine, encode, and turn errors into statuses.
 
 Drafting takes microseconds, so everything runs in the event loop and needs no lock. Knows nothing of
-sockets, signals and health.
+sockets, signals and health. What is logged are types and places of errors: what they say may hold a
+tenant's tokens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from functools import wraps
@@ -19,7 +21,15 @@ import retrieval_spec
 from retrieval_spec import wire
 from retrieval_spec.budget import CostCurve
 from retrieval_spec.engine import Engine, Session
-from retrieval_spec.errors import RetrievalSpecError, ServiceUnavailable, UnknownSession
+from retrieval_spec.errors import (
+    InvalidRequest,
+    LimitExceeded,
+    RetrievalSpecError,
+    ServiceUnavailable,
+    UnknownSession,
+)
+from retrieval_spec.service.meter import Meter
+from retrieval_spec.service.peers import ANYBODY, Anyone, Peers
 from retrieval_spec.service.sessions import SessionTable, random_id
 from retrieval_spec.tree import DraftTree
 from retrieval_spec.v1 import draft_pb2 as pb
@@ -29,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+MALFORMED = object()
+"""Comes in place of a request whose bytes are no message."""
+
 _logged: set[tuple[type, str]] = set()
 
 
@@ -37,29 +50,30 @@ def _internal_error(error: Exception) -> RetrievalSpecError:
     place = (type(error), str(traceback.extract_tb(error.__traceback__)[-1]))
     if place not in _logged:
         _logged.add(place)
-        logger.error("a call failed", exc_info=error)
-    # What the exception says may hold a tenant's tokens: it stays in the log.
-    return RetrievalSpecError("the server failed", remedy="its log says why")
+        where = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("a call failed with %s, at\n%s", type(error).__name__, where)
+    return RetrievalSpecError("the server failed", remedy="its log says where")
 
 
-async def _abort(context: Any, error: RetrievalSpecError) -> NoReturn:
-    """Ends a call with an error: the one place where errors become statuses."""
-    metadata = ((wire.ERROR_TYPE_KEY, type(error).__name__),)
-    await context.abort(grpc.StatusCode[error.grpc_status], str(error), metadata)
-    raise error  # not reached: abort raises
+def _expect_message(request: Request) -> Request:
+    if request is MALFORMED:
+        raise InvalidRequest("the bytes are no message of this call", expected="protobuf, as in draft.proto")
+    return request
 
 
-def _call(method: Callable[[Any, Request], Response]) -> Callable[[Any, Request, Any], Any]:
-    """Makes a gRPC call of a plain method."""
+def _call(method: Callable[[Any, Request, str], Response]) -> Callable[[Any, Request, Any], Any]:
+    """Makes a gRPC call of a plain method, which is told who calls."""
 
     @wraps(method)
     async def call(self: Any, request: Request, context: Any) -> Response:
         try:
-            return method(self, request)
+            return method(self, _expect_message(request), self.peers.owner(context))
         except RetrievalSpecError as error:
-            await _abort(context, error)
+            refusal = error
         except Exception as error:
-            await _abort(context, _internal_error(error))
+            refusal = _internal_error(error)
+        await self.refuse(context, refusal)
+        raise refusal  # not reached: refusing raises
 
     return call
 
@@ -67,10 +81,13 @@ def _call(method: Callable[[Any, Request], Response]) -> Callable[[Any, Request,
 class Servicer(DraftServiceServicer):
     """Answers for one engine. Belongs to one event loop."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, peers: Peers | None = None) -> None:
         self.engine = engine
-        self._sessions = SessionTable(engine)
+        self.peers = peers or Anyone()
+        self.meter = Meter()
+        self.sessions = SessionTable(engine)
         self._idle_streams: set[Any] = set()
+        self._moved_s: dict[Any, float] = {}  # stream -> when something moved on it last
         self._is_stopping = False
         self.accepts_sessions = False
         self._incarnation = random_id()
@@ -88,63 +105,105 @@ class Servicer(DraftServiceServicer):
         )
 
     @_call
-    def GetInfo(self, request: pb.GetInfoRequest) -> pb.GetInfoResponse:  # noqa: D102 - the proto says it
+    def GetInfo(self, request: pb.GetInfoRequest, owner: str) -> pb.GetInfoResponse:  # noqa: D102 - the proto says it
         return pb.GetInfoResponse(info=self.info)
 
     @_call
-    def GetProjection(self, request: pb.GetProjectionRequest) -> pb.GetProjectionResponse:  # noqa: D102
+    def GetProjection(self, request: pb.GetProjectionRequest, owner: str) -> pb.GetProjectionResponse:  # noqa: D102
         response = pb.GetProjectionResponse()
         if self.engine.projection is not None:
             wire.write_projection(response.projection, self.engine.projection)
         return response
 
     @_call
-    def OpenSession(self, request: pb.OpenSessionRequest) -> pb.OpenSessionResponse:  # noqa: D102
+    def OpenSession(self, request: pb.OpenSessionRequest, owner: str) -> pb.OpenSessionResponse:  # noqa: D102
         if not self.accepts_sessions:
             raise ServiceUnavailable("the server is starting or stopping", remedy="try again shortly")
-        return self.open_session(request)
+        return self.open_session(request, owner)
 
-    def open_session(self, request: pb.OpenSessionRequest) -> pb.OpenSessionResponse:
+    def open_session(self, request: pb.OpenSessionRequest, owner: str = ANYBODY) -> pb.OpenSessionResponse:
         """Opens a session whether or not the server is ready: the warm-up comes first."""
+        self.close(request.replaced_session_id, owner)
+        namespace = _namespace(request, owner)
+        self.sessions.make_room(namespace)  # before the prompt is decoded, so that a refusal is cheap
         prompt = wire.read_tokens(request.prompt_token_ids, "prompt_token_ids")
-        self.close(request.replaced_session_id)
-        session_id = self._sessions.open(prompt, _namespace(request))
+        session_id = self.sessions.open(prompt, namespace)
+        self.meter.sessions_opened += 1
         return pb.OpenSessionResponse(session_id=session_id, info=self.info)
 
-    def close(self, session_id: int) -> None:
-        """Drops a session, if it is there."""
-        self._sessions.close(session_id)
+    def close(self, session_id: int, owner: str = ANYBODY) -> None:
+        """Drops a session, if it is there and the owner's."""
+        self.sessions.close(session_id, owner)
+
+    async def refuse(self, context: Any, error: RetrievalSpecError) -> NoReturn:
+        """Ends a call with an error: the one place where errors become statuses."""
+        self.meter.errors[error.grpc_status] += 1
+        metadata = ((wire.ERROR_TYPE_KEY, type(error).__name__),)
+        await context.abort(grpc.StatusCode[error.grpc_status], str(error), metadata)
+        raise error  # not reached: abort raises
 
     @_call
-    def Draft(self, request: pb.DraftRequest) -> pb.DraftResponse:  # noqa: D102
+    def Draft(self, request: pb.DraftRequest, owner: str) -> pb.DraftResponse:  # noqa: D102
         response = pb.DraftResponse()
-        self.answer(request.step, response.result)
+        self.answer(request.step, response.result, owner)
         return response
 
     async def DraftStream(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.DraftStreamRequest], context: Any
     ) -> AsyncIterator[pb.DraftStreamResponse]:
         task = asyncio.current_task()
-        self._idle_streams.add(task)
+        owner, version = await self._admit_stream(context, task), self.peers.version
         try:
             async for request in request_iterator:
                 self._idle_streams.discard(task)
                 response = pb.DraftStreamResponse()
                 try:
-                    self.answer(request.step, response.result)
+                    _expect_message(request)
+                    if version != self.peers.version:  # whoever may call has changed
+                        owner, version = self.peers.owner(context), self.peers.version
+                    self.answer(request.step, response.result, owner)
                 except RetrievalSpecError as error:
-                    await _abort(context, error)
+                    await self.refuse(context, error)
                 except Exception as error:
-                    await _abort(context, _internal_error(error))
+                    await self.refuse(context, _internal_error(error))
+                self._moved_s[task] = time.monotonic()
                 yield response
                 if self._is_stopping:
                     return
                 self._idle_streams.add(task)
         except asyncio.CancelledError:
-            if not self._is_stopping:
+            if task in self._moved_s and not self._is_stopping:
                 raise  # the client went away
         finally:
             self._idle_streams.discard(task)
+            self._moved_s.pop(task, None)
+
+    async def _admit_stream(self, context: Any, task: Any) -> str:
+        try:
+            owner = self.peers.owner(context)
+            if len(self._moved_s) >= self.engine.limits.max_streams:
+                raise LimitExceeded(
+                    "too many open streams",
+                    expected=f"<= {self.engine.limits.max_streams}",
+                    remedy="use one stream for all sessions of a client",
+                )
+        except RetrievalSpecError as error:
+            await self.refuse(context, error)
+        self._idle_streams.add(task)
+        self._moved_s[task] = time.monotonic()
+        return owner
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that are open."""
+        return len(self._moved_s)
+
+    def end_idle_streams(self) -> None:
+        """Ends streams on which nothing moved for too long: nobody asks, or nobody reads."""
+        oldest_allowed = time.monotonic() - self.engine.limits.max_stream_idle_s
+        for task in [task for task, moved_s in self._moved_s.items() if moved_s < oldest_allowed]:
+            del self._moved_s[task]
+            task.cancel()
 
     def end_streams(self) -> None:
         """Lets each stream answer what it has read, and ends it."""
@@ -154,58 +213,66 @@ class Servicer(DraftServiceServicer):
             task.cancel()
 
     @_call
-    def TruncateSession(self, request: pb.TruncateSessionRequest) -> pb.TruncateSessionResponse:  # noqa: D102
-        session = self._sessions.get(request.session_id)
+    def TruncateSession(self, request: pb.TruncateSessionRequest, owner: str) -> pb.TruncateSessionResponse:  # noqa: D102
+        session = self.sessions.get(request.session_id, owner)
         session.expect(request.context_length)
         session.truncate(request.kept_length)
         return pb.TruncateSessionResponse()
 
     @_call
-    def CloseSession(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:  # noqa: D102
+    def CloseSession(self, request: pb.CloseSessionRequest, owner: str) -> pb.CloseSessionResponse:  # noqa: D102
         tokens = wire.read_tokens(request.commit_token_ids, "commit_token_ids")
-        session = self._sessions.get(request.session_id)
+        session = self.sessions.get(request.session_id, owner)
         try:
             session.expect(request.context_length)
             session.commit(tokens)
+            self.meter.closed(request.session_id, tokens.shape[0])
         finally:
-            self._sessions.close(request.session_id)
+            self.sessions.close(request.session_id)
         return pb.CloseSessionResponse()
 
-    def answer(self, step: pb.DraftStep, result: pb.DraftStepResult) -> None:
-        """Answers one engine step.
+    def answer(self, step: pb.DraftStep, result: pb.DraftStepResult, owner: str = ANYBODY) -> None:
+        """Answers one engine step of the owner's sessions, and counts it.
 
         Raises:
             InvalidRequest: the step's columns do not fit each other, or its cost curve is none.
             LimitExceeded: more sessions than may be open.
         """
+        begin = time.perf_counter()
         rows = wire.read_step(step, self.engine.limits.max_sessions)
         result.step_number = step.step_number
         result.incarnation = self._incarnation
-        if not rows:
-            return
+        outcomes: list[wire.Outcome] = []
+        if rows:
+            outcomes = self._outcomes_of(step, rows, owner)
+            wire.write_result(result, outcomes)
+        self.meter.answered(rows, outcomes, time.perf_counter() - begin)
+
+    def _outcomes_of(
+        self, step: pb.DraftStep, rows: list[wire.SessionStep], owner: str
+    ) -> list[wire.Outcome]:
         if step.incarnation not in (0, self._incarnation):
             gone = UnknownSession("the session belonged to an earlier server process", remedy="open it again")
-            wire.write_result(result, [gone] * len(rows))
-        else:
-            cost_curve = self._cost_curve(step, [row.session_id for row in rows])
-            wire.write_result(result, self._outcomes(rows, max(0, step.total_nodes), cost_curve))
+            return [gone] * len(rows)
+        cost_curve = self._cost_curve(step, [row.session_id for row in rows], owner)
+        return self._outcomes(rows, max(0, step.total_nodes), cost_curve, owner)
 
-    def _cost_curve(self, step: pb.DraftStep, session_ids: list[int]) -> CostCurve | None:
+    def _cost_curve(self, step: pb.DraftStep, session_ids: list[int], owner: str) -> CostCurve | None:
         """Returns the curve that a step follows: its own, or what its sessions were told before."""
         if not step.HasField("cost_curve"):
-            return self._sessions.followed(session_ids)
+            return self.sessions.followed(session_ids, owner)
         cost_curve = wire.read_cost_curve(step)
-        self._sessions.follow(session_ids, cost_curve)
+        self.sessions.follow(session_ids, cost_curve, owner)
         return cost_curve
 
     def _outcomes(
-        self, rows: list[wire.SessionStep], total_nodes: int, cost_curve: CostCurve | None
+        self, rows: list[wire.SessionStep], total_nodes: int, cost_curve: CostCurve | None, owner: str
     ) -> list[wire.Outcome]:
         errors: dict[int, RetrievalSpecError] = {}
         sessions: list[Session] = []
         caps: list[int] = []
         for index, row in enumerate(rows):
-            advanced = self._advance(row)
+            advanced = self._advance(row, owner)
             if isinstance(advanced, Session):
                 sessions.append(advanced)
                 caps.append(row.max_nodes)
@@ -216,16 +283,16 @@ class Servicer(DraftServiceServicer):
             outcomes.insert(index, error)
         return outcomes
 
-    def _advance(self, row: wire.SessionStep) -> Session | RetrievalSpecError:
+    def _advance(self, row: wire.SessionStep, owner: str) -> Session | RetrievalSpecError:
         try:
-            session = self._sessions.get(row.session_id)
+            session = self.sessions.get(row.session_id, owner)
             session.expect(row.context_length)
             session.commit(row.commit, row.feedback)
             return session
         except RetrievalSpecError as error:
             return error
         except Exception as error:
-            self._sessions.close(row.session_id)  # a cursor may have stopped half-way
+            self.sessions.close(row.session_id)  # a cursor may have stopped half-way
             return _internal_error(error)
 
     def _draft(
@@ -236,7 +303,7 @@ class Servicer(DraftServiceServicer):
         try:
             return list(self.engine.draft_batch(sessions, total_nodes, caps, cost_curve))
         except Exception:
-            logger.debug("a step failed", exc_info=True)
+            logger.debug("a step failed as a whole")
         # One of them fails, so each is asked alone: the others must not pay for it.
         share = total_nodes // len(sessions)
         return [
@@ -245,8 +312,10 @@ class Servicer(DraftServiceServicer):
         ]
 
 
-def _namespace(request: pb.OpenSessionRequest) -> str:
-    return request.namespace if request.HasField("namespace") else "default"
+def _namespace(request: pb.OpenSessionRequest, owner: str) -> str:
+    """Returns whose text a session learns from: a client that is known chooses among its own alone."""
+    name = request.namespace if request.HasField("namespace") else "default"
+    return f"{owner}/{name}" if owner else name  # the engine takes no name with a second /
 
 
 def _draft_alone(

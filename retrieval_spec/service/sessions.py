@@ -16,12 +16,10 @@ from retrieval_spec.budget import CostCurve
 from retrieval_spec.engine import Engine, Session
 from retrieval_spec.errors import LimitExceeded, UnknownSession
 from retrieval_spec.limits import tenant_of
+from retrieval_spec.service.peers import ANYBODY
 from retrieval_spec.tree import Tokens
 
 logger = logging.getLogger(__name__)
-
-ANYBODY = ""
-"""The owner of all sessions, where nobody is asked who they are."""
 
 SPARE_S = 10.0
 """A session unused for so long makes room for another one of its tenant; its client opens it again."""
@@ -67,9 +65,8 @@ class SessionTable:
             LimitExceeded: there is no room for it.
             InvalidTokens, InvalidRequest: no prompt or namespace.
         """
-        self.drop_idle()
+        self.make_room(namespace)
         tenant = tenant_of(namespace)
-        self._make_room(tenant)
         session = self._engine.open_session(prompt_ids, namespace)
         session_id = random_id()
         self._sessions[session_id] = _Entry(session, tenant, self._clock())
@@ -122,14 +119,21 @@ class SessionTable:
         oldest = islice(self._sessions.items(), MAX_DROPPED)
         return self._drop([session_id for session_id, entry in oldest if entry.used_s < oldest_allowed])
 
-    def _make_room(self, tenant: str) -> None:
-        """Ends the tenant's own session unused longest if there is no room otherwise: never another's."""
+    def make_room(self, namespace: str) -> None:
+        """Ends the tenant's own session unused longest if there is no room otherwise: never another's.
+
+        Raises:
+            LimitExceeded: there is no room all the same.
+        """
+        self.drop_idle()
+        tenant = tenant_of(namespace)
         try:
             self._engine.ledger.check_room(tenant)
         except LimitExceeded:
             oldest_allowed = self._clock() - SPARE_S
             oldest = islice(self._of_tenants.get(tenant, ()), 1)
             self._drop([one for one in oldest if self._sessions[one].used_s < oldest_allowed])
+            self._engine.ledger.check_room(tenant)
 
     def _drop(self, session_ids: Sequence[int]) -> int:
         for session_id in session_ids:

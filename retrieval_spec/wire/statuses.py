@@ -12,6 +12,7 @@ from retrieval_spec.errors import (
     NotFound,
     RetrievalSpecError,
     ServiceUnavailable,
+    Unauthenticated,
     error_types,
 )
 
@@ -50,6 +51,7 @@ _ERROR_OF_STATUS: dict[str, type[RetrievalSpecError]] = {
     "UNIMPLEMENTED": ServiceUnavailable,
     "UNAVAILABLE": ServiceUnavailable,
     "DATA_LOSS": DatastoreCorrupt,
+    "UNAUTHENTICATED": Unauthenticated,
 }
 STATUS_NAMES = {number: name for name, number in STATUS_NUMBERS.items()}
 
