@@ -57,6 +57,7 @@ def build_recipe(
         drop_duplicates=plan.drop_duplicates,
         drop_near_duplicates=plan.drop_near_duplicates,
         memory_limit_bytes=memory_limit_bytes,
+        prune_ngram_tokens=plan.prune_ngram_tokens,
         replace=replace,
         progress=progress,
         pool=pool,
@@ -85,6 +86,7 @@ def build_datastore(
     memory_limit_bytes: int | None = None,
     drop_duplicates: bool = False,
     drop_near_duplicates: float | None = None,
+    prune_ngram_tokens: int = 0,
     replace: bool = False,
     progress: Progress | None = None,
     pool: Pool | None = None,
@@ -106,6 +108,8 @@ def build_datastore(
         drop_duplicates: whether a document that came before is left out.
         drop_near_duplicates: from which similarity on a document is left out that is nearly one that came
             before, 0.5 to 1.0 (see `near_duplicates.NearDuplicates`); what is the same goes too.
+        prune_ngram_tokens: of all places with so many equal tokens in a row one is indexed: smaller, and
+            no worse to draft from (see `structures.pruning`); 0 indexes them all.
         replace: whether a datastore that stands at `out` gives way.
         progress: told of the stages.
         pool: does the work in other processes, such as `cluster.RayPool`; the bytes are the same.
@@ -117,13 +121,14 @@ def build_datastore(
     progress = progress or NoProgress()
     target = Path(out).absolute()
     label = check_label("the name of the datastore", target.name if name is None else name)
-    check_numbers(depth_tokens, threads)
+    check_numbers(depth_tokens, threads, prune_ngram_tokens)
     if drop_near_duplicates is not None:
         drop_near_duplicates, drop_duplicates = check_threshold(drop_near_duplicates), True
     (check_replaceable if replace else check_free)(target)
     max_tokens = segment_tokens_for(memory_limit_bytes)
     encoder = load_tokenizer(tokenizer)
-    plan = Plan(target, facts_of(label, encoder, depth_tokens), threads, replace, progress)
+    facts = facts_of(label, encoder, depth_tokens, prune_ngram_tokens)
+    plan = Plan(target, facts, threads, replace, progress)
     progress.start("encoding", corpus.num_bytes, "B")
     source = {
         **corpus.fingerprint(),

@@ -115,6 +115,12 @@ def _array_of(store: Datastore, progress: Progress) -> ContextArray:
             expected=CORPUS_KIND,
             remedy="export the context array of the same text",
         )
+    if store.manifest.pruned_ngram_tokens:
+        raise InvalidRequest(
+            "only a corpus with all its places can be exported: how often what follows is what is written",
+            got=f"{store.path}, which holds each {store.manifest.pruned_ngram_tokens}-gram once",
+            remedy="build it without --prune",
+        )
     store.check(progress)
     return ContextArray.from_columns(store.columns, depth_tokens=store.manifest.depth_tokens)
 

@@ -101,7 +101,7 @@ def append_documents(
         encoding = Encoder(encoder, change.segments.path, max_tokens, known, near)
         entries = []
         for part in encoding.parts(batches_of(corpus.documents(progress.advance, encoder))):
-            columns = indexed(part.documents, facts.depth_tokens, threads, progress)
+            columns = indexed(part.documents, facts, threads, progress)
             entries.append(change.write(facts, columns, progress))
         if not entries and not (encoding.num_duplicates or encoding.num_near_duplicates):
             raise no_documents(corpus)
@@ -247,6 +247,7 @@ def facts_of(segments: Segments, *kinds: str) -> Facts:
         created_by=f"retrieval-spec {__version__}",
         kind=manifest.kind,
         model_fingerprint=manifest.model_fingerprint,
+        pruned_ngram_tokens=manifest.pruned_ngram_tokens,
     )
 
 

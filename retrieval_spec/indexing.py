@@ -36,6 +36,7 @@ from retrieval_spec.datastore.tokenizer import Tokenizer
 from retrieval_spec.encoding import Part
 from retrieval_spec.errors import DatastoreError, DatastoreExists, InvalidRequest
 from retrieval_spec.structures.context_array import ContextArray
+from retrieval_spec.structures.pruning import check_ngram_tokens, pruned
 
 STORE_NAME, PIECES_NAME = "store", "pieces"
 """What stands in the folder of a build that is unfinished."""
@@ -62,12 +63,13 @@ class Plan:
     progress: Progress
 
 
-def facts_of(label: str, tokenizer: Tokenizer, depth_tokens: int) -> Facts:
+def facts_of(label: str, tokenizer: Tokenizer, depth_tokens: int, pruned_ngram_tokens: int = 0) -> Facts:
     """Returns what is said of a corpus that a tokenizer encoded."""
     return Facts(
         name=label,
         vocab_size=tokenizer.vocab_size,
         depth_tokens=depth_tokens,
+        pruned_ngram_tokens=pruned_ngram_tokens,
         tokenizer=tokenizer.facts,
         created_by=created_by(),
     )
@@ -78,30 +80,31 @@ def created_by() -> str:
     return f"retrieval-spec {__version__}"
 
 
-def check_numbers(depth_tokens: int, threads: int | None) -> None:
+def check_numbers(depth_tokens: int, threads: int | None, pruned_ngram_tokens: int = 0) -> None:
     """Refuses at once what would be refused after the corpus was read."""
     if not 1 <= depth_tokens <= MAX_DEPTH_TOKENS:
         raise InvalidRequest(
             "depth_tokens is out of range", got=depth_tokens, expected=f"1 to {MAX_DEPTH_TOKENS}"
         )
+    check_ngram_tokens(pruned_ngram_tokens, depth_tokens)
     if threads is not None and threads < 1:
         raise InvalidRequest("threads is out of range", got=threads, expected="1 or more")
 
 
-def indexed(
-    documents: Documents, depth_tokens: int, threads: int | None, progress: Progress
-) -> dict[str, Column]:
+def indexed(documents: Documents, facts: Facts, threads: int | None, progress: Progress) -> dict[str, Column]:
     """Returns the columns of a segment with these documents."""
     progress.start("sorting", len(documents.tokens) - len(documents), "tokens")
     array = ContextArray.build(
-        documents.tokens, threads=threads, depth_tokens=depth_tokens, progress=progress.advance
+        documents.tokens, threads=threads, depth_tokens=facts.depth_tokens, progress=progress.advance
     )
+    if facts.pruned_ngram_tokens:
+        array = pruned(array, facts.pruned_ngram_tokens)
     return {**array.columns(), **documents.columns()}
 
 
 def write_alone(plan: Plan, documents: Documents) -> None:
     """Writes a datastore of one segment."""
-    columns = indexed(documents, plan.facts.depth_tokens, plan.threads, plan.progress)
+    columns = indexed(documents, plan.facts, plan.threads, plan.progress)
     (replace_datastore if plan.replace else write_datastore)(plan.target, plan.facts, columns, plan.progress)
 
 
@@ -113,7 +116,7 @@ def make_segment(
     found = segment_at(store, place)
     if found is not None:
         return found
-    columns = indexed(documents, facts.depth_tokens, threads, progress)
+    columns = indexed(documents, facts, threads, progress)
     try:
         return write_segment(store, place, facts, columns, progress)
     except DatastoreExists:  # somebody was faster who was taken for dead
@@ -152,6 +155,7 @@ def _digest(plan: Plan, source: Mapping[str, object]) -> str:
     facts = [
         plan.facts.tokenizer.fingerprint,
         plan.facts.depth_tokens,
+        plan.facts.pruned_ngram_tokens,
         plan.facts.name,
         plan.facts.created_by,
     ]

@@ -51,7 +51,7 @@ def rewritten(parts: Sequence[Kept], threads: int | None, progress: Progress) ->
     documents = chosen[0] if len(chosen) == 1 else joined(chosen)
     manifest = parts[0].store.manifest
     if manifest.kind == CORPUS_KIND:
-        return indexed(documents, manifest.depth_tokens, threads, progress)
+        return indexed(documents, manifest, threads, progress)
     progress.start("index", None, "vectors")
     return {"tokens": documents.tokens, **documents.columns(), **_states_of(parts)}
 

@@ -67,7 +67,8 @@ def translate_datastore(
     documents = only_part(Encoder(new, target, MAX_SEGMENT_TOKENS).parts(_texts(store, old, progress)))
     if documents is None:
         raise InvalidRequest("the datastore holds no text", got=datastore, remedy="translate another one")
-    facts = facts_of(store.manifest.name, new, store.manifest.depth_tokens)
+    manifest = store.manifest
+    facts = facts_of(manifest.name, new, manifest.depth_tokens, manifest.pruned_ngram_tokens)
     plan = Plan(target, facts, threads, replace, progress)
     try:
         write_alone(plan, documents)

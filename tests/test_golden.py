@@ -18,12 +18,13 @@ from retrieval_spec.drafters.corpus import CorpusDrafter
 from retrieval_spec.drafters.recycling import RecyclingDrafter
 from retrieval_spec.errors import DatastoreError
 from retrieval_spec.structures.context_array import ContextArray
+from retrieval_spec.structures.pruning import pruned
 from tests.conftest import REPOSITORY
 from tests.golden import GOLDEN
 from tests.reference.datastore_format import Damaged, Store
 
 STORES = ("uint16", "int32", "empty")
-ALL_STORES = (*STORES, "rows")
+ALL_STORES = (*STORES, "rows", "pruned")
 GROWN = ("grown", "moved")
 ANSWERS = json.loads((GOLDEN / "answers.json").read_text())
 
@@ -58,6 +59,16 @@ def test_the_builder_sorts_as_the_specification_says(name):
     for column, values in built.columns().items():
         np.testing.assert_array_equal(values, store.columns[column])
         assert values.dtype == store.columns[column].dtype
+
+
+def test_the_builder_prunes_as_the_specification_says():
+    store = open_datastore(GOLDEN / "pruned")
+    whole = ContextArray.build(store.columns["tokens"], depth_tokens=store.manifest.depth_tokens)
+    built = pruned(whole, store.manifest.pruned_ngram_tokens)
+    for column, values in built.columns().items():
+        np.testing.assert_array_equal(values, store.columns[column])
+    assert len(whole.positions) > len(built.positions)
+    assert Store(GOLDEN / "pruned").documents() == ANSWERS["uint16"]["documents"]
 
 
 @pytest.mark.parametrize(("name", "offset"), [("uint16", 0), ("int32", 65_531)])

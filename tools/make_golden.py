@@ -57,6 +57,7 @@ GROWN = {
         ],
     ),
 }
+PRUNED_NGRAM_TOKENS = 3
 QUERIES = [[8, 4, 1, 5], [1, 4, 1, 5], [2, 2], [7], [5], [70_001], [49_999], []]
 
 # Key tokens, then ids with rank and level; one row is known to be empty, one has no room left.
@@ -114,6 +115,35 @@ def facts_of(name: str, vocab_size: int, **others: object) -> Facts:
         created_by=CREATED_BY,
         **others,
     )
+
+
+def pruned(
+    tokens: list[int], positions: NDArray[np.uint32], separator: int
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Returns the columns `positions` and `buckets` of an order that holds each n-gram once."""
+    seen, kept = set(), []
+    for place in positions.tolist():
+        before = tokens[max(place - PRUNED_NGRAM_TOKENS + 1, 0) : place]
+        ngram = (*before, tokens[place])
+        is_whole = len(ngram) == PRUNED_NGRAM_TOKENS and separator not in before
+        if not is_whole or ngram not in seen:
+            kept.append(place)
+        seen.add(ngram)
+    num_ids = max(id_ for id_ in tokens if id_ != separator) + 1
+    buckets = np.searchsorted([tokens[place - 1] for place in kept], np.arange(num_ids + 1))
+    return np.array(kept, "<u4"), buckets.astype("<u4")
+
+
+def write_pruned(path: Path) -> None:
+    """Writes the golden store that holds each n-gram once."""
+    dtype, vocab_size, documents = STORES["uint16"]
+    tokens, starts = corpus(documents, dtype)
+    separator = int(np.iinfo(dtype).max)
+    positions, _ = index(tokens.tolist(), separator)
+    positions, buckets = pruned(tokens.tolist(), positions, separator)
+    columns = {"tokens": tokens, "positions": positions, "buckets": buckets, "documents": starts}
+    facts = facts_of("pruned", vocab_size, depth_tokens=DEPTH_TOKENS, pruned_ngram_tokens=PRUNED_NGRAM_TOKENS)
+    write_datastore(path, facts, columns)
 
 
 def write_rows(path: Path) -> None:
@@ -226,6 +256,7 @@ def write_golden(folder: Path) -> None:
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(told)}" for name, told in answers().items())
     (folder / "answers.json").write_text(f"{{\n{lines}\n}}\n")
     write_rows(folder / "rows")
+    write_pruned(folder / "pruned")
     for name, (dtype, vocab_size, documents) in STORES.items():
         tokens, starts = corpus(documents, dtype)
         positions, buckets = index(tokens.tolist(), int(np.iinfo(dtype).max))
@@ -236,7 +267,7 @@ def write_golden(folder: Path) -> None:
 def main() -> None:
     """Replaces the golden stores of the folder named on the command line."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else GOLDEN
-    for name in (*STORES, *GROWN, "rows"):
+    for name in (*STORES, *GROWN, "rows", "pruned"):
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_golden(folder)

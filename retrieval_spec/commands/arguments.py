@@ -11,6 +11,7 @@ from retrieval_spec.commands.settings import add_flags
 BAD_INPUT = 2
 """The exit code for it."""
 _NEARLY = 0.8
+_PRUNED_NGRAM_TOKENS = 5
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,6 +79,15 @@ def _add_build(commands: Any) -> None:
     _add_reading(parser)
     parser.add_argument("--drop-duplicates", action="store_true", help="leave out documents that came before")
     _add_near_duplicates(parser)
+    parser.add_argument(
+        "--prune",
+        nargs="?",
+        type=int,
+        const=_PRUNED_NGRAM_TOKENS,
+        metavar="N",
+        help="index one of all places with the same N tokens in a row: a smaller datastore that drafts no "
+        f"worse ({_PRUNED_NGRAM_TOKENS} if none is given); stands behind the paths",
+    )
     _add_limits(parser)
     _add_engine(parser)
     parser.add_argument("--replace", action="store_true", help="replace an existing datastore")

@@ -17,8 +17,8 @@ from retrieval_spec.translate import translate_datastore
 
 READING = ("text_field", "include", "exclude", "on_error", "skip_licence_headers")
 """Options of how a corpus is read."""
-CHOOSING = ("drop_duplicates", "drop_near_duplicates")
-"""Options of which documents are left out."""
+CHOOSING = ("drop_duplicates", "drop_near_duplicates", "prune")
+"""Options of what is left out."""
 ENGINE = ("engine", "address")
 """Options of where the work is done."""
 
@@ -88,6 +88,7 @@ def _from_text(arguments: argparse.Namespace, progress: Progress, pool: Pool | N
         memory_limit_bytes=size_of(arguments.memory_limit),
         drop_duplicates=arguments.drop_duplicates,
         drop_near_duplicates=arguments.drop_near_duplicates,
+        prune_ngram_tokens=0 if arguments.prune is None else arguments.prune,
         replace=arguments.replace,
         progress=progress,
         pool=pool,

@@ -40,7 +40,7 @@ _BAR_CHARACTERS = 60
 def inspect_command(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns what there is to say of a datastore, ready for JSON.
 
-    A corpus is measured too, unless no document shall be replayed.
+    A corpus is measured too, unless no document shall be replayed; of a pruned one less.
 
     Raises:
         InvalidRequest: a number out of range.
@@ -80,6 +80,10 @@ def _measured(
     progress: Progress,
 ) -> dict[str, Any]:
     parts = open_parts(stores)
+    lengths = np.concatenate([part.lengths for part in parts])
+    measured = {"num_distinct_ids": num_distinct_ids(parts), "document_tokens": quantiles(lengths)}
+    if stores[0].manifest.pruned_ngram_tokens:
+        return measured
     depth = min(part.array.depth_tokens for part in parts)
     sizes = arguments.ngrams or [size for size in NGRAM_TOKENS if size <= depth]
     progress.start("repeats", sum(len(part.array.positions) for part in parts), "positions")
@@ -88,8 +92,7 @@ def _measured(
     progress.start("replay", num_replayed, "documents")
     predicted = predict_acceptance(parts, arguments.sample, MAX_NODES, progress.advance)
     return {
-        "num_distinct_ids": num_distinct_ids(parts),
-        "document_tokens": quantiles(np.concatenate([part.lengths for part in parts])),
+        **measured,
         "repeated_ngrams": {str(size): _described(ngrams[size], tokenizer) for size in sizes},
         "longest_repeats": _histogram(parts),
         "predicted_acceptance": predicted,

@@ -13,6 +13,7 @@ from retrieval_spec.datastore.store import Datastore
 from retrieval_spec.errors import DatastoreCorrupt
 from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.structures.context_order import check_order, sampled_order, whole_order
+from retrieval_spec.structures.pruning import check_pruned
 
 _PIECES = {"sampled": sampled_order, "whole": whole_order}
 
@@ -49,4 +50,8 @@ def _check_order(store: Datastore, order: str, progress: Progress) -> int:
     array = ContextArray.from_columns(store.columns, depth_tokens=store.manifest.depth_tokens)
     pieces = _PIECES[order](len(array.positions))
     progress.start("order", sum(stop - start for start, stop in pieces), "positions")
-    return check_order(array, pieces, progress.advance)
+    num_checked = check_order(array, pieces, progress.advance)
+    if store.manifest.pruned_ngram_tokens:
+        progress.start("pruning", num_checked, "positions")
+        check_pruned(array, store.manifest.pruned_ngram_tokens, pieces, progress.advance)
+    return num_checked

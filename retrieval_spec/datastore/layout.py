@@ -116,7 +116,8 @@ def _lengths(manifest: Manifest, found: Mapping[str, int]) -> dict[str, int]:
 
 
 def _context_array_lengths(manifest: Manifest, found: Mapping[str, int]) -> dict[str, int]:
-    return {"positions": manifest.num_tokens - manifest.num_documents}  # a separator is no context
+    most = manifest.num_tokens - manifest.num_documents  # a separator is no context
+    return {"positions": min(found["positions"], most) if manifest.pruned_ngram_tokens else most}
 
 
 def _dense_lengths(manifest: Manifest, found: Mapping[str, int]) -> dict[str, int]:

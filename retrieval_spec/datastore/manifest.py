@@ -83,6 +83,7 @@ class Facts:
 
     `vocab_size` is the tokenizer's: every id of the corpus is below it. A model may have more ids.
     `model_fingerprint` says whose hidden states a dense datastore holds; empty for other kinds.
+    Of n-grams of `pruned_ngram_tokens` a context array holds each once; 0 says that it holds all.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Facts:
     created_by: str
     kind: str = CORPUS_KIND
     model_fingerprint: str = ""
+    pruned_ngram_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,7 @@ def format_manifest(manifest: Manifest) -> bytes:
             "pre_tokenizer": tokenizer.pre_tokenizer,
         },
         **({"model_fingerprint": manifest.model_fingerprint} if manifest.model_fingerprint else {}),
+        **({"pruned_ngram_tokens": manifest.pruned_ngram_tokens} if manifest.pruned_ngram_tokens else {}),
         "files": {name: _file_fields(entry) for name, entry in sorted(manifest.files.items())},
     }
     return sealed_json(fields, _SEAL)
@@ -175,6 +178,7 @@ def _read_fields(fields: Fields) -> Manifest:
         separator=fields.integer("separator", separator, separator),
         tokenizer=_read_tokenizer(fields.object("tokenizer")),
         model_fingerprint=_read_model(fields),
+        pruned_ngram_tokens=_read_pruning(fields),
         files=_read_files(fields.object("files")),
     )
 
@@ -194,6 +198,13 @@ def _read_tokenizer(fields: Fields) -> TokenizerFacts:
 def _read_model(fields: Fields) -> str:
     has_model = "model_fingerprint" in fields.values
     return fields.matching("model_fingerprint", _FINGERPRINT) if has_model else ""
+
+
+def _read_pruning(fields: Fields) -> int:
+    if "pruned_ngram_tokens" not in fields.values:
+        return 0
+    depth_tokens = fields.integer("depth_tokens", 1, MAX_DEPTH_TOKENS)
+    return fields.integer("pruned_ngram_tokens", 2, depth_tokens + 1)
 
 
 def _read_files(fields: Fields) -> dict[str, FileEntry]:

@@ -12,6 +12,7 @@
     depth_tokens = 32
     drop_duplicates = true          leave out documents that came before
     drop_near_duplicates = 0.8      and those that are nearly one of them, from this similarity on
+    prune_ngram_tokens = 5          index one of all places with so many equal tokens in a row
 
 `{stdlib}` stands for the folder of the running interpreter's standard library.
 """
@@ -45,6 +46,7 @@ _TYPES: dict[str, type] = {
     "depth_tokens": int,
     "drop_duplicates": bool,
     "drop_near_duplicates": float,
+    "prune_ngram_tokens": int,
 }
 
 
@@ -64,6 +66,7 @@ class Recipe:
     depth_tokens: int | None = None
     drop_duplicates: bool = False
     drop_near_duplicates: float | None = None
+    prune_ngram_tokens: int = 0
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -90,6 +93,7 @@ def load_recipe(path: str | Path) -> Recipe:
         depth_tokens=fields.get("depth_tokens"),
         drop_duplicates=fields.get("drop_duplicates", False),
         drop_near_duplicates=fields.get("drop_near_duplicates"),
+        prune_ngram_tokens=fields.get("prune_ngram_tokens", 0),
     )
 
 

@@ -194,12 +194,20 @@ def _check_alike(manifests: Sequence[Manifest]) -> None:
     for manifest in manifests[1:]:
         if _nature(manifest) != _nature(first):
             raise corrupt(
-                "the segments do not fit each other", manifest.name, "one kind, tokenizer, model and depth"
+                "the segments do not fit each other",
+                manifest.name,
+                "one kind, tokenizer, model, depth and pruning",
             )
 
 
 def _nature(manifest: Manifest) -> tuple[object, ...]:
-    return (manifest.kind, manifest.tokenizer.fingerprint, manifest.model_fingerprint, manifest.depth_tokens)
+    return (
+        manifest.kind,
+        manifest.tokenizer.fingerprint,
+        manifest.model_fingerprint,
+        manifest.depth_tokens,
+        manifest.pruned_ngram_tokens,
+    )
 
 
 def entry_of(store: Datastore, place: str) -> SegmentEntry:

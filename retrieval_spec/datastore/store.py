@@ -164,6 +164,7 @@ _PLAIN_FIELDS = (
     "separator",
     "depth_tokens",
     "model_fingerprint",
+    "pruned_ngram_tokens",
 )
 
 

@@ -69,6 +69,11 @@ def open_array(vocab_size: int, path: Place) -> tuple[ContextArray, str]:
         RetrievalSpecError: as `open_arrays`.
     """
     segments = open_segments(path)
+    if segments.manifest.pruned_ngram_tokens:
+        raise InvalidRequest(
+            f"datastore {segments.path} is pruned, and this source counts how often what follows",
+            remedy="build it without --prune, or draft with the source `corpus`",
+        )
     arrays, tokenizer_fingerprint = _arrays_of(vocab_size, segments, [segments.only])
     return arrays.arrays[0], tokenizer_fingerprint
 

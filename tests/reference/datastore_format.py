@@ -127,7 +127,12 @@ class Store:
                 require(segment.manifest[key] == listed[key], f"another {key}")
             self.segments.append(segment)
         alike = {
-            (s.manifest["kind"], s.manifest["tokenizer"]["fingerprint"], s.manifest["depth_tokens"])
+            (
+                s.manifest["kind"],
+                s.manifest["tokenizer"]["fingerprint"],
+                s.manifest["depth_tokens"],
+                s.manifest.get("pruned_ngram_tokens"),
+            )
             for s in self.segments
         }
         require(len(alike) == 1, "segments that do not fit each other")
