@@ -374,3 +374,5 @@ def test_a_dense_store_grows_and_shrinks_from_the_command_line(tmp_path, capsys)
     DenseDrafter.open(4_096, store)
     assert main(["append", str(store), str(tmp_path / "b.py")]) == 2
     assert "--model" in capsys.readouterr().err
+    assert main([*map(str, append), "--memory-limit", "4G"]) == 2
+    assert "--memory-limit" in capsys.readouterr().err

@@ -56,10 +56,10 @@ def _append_states(arguments: argparse.Namespace) -> Changed:
         raise InvalidRequest(
             "a dense datastore is added to by its model", remedy="give the --model that it was built with"
         )
-    if arguments.drop_near_duplicates is not None:
-        raise InvalidRequest(
-            "a dense datastore takes every new document", got="--drop-near-duplicates", remedy="leave it out"
-        )
+    for name in ("drop_near_duplicates", "memory_limit", "threads"):
+        if getattr(arguments, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise InvalidRequest("not for a dense datastore", got=option, remedy="leave it out")
     corpus = corpus_of(arguments)
     model, _ = load_model(arguments.model)
     with progress_bar() as progress:
