@@ -59,6 +59,7 @@ class Asker:
     def __init__(
         self, peer: Peer, transport: Transport, breaker: Breaker, policy: Policy, opener: Opener
     ) -> None:
+        self.pad_to_nodes = 0
         self.counters = Counters()
         self._peer = peer
         self._transport = transport
@@ -257,6 +258,7 @@ class Asker:
         request = self._new_request()
         rows = [session.row(cap) for session, cap in zip(sessions, caps, strict=True)]
         wire.write_step(request.step, rows, left_nodes)
+        request.step.pad_to_nodes = self.pad_to_nodes
         if any([session.must_tell(step.cost_curve) for session in sessions]):
             wire.write_cost_curve(request.step, step.cost_curve)
             for session in sessions:
@@ -319,6 +321,8 @@ class Asker:
 
     def _read(self, question: Question, answer: Answer) -> list[wire.Outcome]:
         result, peer = answer.result, self._peer
+        if self.pad_to_nodes:
+            wire.unpad(result)
         outcomes = wire.read_result(
             result, question.caps, question.total_nodes, peer.vocab_size, peer.source_names
         )

@@ -30,6 +30,7 @@ from retrieval_spec.projection import Projection
 from retrieval_spec.tree import DraftTree, as_tokens
 from retrieval_spec.v1 import draft_pb2 as pb
 
+MAX_PADDED_NODES = 4_096
 LONGEST_WAIT_S = 0.1
 """No step waits longer, whatever drafts have been worth."""
 
@@ -57,6 +58,8 @@ class DraftClient:
             generation to hold up; None waits as long as it pays.
         transport: `stream`, or `unary` where a proxy breaks streams.
         credentials: TLS and a token, where the server asks for them.
+        pad_to_nodes: if positive, the size of an answer tells nobody how much was drafted: it holds so many
+            nodes for each session, and no more are drafted.
     """
 
     def __init__(
@@ -66,7 +69,12 @@ class DraftClient:
         timeout_s: float | None = None,
         transport: str = "stream",
         credentials: Credentials | None = None,
+        pad_to_nodes: int = 0,
     ) -> None:
+        if not 0 <= pad_to_nodes <= MAX_PADDED_NODES:
+            raise InvalidRequest(
+                "pad_to_nodes is out of range", got=pad_to_nodes, expected=f"0 to {MAX_PADDED_NODES}"
+            )
         if timeout_s is not None and not timeout_s > 0:
             raise InvalidRequest("the time limit must be positive", got=timeout_s)
         self.address = address
@@ -88,6 +96,7 @@ class DraftClient:
             FixedWait(timeout_s) if timeout_s else Economy(LONGEST_WAIT_S),
             self._opener,
         )
+        self._asker.pad_to_nodes = pad_to_nodes
         self._greets = timeout_s is None
         self._told: list[Any] = []
         self._no_contact: RetrievalSpecError | None = None

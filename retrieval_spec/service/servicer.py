@@ -246,6 +246,8 @@ class Servicer(DraftServiceServicer):
         if rows:
             outcomes = self._outcomes_of(step, rows, owner)
             wire.write_result(result, outcomes)
+            if step.pad_to_nodes > 0:
+                wire.pad(result, self._padded(step, rows))
         self.meter.answered(rows, outcomes, time.perf_counter() - begin)
 
     def _outcomes_of(
@@ -255,7 +257,13 @@ class Servicer(DraftServiceServicer):
             gone = UnknownSession("the session belonged to an earlier server process", remedy="open it again")
             return [gone] * len(rows)
         cost_curve = self._cost_curve(step, [row.session_id for row in rows], owner)
-        return self._outcomes(rows, max(0, step.total_nodes), cost_curve, owner)
+        total_nodes = max(0, step.total_nodes)
+        if step.pad_to_nodes > 0:
+            total_nodes = min(total_nodes, self._padded(step, rows))
+        return self._outcomes(rows, total_nodes, cost_curve, owner)
+
+    def _padded(self, step: pb.DraftStep, rows: list[wire.SessionStep]) -> int:
+        return min(step.pad_to_nodes, self.engine.limits.max_nodes) * len(rows)
 
     def _cost_curve(self, step: pb.DraftStep, session_ids: list[int], owner: str) -> CostCurve | None:
         """Returns the curve that a step follows: its own, or what its sessions were told before."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dretrieval_spec/v1/draft.proto\x12\x11retrieval_spec.v1\"\xbd\x01\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x14\n\x0csource_names\x18\x04 \x03(\t\x12\x30\n\ndatastores\x18\x05 \x03(\x0b\x32\x1c.retrieval_spec.v1.Datastore\x12\x13\n\x0bwanted_topk\x18\x06 \x01(\x05\x12\x18\n\x10state_dimensions\x18\x07 \x01(\x05\"8\n\tDatastore\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\"\x10\n\x0eGetInfoRequest\">\n\x0fGetInfoResponse\x12+\n\x04info\x18\x01 \x01(\x0b\x32\x1d.retrieval_spec.v1.ServerInfo\"\x16\n\x14GetProjectionRequest\"J\n\x15GetProjectionResponse\x12\x31\n\nprojection\x18\x01 \x01(\x0b\x32\x1d.retrieval_spec.v1.Projection\"X\n\nProjection\x12\x0c\n\x04mean\x18\x01 \x01(\x0c\x12\r\n\x05scale\x18\x02 \x01(\x0c\x12\x12\n\ncomponents\x18\x03 \x01(\x0c\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\"q\n\x12OpenSessionRequest\x12\x18\n\x10prompt_token_ids\x18\x01 \x01(\x0c\x12\x16\n\tnamespace\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x13replaced_session_id\x18\x03 \x01(\x06\x42\x0c\n\n_namespace\"V\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12+\n\x04info\x18\x02 \x01(\x0b\x32\x1d.retrieval_spec.v1.ServerInfo\"\xa5\x02\n\tDraftStep\x12\x13\n\x0bstep_number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x13\n\x0bsession_ids\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63ontext_lengths\x18\x04 \x01(\x0c\x12\x16\n\x0e\x63ommit_lengths\x18\x05 \x01(\x0c\x12\x18\n\x10\x63ommit_token_ids\x18\x06 \x01(\x0c\x12\x11\n\tmax_nodes\x18\x07 \x01(\x0c\x12\x13\n\x0btotal_nodes\x18\x08 \x01(\x05\x12\x34\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\t \x03(\x0b\x32\".retrieval_spec.v1.SessionFeedback\x12\x30\n\ncost_curve\x18\n \x01(\x0b\x32\x1c.retrieval_spec.v1.CostCurve\"/\n\tCostCurve\x12\x13\n\x0bnode_counts\x18\x01 \x01(\x0c\x12\r\n\x05\x63osts\x18\x02 \x01(\x0c\"\xbd\x01\n\x0fSessionFeedback\x12\x15\n\rsession_index\x18\x01 \x01(\x05\x12\x16\n\x0enode_token_ids\x18\x02 \x01(\x0c\x12\x14\n\x0cnode_parents\x18\x03 \x01(\x0c\x12\x10\n\x08topk_ids\x18\x04 \x01(\x0c\x12\x15\n\rtopk_logprobs\x18\x05 \x01(\x0c\x12\x14\n\x0chidden_state\x18\x06 \x01(\x0c\x12\x15\n\rphrase_length\x18\x07 \x01(\x05\x12\x0f\n\x07phrases\x18\x08 \x01(\x0c\"\xd7\x01\n\x0f\x44raftStepResult\x12\x13\n\x0bstep_number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x10\n\x08statuses\x18\x03 \x01(\x0c\x12/\n\x06\x65rrors\x18\x04 \x03(\x0b\x32\x1f.retrieval_spec.v1.SessionError\x12\x13\n\x0bnode_counts\x18\x05 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x06 \x01(\x0c\x12\x0f\n\x07parents\x18\x07 \x01(\x0c\x12\r\n\x05probs\x18\x08 \x01(\x0c\x12\x0f\n\x07sources\x18\t \x01(\x0c\"D\n\x0cSessionError\x12\x15\n\rsession_index\x18\x01 \x01(\x05\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\":\n\x0c\x44raftRequest\x12*\n\x04step\x18\x01 \x01(\x0b\x32\x1c.retrieval_spec.v1.DraftStep\"C\n\rDraftResponse\x12\x32\n\x06result\x18\x01 \x01(\x0b\x32\".retrieval_spec.v1.DraftStepResult\"@\n\x12\x44raftStreamRequest\x12*\n\x04step\x18\x01 \x01(\x0b\x32\x1c.retrieval_spec.v1.DraftStep\"I\n\x13\x44raftStreamResponse\x12\x32\n\x06result\x18\x01 \x01(\x0b\x32\".retrieval_spec.v1.DraftStepResult\"Y\n\x16TruncateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x03\x12\x13\n\x0bkept_length\x18\x03 \x01(\x03\"\x19\n\x17TruncateSessionResponse\"[\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x03\x12\x18\n\x10\x63ommit_token_ids\x18\x03 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse2\x9b\x05\n\x0c\x44raftService\x12P\n\x07GetInfo\x12!.retrieval_spec.v1.GetInfoRequest\x1a\".retrieval_spec.v1.GetInfoResponse\x12\x62\n\rGetProjection\x12\'.retrieval_spec.v1.GetProjectionRequest\x1a(.retrieval_spec.v1.GetProjectionResponse\x12\\\n\x0bOpenSession\x12%.retrieval_spec.v1.OpenSessionRequest\x1a&.retrieval_spec.v1.OpenSessionResponse\x12J\n\x05\x44raft\x12\x1f.retrieval_spec.v1.DraftRequest\x1a .retrieval_spec.v1.DraftResponse\x12`\n\x0b\x44raftStream\x12%.retrieval_spec.v1.DraftStreamRequest\x1a&.retrieval_spec.v1.DraftStreamResponse(\x01\x30\x01\x12h\n\x0fTruncateSession\x12).retrieval_spec.v1.TruncateSessionRequest\x1a*.retrieval_spec.v1.TruncateSessionResponse\x12_\n\x0c\x43loseSession\x12&.retrieval_spec.v1.CloseSessionRequest\x1a\'.retrieval_spec.v1.CloseSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dretrieval_spec/v1/draft.proto\x12\x11retrieval_spec.v1\"\xbd\x01\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x14\n\x0csource_names\x18\x04 \x03(\t\x12\x30\n\ndatastores\x18\x05 \x03(\x0b\x32\x1c.retrieval_spec.v1.Datastore\x12\x13\n\x0bwanted_topk\x18\x06 \x01(\x05\x12\x18\n\x10state_dimensions\x18\x07 \x01(\x05\"8\n\tDatastore\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\"\x10\n\x0eGetInfoRequest\">\n\x0fGetInfoResponse\x12+\n\x04info\x18\x01 \x01(\x0b\x32\x1d.retrieval_spec.v1.ServerInfo\"\x16\n\x14GetProjectionRequest\"J\n\x15GetProjectionResponse\x12\x31\n\nprojection\x18\x01 \x01(\x0b\x32\x1d.retrieval_spec.v1.Projection\"X\n\nProjection\x12\x0c\n\x04mean\x18\x01 \x01(\x0c\x12\r\n\x05scale\x18\x02 \x01(\x0c\x12\x12\n\ncomponents\x18\x03 \x01(\x0c\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\"q\n\x12OpenSessionRequest\x12\x18\n\x10prompt_token_ids\x18\x01 \x01(\x0c\x12\x16\n\tnamespace\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x13replaced_session_id\x18\x03 \x01(\x06\x42\x0c\n\n_namespace\"V\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12+\n\x04info\x18\x02 \x01(\x0b\x32\x1d.retrieval_spec.v1.ServerInfo\"\xbb\x02\n\tDraftStep\x12\x13\n\x0bstep_number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x13\n\x0bsession_ids\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63ontext_lengths\x18\x04 \x01(\x0c\x12\x16\n\x0e\x63ommit_lengths\x18\x05 \x01(\x0c\x12\x18\n\x10\x63ommit_token_ids\x18\x06 \x01(\x0c\x12\x11\n\tmax_nodes\x18\x07 \x01(\x0c\x12\x13\n\x0btotal_nodes\x18\x08 \x01(\x05\x12\x34\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\t \x03(\x0b\x32\".retrieval_spec.v1.SessionFeedback\x12\x30\n\ncost_curve\x18\n \x01(\x0b\x32\x1c.retrieval_spec.v1.CostCurve\x12\x14\n\x0cpad_to_nodes\x18\x0b \x01(\x05\"/\n\tCostCurve\x12\x13\n\x0bnode_counts\x18\x01 \x01(\x0c\x12\r\n\x05\x63osts\x18\x02 \x01(\x0c\"\xbd\x01\n\x0fSessionFeedback\x12\x15\n\rsession_index\x18\x01 \x01(\x05\x12\x16\n\x0enode_token_ids\x18\x02 \x01(\x0c\x12\x14\n\x0cnode_parents\x18\x03 \x01(\x0c\x12\x10\n\x08topk_ids\x18\x04 \x01(\x0c\x12\x15\n\rtopk_logprobs\x18\x05 \x01(\x0c\x12\x14\n\x0chidden_state\x18\x06 \x01(\x0c\x12\x15\n\rphrase_length\x18\x07 \x01(\x05\x12\x0f\n\x07phrases\x18\x08 \x01(\x0c\"\xd7\x01\n\x0f\x44raftStepResult\x12\x13\n\x0bstep_number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x10\n\x08statuses\x18\x03 \x01(\x0c\x12/\n\x06\x65rrors\x18\x04 \x03(\x0b\x32\x1f.retrieval_spec.v1.SessionError\x12\x13\n\x0bnode_counts\x18\x05 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x06 \x01(\x0c\x12\x0f\n\x07parents\x18\x07 \x01(\x0c\x12\r\n\x05probs\x18\x08 \x01(\x0c\x12\x0f\n\x07sources\x18\t \x01(\x0c\"D\n\x0cSessionError\x12\x15\n\rsession_index\x18\x01 \x01(\x05\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\":\n\x0c\x44raftRequest\x12*\n\x04step\x18\x01 \x01(\x0b\x32\x1c.retrieval_spec.v1.DraftStep\"C\n\rDraftResponse\x12\x32\n\x06result\x18\x01 \x01(\x0b\x32\".retrieval_spec.v1.DraftStepResult\"@\n\x12\x44raftStreamRequest\x12*\n\x04step\x18\x01 \x01(\x0b\x32\x1c.retrieval_spec.v1.DraftStep\"I\n\x13\x44raftStreamResponse\x12\x32\n\x06result\x18\x01 \x01(\x0b\x32\".retrieval_spec.v1.DraftStepResult\"Y\n\x16TruncateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x03\x12\x13\n\x0bkept_length\x18\x03 \x01(\x03\"\x19\n\x17TruncateSessionResponse\"[\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x03\x12\x18\n\x10\x63ommit_token_ids\x18\x03 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse2\x9b\x05\n\x0c\x44raftService\x12P\n\x07GetInfo\x12!.retrieval_spec.v1.GetInfoRequest\x1a\".retrieval_spec.v1.GetInfoResponse\x12\x62\n\rGetProjection\x12\'.retrieval_spec.v1.GetProjectionRequest\x1a(.retrieval_spec.v1.GetProjectionResponse\x12\\\n\x0bOpenSession\x12%.retrieval_spec.v1.OpenSessionRequest\x1a&.retrieval_spec.v1.OpenSessionResponse\x12J\n\x05\x44raft\x12\x1f.retrieval_spec.v1.DraftRequest\x1a .retrieval_spec.v1.DraftResponse\x12`\n\x0b\x44raftStream\x12%.retrieval_spec.v1.DraftStreamRequest\x1a&.retrieval_spec.v1.DraftStreamResponse(\x01\x30\x01\x12h\n\x0fTruncateSession\x12).retrieval_spec.v1.TruncateSessionRequest\x1a*.retrieval_spec.v1.TruncateSessionResponse\x12_\n\x0c\x43loseSession\x12&.retrieval_spec.v1.CloseSessionRequest\x1a\'.retrieval_spec.v1.CloseSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,31 +50,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENSESSIONRESPONSE']._serialized_start=689
   _globals['_OPENSESSIONRESPONSE']._serialized_end=775
   _globals['_DRAFTSTEP']._serialized_start=778
-  _globals['_DRAFTSTEP']._serialized_end=1071
-  _globals['_COSTCURVE']._serialized_start=1073
-  _globals['_COSTCURVE']._serialized_end=1120
-  _globals['_SESSIONFEEDBACK']._serialized_start=1123
-  _globals['_SESSIONFEEDBACK']._serialized_end=1312
-  _globals['_DRAFTSTEPRESULT']._serialized_start=1315
-  _globals['_DRAFTSTEPRESULT']._serialized_end=1530
-  _globals['_SESSIONERROR']._serialized_start=1532
-  _globals['_SESSIONERROR']._serialized_end=1600
-  _globals['_DRAFTREQUEST']._serialized_start=1602
-  _globals['_DRAFTREQUEST']._serialized_end=1660
-  _globals['_DRAFTRESPONSE']._serialized_start=1662
-  _globals['_DRAFTRESPONSE']._serialized_end=1729
-  _globals['_DRAFTSTREAMREQUEST']._serialized_start=1731
-  _globals['_DRAFTSTREAMREQUEST']._serialized_end=1795
-  _globals['_DRAFTSTREAMRESPONSE']._serialized_start=1797
-  _globals['_DRAFTSTREAMRESPONSE']._serialized_end=1870
-  _globals['_TRUNCATESESSIONREQUEST']._serialized_start=1872
-  _globals['_TRUNCATESESSIONREQUEST']._serialized_end=1961
-  _globals['_TRUNCATESESSIONRESPONSE']._serialized_start=1963
-  _globals['_TRUNCATESESSIONRESPONSE']._serialized_end=1988
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=1990
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=2081
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=2083
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=2105
-  _globals['_DRAFTSERVICE']._serialized_start=2108
-  _globals['_DRAFTSERVICE']._serialized_end=2775
+  _globals['_DRAFTSTEP']._serialized_end=1093
+  _globals['_COSTCURVE']._serialized_start=1095
+  _globals['_COSTCURVE']._serialized_end=1142
+  _globals['_SESSIONFEEDBACK']._serialized_start=1145
+  _globals['_SESSIONFEEDBACK']._serialized_end=1334
+  _globals['_DRAFTSTEPRESULT']._serialized_start=1337
+  _globals['_DRAFTSTEPRESULT']._serialized_end=1552
+  _globals['_SESSIONERROR']._serialized_start=1554
+  _globals['_SESSIONERROR']._serialized_end=1622
+  _globals['_DRAFTREQUEST']._serialized_start=1624
+  _globals['_DRAFTREQUEST']._serialized_end=1682
+  _globals['_DRAFTRESPONSE']._serialized_start=1684
+  _globals['_DRAFTRESPONSE']._serialized_end=1751
+  _globals['_DRAFTSTREAMREQUEST']._serialized_start=1753
+  _globals['_DRAFTSTREAMREQUEST']._serialized_end=1817
+  _globals['_DRAFTSTREAMRESPONSE']._serialized_start=1819
+  _globals['_DRAFTSTREAMRESPONSE']._serialized_end=1892
+  _globals['_TRUNCATESESSIONREQUEST']._serialized_start=1894
+  _globals['_TRUNCATESESSIONREQUEST']._serialized_end=1983
+  _globals['_TRUNCATESESSIONRESPONSE']._serialized_start=1985
+  _globals['_TRUNCATESESSIONRESPONSE']._serialized_end=2010
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=2012
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=2103
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=2105
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=2127
+  _globals['_DRAFTSERVICE']._serialized_start=2130
+  _globals['_DRAFTSERVICE']._serialized_end=2797
 # @@protoc_insertion_point(module_scope)

@@ -82,7 +82,7 @@ class OpenSessionResponse(_message.Message):
     def __init__(self, session_id: _Optional[int] = ..., info: _Optional[_Union[ServerInfo, _Mapping]] = ...) -> None: ...
 
 class DraftStep(_message.Message):
-    __slots__ = ("step_number", "incarnation", "session_ids", "context_lengths", "commit_lengths", "commit_token_ids", "max_nodes", "total_nodes", "feedback", "cost_curve")
+    __slots__ = ("step_number", "incarnation", "session_ids", "context_lengths", "commit_lengths", "commit_token_ids", "max_nodes", "total_nodes", "feedback", "cost_curve", "pad_to_nodes")
     STEP_NUMBER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,7 @@ class DraftStep(_message.Message):
     TOTAL_NODES_FIELD_NUMBER: _ClassVar[int]
     FEEDBACK_FIELD_NUMBER: _ClassVar[int]
     COST_CURVE_FIELD_NUMBER: _ClassVar[int]
+    PAD_TO_NODES_FIELD_NUMBER: _ClassVar[int]
     step_number: int
     incarnation: int
     session_ids: bytes
@@ -103,7 +104,8 @@ class DraftStep(_message.Message):
     total_nodes: int
     feedback: _containers.RepeatedCompositeFieldContainer[SessionFeedback]
     cost_curve: CostCurve
-    def __init__(self, step_number: _Optional[int] = ..., incarnation: _Optional[int] = ..., session_ids: _Optional[bytes] = ..., context_lengths: _Optional[bytes] = ..., commit_lengths: _Optional[bytes] = ..., commit_token_ids: _Optional[bytes] = ..., max_nodes: _Optional[bytes] = ..., total_nodes: _Optional[int] = ..., feedback: _Optional[_Iterable[_Union[SessionFeedback, _Mapping]]] = ..., cost_curve: _Optional[_Union[CostCurve, _Mapping]] = ...) -> None: ...
+    pad_to_nodes: int
+    def __init__(self, step_number: _Optional[int] = ..., incarnation: _Optional[int] = ..., session_ids: _Optional[bytes] = ..., context_lengths: _Optional[bytes] = ..., commit_lengths: _Optional[bytes] = ..., commit_token_ids: _Optional[bytes] = ..., max_nodes: _Optional[bytes] = ..., total_nodes: _Optional[int] = ..., feedback: _Optional[_Iterable[_Union[SessionFeedback, _Mapping]]] = ..., cost_curve: _Optional[_Union[CostCurve, _Mapping]] = ..., pad_to_nodes: _Optional[int] = ...) -> None: ...
 
 class CostCurve(_message.Message):
     __slots__ = ("node_counts", "costs")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from retrieval_spec.wire.columns import MAX_MESSAGE_BYTES, read_tokens, token_bytes
 from retrieval_spec.wire.costs import read_cost_curve, write_cost_curve
+from retrieval_spec.wire.padding import pad, unpad
 from retrieval_spec.wire.projection import read_projection, write_projection
 from retrieval_spec.wire.statuses import ERROR_TYPE_KEY, error_from
 from retrieval_spec.wire.steps import (
@@ -24,12 +25,14 @@ __all__ = [
     "Outcome",
     "SessionStep",
     "error_from",
+    "pad",
     "read_cost_curve",
     "read_projection",
     "read_result",
     "read_step",
     "read_tokens",
     "token_bytes",
+    "unpad",
     "write_cost_curve",
     "write_projection",
     "write_result",
