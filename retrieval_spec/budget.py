@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,6 +26,9 @@ MIN_COST, MAX_COST = 1e-12, 1e12
 COST_EXPONENT = 1.3
 """An accepted node spares a token of the next step, and that is a cheap one: every step decides one token
 without a draft, which is the hard one, and what follows it is easy to draft. So much more must a node pay."""
+
+SPARE_NODES = 4
+"""So many more nodes are asked for than paid in the step before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,11 @@ class CostCurve:
             last -= 1
         (begin, end), (low, high) = self.node_counts[last - 1 : last + 1], self.costs[last - 1 : last + 1]
         return low + (high - low) * ((num_nodes - begin) / (end - begin))
+
+    def end_of_line(self, num_nodes: int) -> int:
+        """Returns the first of the curve's points that is not before `num_nodes`; that itself behind all."""
+        at = bisect_left(self.node_counts, num_nodes)
+        return self.node_counts[at] if at < len(self.node_counts) else num_nodes
 
     def up_to(self, max_nodes: int) -> Float64s:
         """Returns float64[max_nodes + 1], the cost of a pass with 0, 1, ... nodes; read-only."""
@@ -161,6 +169,30 @@ def num_paying(path_probs: Float32s, cost_curve: CostCurve, num_sessions: int = 
 def cut(tree: DraftTree, cost_curve: CostCurve) -> DraftTree:
     """Returns the nodes of a tree that pay, where it is verified alone."""
     return tree.prefix(num_paying(tree.path_probs(), cost_curve)) if len(tree) else tree
+
+
+def draft_paying(
+    draft: Callable[[int], DraftTree], max_nodes: int, cost_curve: CostCurve, num_paid: int
+) -> DraftTree:
+    """Returns the nodes that pay of trees of at most `max_nodes` nodes, where they are verified alone.
+
+    A draft of few nodes is cheaper and a little better than the first nodes of one of many, and the
+    number that pays changes little from step to step: so a few more are asked for than paid last time,
+    and twice as many while all of them pay.
+
+    Args:
+        draft: returns the best tree of at most so many nodes.
+        max_nodes: nodes that may be drafted.
+        cost_curve: of the pass that verifies them.
+        num_paid: nodes that paid in the step before.
+    """
+    # As far as the curve's next point: a step in it is seen from behind only.
+    asked_nodes = min(cost_curve.end_of_line(num_paid + SPARE_NODES), max_nodes)
+    tree = cut(draft(asked_nodes), cost_curve)
+    while len(tree) == asked_nodes < max_nodes:
+        asked_nodes = min(2 * asked_nodes, max_nodes)
+        tree = cut(draft(asked_nodes), cost_curve)
+    return tree
 
 
 def share_nodes(

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_spec.budget import CostCurve, cut, share_nodes
+from retrieval_spec.budget import CostCurve, draft_paying, share_nodes
 from retrieval_spec.drafters.base import (
     Budget,
     Cursor,
     Drafter,
-    HiddenStateDrafter,
     TextDrafter,
     TopKDrafter,
     own_source,
@@ -26,7 +25,7 @@ from retrieval_spec.drafters.base import (
 from retrieval_spec.drafters.blend import Blend
 from retrieval_spec.drafters.combination import ask_all
 from retrieval_spec.drafters.joint import Combination, Fuse, Joining
-from retrieval_spec.drafters.opening import Places, open_sources
+from retrieval_spec.drafters.opening import Places, common_projection, open_sources
 from retrieval_spec.drafters.preset import Preset
 from retrieval_spec.drafters.presets import preset as preset_of
 from retrieval_spec.errors import (
@@ -41,11 +40,13 @@ from retrieval_spec.kernels.fusion import COMPILED
 from retrieval_spec.ledger import Ledger
 from retrieval_spec.limits import Limits, tenant_of
 from retrieval_spec.memory import MEASURED_TOKENS, LearnedMemory, cursor_bytes
-from retrieval_spec.projection import Projection
 from retrieval_spec.tree import MAX_VOCAB_SIZE, TOKEN, DraftTree, Tokens, as_tokens
 
 MAX_SOURCES = 16
 """One bit each in `DraftTree.sources`."""
+
+FIRST_PAID_NODES = 12
+"""What is taken to have paid before the first step under a cost curve."""
 
 MAX_SHARE = 4
 """How many times the average one session of a batch may take of the common budget."""
@@ -101,7 +102,7 @@ class Engine:
         opened = self.drafters.values()
         wanted_topk = max((d.wanted_topk for d in opened if isinstance(d, TopKDrafter)), default=0)
         self.wanted_topk = min(wanted_topk, self.limits.max_topk)
-        self.projection = _one_projection([d for d in opened if isinstance(d, HiddenStateDrafter)])
+        self.projection = common_projection(opened)
         if len(self.drafters) > MAX_SOURCES:
             raise InvalidRequest(
                 "too many drafting sources", got=len(self.drafters), expected=f"<= {MAX_SOURCES}"
@@ -232,18 +233,6 @@ def _joining(combine: Combination | type[Blend], source_names: tuple[str, ...]) 
     return combine(source_names) if isinstance(combine, type) else Fuse(combine, source_names)
 
 
-def _one_projection(drafters: Sequence[HiddenStateDrafter]) -> Projection | None:
-    projections = [drafter.projection for drafter in drafters]
-    for other in projections[1:]:
-        if not other.equals(projections[0]):
-            raise InvalidRequest(
-                "the datastores were built with different projections",
-                got=[projection.model_fingerprint for projection in projections],
-                remedy="serve dense datastores of one build apart from others",
-            )
-    return projections[0] if projections else None
-
-
 class Session:
     """One generation: its context, and one cursor in every source. Not thread-safe."""
 
@@ -254,6 +243,8 @@ class Session:
         "_joint",
         "_measured_length",
         "_num_bytes",
+        "_num_drafted",
+        "_num_paid",
         "_prompt_length",
         "context_length",
         "is_open",
@@ -268,6 +259,7 @@ class Session:
         self._cursors: list[Cursor] = []
         self._start(prompt)
         self.is_open = True
+        self._num_paid = self._num_drafted = FIRST_PAID_NODES
         self._num_bytes = reserved_bytes
         self._measure()
 
@@ -289,12 +281,15 @@ class Session:
         max_nodes = min(max_nodes, self._engine.max_nodes)
         if max_nodes <= 0:
             return DraftTree.empty(self._engine.source_names)
-        tree = self._joint.draft(Budget(max_nodes, self._engine.limits.max_depth_nodes))
         if cost_curve is None:
-            return tree
-        tree = cut(tree, cost_curve)
+            return self._ask(max_nodes)
+        tree = draft_paying(self._ask, max_nodes, cost_curve, self._num_paid)
+        self._num_drafted = len(tree)
         self.keep(len(tree))
         return tree
+
+    def _ask(self, max_nodes: int) -> DraftTree:
+        return self._joint.draft(Budget(max_nodes, self._engine.limits.max_depth_nodes))
 
     def keep(self, num_nodes: int) -> None:
         """Says that of the tree drafted last only the first nodes will be verified: what it teaches is less.
@@ -319,6 +314,7 @@ class Session:
             self._engine.check_feedback(feedback)
         self._append(tokens)
         self._joint.observe(tokens, feedback)
+        self._num_paid = self._num_drafted
         if self.context_length >= self._measured_length:
             self._measure()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_spec.budget import MAX_CURVE_POINTS, CostCurve, cut, num_paying, share_nodes
+from retrieval_spec.budget import MAX_CURVE_POINTS, CostCurve, cut, draft_paying, num_paying, share_nodes
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.fusion import fuse
 from retrieval_spec.tree import DraftTree
@@ -117,6 +117,40 @@ def test_drafting_ends_where_no_node_pays():
     curve = CostCurve.linear(1.0)
     assert len(cut(DraftTree.chain([1, 2], [0.95, 0.95]), curve)) == 0
     assert len(cut(DraftTree.empty(), curve)) == 0
+
+
+class Asked:
+    """Drafts the first nodes of one tree, and keeps how many it was asked for."""
+
+    def __init__(self, tree):
+        self.tree, self.num_nodes = tree, []
+
+    def __call__(self, max_nodes):
+        self.num_nodes.append(max_nodes)
+        return self.tree.prefix(max_nodes)
+
+
+@given(best_first_trees, st.floats(0.001, 0.5), st.integers(0, 64))
+@settings(deadline=None)
+def test_on_a_straight_curve_asking_for_few_finds_what_asking_for_all_finds(tree, cost_per_node, num_paid):
+    curve = CostCurve.linear(cost_per_node)
+    assert draft_paying(Asked(tree), 64, curve, num_paid) == cut(tree.prefix(64), curve)
+
+
+def test_few_more_nodes_are_asked_for_than_paid_and_more_while_all_of_them_pay():
+    curve = CostCurve.linear(0.03)
+    unlikely = Asked(DraftTree.chain(range(64), [0.5] * 64))
+    assert len(draft_paying(unlikely, 64, curve, 3)) == 3
+    assert unlikely.num_nodes == [7]
+    sure = Asked(DraftTree.chain(range(64), [0.999] * 64))
+    assert len(draft_paying(sure, 64, curve, 3)) == 64
+    assert sure.num_nodes == [7, 14, 28, 56, 64]
+    assert len(draft_paying(sure, 10, curve, 30)) == 10
+
+
+def test_what_lies_behind_a_step_in_the_curve_is_asked_for():
+    knee = CostCurve((0, 7, 8, 64), (1.0, 1.0, 1.5, 1.5))
+    assert len(draft_paying(Asked(DraftTree.chain(range(64), [0.99] * 64)), 64, knee, 0)) == 64
 
 
 @given(cost_curves(), st.integers(0, 100))

@@ -118,6 +118,14 @@ def test_only_nodes_that_pay_are_drafted():
     assert len(session.draft(16)) == 16
 
 
+def test_asking_again_under_a_curve_gives_the_same_tree():
+    session = Engine(VOCAB_SIZE, {"half": CountingDrafter(VOCAB_SIZE, 0.9)}).open_session([1])
+    curve = CostCurve((0, 16, 17, 64), (1.0, 1.1, 2.0, 2.1))
+    first = session.draft(64, curve)
+    assert len(session.draft(64, CostCurve.linear(0.5))) < len(first)
+    assert session.draft(64, curve) == first
+
+
 def test_a_batch_drafts_what_pays_in_the_common_pass():
     halves = Engine(VOCAB_SIZE, {"half": CountingDrafter(VOCAB_SIZE, 0.5)})
     sessions = [halves.open_session([token]) for token in range(10)]

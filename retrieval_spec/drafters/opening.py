@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from retrieval_spec.datastore.manifest import CORPUS_KIND
 from retrieval_spec.datastore.segments import Place, Segments, open_segments
-from retrieval_spec.drafters.base import Drafter
+from retrieval_spec.drafters.base import Drafter, HiddenStateDrafter
 from retrieval_spec.drafters.preset import Preset, Source
 from retrieval_spec.drafters.registry import drafter_class
 from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.projection import Projection
 
 STORE_KINDS = {
     "corpus": CORPUS_KIND,
@@ -52,3 +53,20 @@ def _places(source: Source, opened: Sequence[Segments]) -> list[tuple[str, dict[
     if not stores and source.kind in STORE_IS_OPTIONAL:
         return [(source.kind, {})]
     return [(f"{source.kind}:{store.path.resolve().name}", {"path": store}) for store in stores]
+
+
+def common_projection(drafters: Iterable[Drafter]) -> Projection | None:
+    """Returns what turns the target's state into what sources are asked with; None if none is.
+
+    Raises:
+        InvalidRequest: two sources differ in it.
+    """
+    projections = [drafter.projection for drafter in drafters if isinstance(drafter, HiddenStateDrafter)]
+    for other in projections[1:]:
+        if not other.equals(projections[0]):
+            raise InvalidRequest(
+                "the datastores were built with different projections",
+                got=[projection.model_fingerprint for projection in projections],
+                remedy="serve dense datastores of one build apart from others",
+            )
+    return projections[0] if projections else None
