@@ -37,7 +37,7 @@ def store(tmp_path, tokenizer):
     """Two segments: LINES[:6] of `one.txt`-like rows, the rest of another file."""
     for name, lines in (("one", LINES[:6]), ("two", LINES[6:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    path = build_datastore([tmp_path / "one.jsonl"], tokenizer=tokenizer, out=tmp_path / "store")
+    path = build_datastore(Corpus([tmp_path / "one.jsonl"]), tokenizer=tokenizer, out=tmp_path / "store")
     append_documents(path, Corpus([tmp_path / "two.jsonl"]), tokenizer=tokenizer)
     return path
 
