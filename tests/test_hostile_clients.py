@@ -113,7 +113,7 @@ def replay(tmp_path, scripts, steps, others):
 
 
 @pytest.mark.parametrize(
-    ("scripts", "steps"), [(4, 100), pytest.param(20, 200, marks=pytest.mark.long)], ids=["short", "long"]
+    ("scripts", "steps"), [(2, 80), pytest.param(20, 200, marks=pytest.mark.long)], ids=["short", "long"]
 )
 def test_a_tenants_replies_do_not_depend_on_other_tenants(tmp_path, scripts, steps):
     alone = list(replay(tmp_path / "alone", scripts, steps, others=0))
@@ -209,7 +209,7 @@ def messages_of(session_id):
     }
 
 
-@pytest.mark.parametrize("count", [1_500, pytest.param(20_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [800, pytest.param(20_000, marks=pytest.mark.long)])
 def test_garbage_harms_nobody(tmp_path, count):
     rng, log = random.Random(count), tmp_path / "log"
     with log.open("w") as said, served(tmp_path, "capped", log=said) as (process, stub, channel):
@@ -324,7 +324,7 @@ print(opened, refused)
 """
 
 
-@pytest.mark.parametrize("count", [1_500, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [1_200, pytest.param(10_000, marks=pytest.mark.long)])
 def test_a_flood_of_sessions_stops_at_the_cap_and_leaves_others_their_drafts(tmp_path, count):
     with served(tmp_path, "capped") as (_, stub, channel):
         mine = Script(stub, 0, "mine")
