@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import signal
 import time
 
@@ -273,32 +274,61 @@ def crash(step, result):
     raise KeyError("a bug")
 
 
+def former_incarnation(step, result):
+    result.incarnation ^= 1
+
+
+def endless_names(step, result):
+    result.statuses = np.array([77], "<i4").tobytes()
+    result.node_counts = np.array([2], "<i4").tobytes()
+    result.errors.add(session_index=-5, type="\x1b[2J" * 1_000, message="no\nsuch\rline" * 1_000)
+
+
+def huge_count(step, result):
+    result.node_counts = np.array([2**31 - 1], "<i4").tobytes()
+
+
 HOSTILE = {
     "wrong step number": wrong_number,
     "own parent": node_column("parents", [-1, 1], "<i4"),
     "later parent": node_column("parents", [1, -1], "<i4"),
     "parent below the context": node_column("parents", [-2, 0], "<i4"),
+    "least parent": node_column("parents", [-(2**31), 0], "<i4"),
     "token past the vocabulary": node_column("token_ids", [1, 70_000], "<i4"),
     "negative token": node_column("token_ids", [-1, 1], "<i4"),
+    "largest token": node_column("token_ids", [1, 2**31 - 1], "<i4"),
     "equal siblings": lambda step, result: (
         node_column("parents", [-1, -1], "<i4")(step, result),
         node_column("token_ids", [3, 3], "<i4")(step, result),
     ),
     "no number": node_column("probs", [0.5, float("nan")], "<f4"),
     "probability above one": node_column("probs", [0.5, 1.5], "<f4"),
+    "negative probability": node_column("probs", [0.5, -0.1], "<f4"),
+    "infinite probability": node_column("probs", [float("inf"), 0.5], "<f4"),
     "unknown source": node_column("sources", [1, 4], "<u2"),
     "cut column": cut_column,
+    "no columns": lambda step, result: result.ClearField("token_ids"),
     "another number of sessions": one_session_more,
     "more nodes than asked for": endless_tree,
     "negative count": negative_count,
+    "huge count": huge_count,
     "status with nodes": node_column("statuses", [13], "<i4"),
+    "unknown status and endless names": endless_names,
+    "another server's answer": former_incarnation,
+    "an empty message": lambda step, result: result.Clear(),
     "a crash": crash,
 }
 
 
-@both_transports
-@pytest.mark.parametrize("spoil", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_answer_is_dropped(scripted, transport, spoil, caplog, quick_retries):
+UNARY_TOO = {"wrong step number", "token past the vocabulary", "cut column", "an empty message", "a crash"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "transport"),
+    [(kind, "stream") for kind in HOSTILE] + [(kind, "unary") for kind in sorted(UNARY_TOO)],
+)
+def test_a_hostile_answer_is_dropped(scripted, kind, transport, caplog, quick_retries):
+    spoil = HOSTILE[kind]
     servicer, address = scripted
     with DraftClient(address, timeout_s=PATIENCE_S, transport=transport) as client:
         session = client.open_session([1])
@@ -310,6 +340,8 @@ def test_a_hostile_answer_is_dropped(scripted, transport, spoil, caplog, quick_r
             assert session.draft(2) == DraftTree.empty(client.source_names)
             time.sleep(0.03)
         assert sum("generation goes on without" in line for line in warnings(caplog)) == 1
+        assert client.counters.bad_answers + client.counters.failures > 0
+        assert client.counters.bugs == 0
         servicer.spoil = lambda step, result: None
         session.commit([7])
         assert drafts_come_back(session).token_ids.tolist() == [8, 9]
@@ -349,6 +381,58 @@ def test_a_session_that_the_server_lost_is_opened_again_unseen(scripted, damage)
         assert [tree.token_ids.tolist() for tree in trees] == [[4, 5], [51, 52]]
         assert servicer.opened[-1].replaced_session_id == lost
         assert len(servicer.opened) == 3
+
+
+def damages(servicer, session, address):
+    """What makes server and client disagree about a session, by name."""
+    table = servicer._sessions
+    lost = session.server_id
+
+    def restart():
+        servicer._incarnation ^= 1
+        servicer.info.incarnation = servicer._incarnation
+        table._sessions.clear()
+
+    return {
+        "closed": lambda: table.close(lost),
+        "cut": lambda: table.get(lost).truncate(1),
+        "grown by a repeated message": lambda: table.get(lost).commit(np.array([9], np.int32)),
+        "restarted": restart,
+        "nothing": lambda: None,
+    }
+
+
+def test_whatever_happens_to_a_session_it_is_right_again_within_two_round_trips(scripted):
+    servicer, address = scripted
+    generator = random.Random(11)
+    with DraftClient(address, timeout_s=PATIENCE_S) as client:
+        session = client.open_session([1, 2])
+        for _ in range(200):
+            name, damage = generator.choice(list(damages(servicer, session, address).items()))
+            damage()
+            servicer.steps.clear()
+            servicer.opened.clear()
+            session.commit([token := generator.randrange(60_000)])
+            if generator.random() < 0.2:
+                session.truncate(session.context_length - 1)
+                session.commit([token])
+            assert session.draft(2).token_ids.tolist() == [token + 1, token + 2], name
+            assert len(servicer.opened) <= 1
+            assert len(servicer.steps) <= 2
+        assert client.counters.reopened > 50
+        assert client.counters.failures == client.counters.bad_answers == client.counters.bugs == 0
+
+
+def test_an_answer_that_nobody_asked_for_ends_the_stream(scripted, quick_retries):
+    """Else a server could fill the memory of its client."""
+    _, address = scripted
+    with DraftClient(address, timeout_s=PATIENCE_S) as client:
+        session = client.open_session([1])
+        drafts_come_back(session)
+        stream = client._asker._transport._stream
+        assert not stream._deliver(pb.DraftStepResult(step_number=0))
+        assert not stream._deliver(pb.DraftStepResult(step_number=1))
+        assert stream._answers.empty()
 
 
 def test_opening_again_does_not_hold_up_the_generation(scripted):

@@ -103,7 +103,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "v1": {"v1"},
     "wire": {"wire", "budget", "feedback", "projection", "v1", "tree", "errors"},
-    "client": {"budget", "feedback", "projection", "client", "wire", "v1", "tree", "errors"},
+    "client": {"budget", "feedback", "projection", "fusion", "client", "wire", "v1", "tree", "errors"},
     "service": {
         "limits",
         "memory",

@@ -100,13 +100,18 @@ class Asker:
         self._skip_steps = 0
 
     def greet(self, timeout_s: float) -> None:
-        """Makes the way to the server ready, in bounded time, so that no step has to wait for that."""
-        if self._step_number == 0:
-            try:
+        """Opens the way to the server and learns how long it is, so that no step has to wait for that."""
+        if self._step_number > 0:
+            return
+        try:
+            for _ in range(2):  # the first one pays for what is only done once
+                sent_s = time.perf_counter()
                 self._send_empty()
-                self._receive(timeout_s)
-            except RetrievalSpecError as error:
-                self._in_trouble(error)
+                if self._receive(timeout_s) is None:
+                    return
+            self._policy.heard(time.perf_counter() - sent_s)
+        except RetrievalSpecError as error:
+            self._in_trouble(error)
 
     def ping(self, timeout_s: float) -> None:
         """Makes a step without sessions.

@@ -19,7 +19,9 @@ PATIENCE = 4.0
 """An answer that takes this many times as long as usual, and the jitter, will not come soon."""
 
 CREDIT_STEPS = 2.0
-_LEAST_CREDIT_S, _MOST_CREDIT_S = 0.002, 0.05
+LEAST_CREDIT_S, MOST_CREDIT_S = 0.002, 0.01
+"""What drafts that do not pay may cost before the client only listens."""
+
 LONGEST_GAP_STEPS = 32
 _EXPLORING_STEPS, _EXPLORED_STEPS = 16, 64
 _KEPT, _FEW = 9, 3
@@ -111,10 +113,10 @@ class Economy:
     """Asks while accepted tokens spare more time than asking and verifying takes.
 
     Each step that asked changes an account: `accepted * step - (drafted step - plain step) - wait`. It never
-    holds more than two steps' time, and when it is empty the client only listens: it asks without waiting,
-    once in 1, 2, 4, ... 32 steps, and compares the answer with the tokens that come. An answer that would
-    have been worth its wait ends that, with half the account. So drafts that never pay cost two steps' time
-    and little more, however long the generation, and a server that becomes slow is one that does not pay.
+    holds more than two steps' time nor 10 ms, and when it is empty the client only listens: it asks without
+    waiting, once in 1, 2, 4, ... 32 steps, and compares the answer with the tokens that come. An answer that
+    would have been worth its wait ends that, with half the account. So drafts that never pay cost 10 ms and
+    little more, however long the generation, and a server that becomes slow is one that does not pay.
 
     A wait is at most a few times the usual one, and what the step's drafts may be worth.
 
@@ -207,7 +209,7 @@ class Economy:
 
     @property
     def _credit_s(self) -> float:
-        return min(max(CREDIT_STEPS * self.step_s, _LEAST_CREDIT_S), _MOST_CREDIT_S)
+        return min(max(CREDIT_STEPS * self.step_s, LEAST_CREDIT_S), MOST_CREDIT_S)
 
     def _worth_s(self, accepted: float, waited_s: float, verifying_s: float) -> float:
         return accepted * self.step_s - verifying_s - waited_s

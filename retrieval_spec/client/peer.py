@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from retrieval_spec.errors import ServiceUnavailable, TokenizerMismatch
+from retrieval_spec.feedback import MAX_TOPK
 from retrieval_spec.tree import MAX_VOCAB_SIZE, DraftTree
 from retrieval_spec.v1 import draft_pb2 as pb
 
 MAX_SOURCES = 16
 """One bit each in `DraftTree.sources`."""
 
-MAX_TOPK = 1_024
 MAX_STATE_DIMENSIONS = 65_536
 
 

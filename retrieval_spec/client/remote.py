@@ -241,7 +241,7 @@ class DraftClient:
         sessions: Sequence[RemoteSession],
         max_nodes: Sequence[int],
         total_nodes: int,
-        cost_curve: CostCurve | None,
+        cost_curve: CostCurve | None = None,
     ) -> Step:
         """Sends the questions of a step; who calls it holds the lock until `end_step` has returned.
 
