@@ -385,13 +385,14 @@ def test_a_session_that_the_server_lost_is_opened_again_unseen(scripted, damage)
 
 def damages(servicer, session, address):
     """What makes server and client disagree about a session, by name."""
-    table = servicer._sessions
+    table = servicer.sessions
     lost = session.server_id
 
     def restart():
         servicer._incarnation ^= 1
         servicer.info.incarnation = servicer._incarnation
-        table._sessions.clear()
+        for session_id in tuple(table._sessions):
+            table.close(session_id)
 
     return {
         "closed": lambda: table.close(lost),

@@ -360,7 +360,7 @@ def main() -> int:
     parser.add_argument("--step-ms", type=float, help="a stand-in target whose steps sleep so long")
     parser.add_argument("--model", action="store_true", help="the shipped model on this CPU")
     parser.add_argument("--outage", action="store_true", help="how soon drafts are back after 10 s without")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of each stand-in generation")
+    parser.add_argument("--seconds", type=float, default=1.5, help="length of each stand-in generation")
     parser.add_argument("--new-tokens", type=int, default=256, help="tokens of each of the model's")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--row", default="", help="only situations whose name has this")
