@@ -68,8 +68,10 @@ class FaultProxy:
         task = asyncio.create_task(deliver())
         data = b"-"
         while data:
-            with contextlib.suppress(OSError):
+            try:
                 data = await reader.read(65_536)
+            except OSError:  # a lost connection raises at once each time, and would never let others run
+                data = b""
             queue.put_nowait((time.monotonic() + share_of_delay * self.delay_s, data))
         with contextlib.suppress(OSError):
             await task
