@@ -124,7 +124,7 @@ def test_outputs_stay_in_bounded_memory():
         session.close()
         found = engine.open_session(tokens[500:520]).draft(4)
         assert found.token_ids.tolist() == tokens[520:524].tolist()
-    kept = engine.drafters["suffix_outputs"]._outputs.of("default")
+    kept = engine.drafters["suffix_outputs"].namespaces.of("default")
     assert kept.texts.allocated_bytes <= 3 << 19
     assert sum(output.num_tokens for output in kept._kept) * 4 <= 1 << 19
 
