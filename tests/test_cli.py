@@ -250,17 +250,15 @@ def test_generate_gives_the_same_text_wherever_the_drafts_come_from(server, stor
     draft_model = ("--draft-model", demo_model_dir() / "draft")
     ways = [
         ("--server", server),
-        ("--datastore", store),
         ("--max-nodes", 0),
         ("--datastore", store, *draft_model),
-        ("--preset", "session+recycling"),
-        ("--node-budget", "measured", "--max-nodes", 8),
+        ("--preset", "session+recycling", "--node-budget", "measured", "--max-nodes", 8),
     ]
     results = [json.loads(run(*options, *way).stdout) for way in ways]
     assert len({result["text"] for result in results}) == 1
     # A busy machine may make the client give up on a draft or two, but not on all.
     steps = [result["steps"] for result in results]
-    assert max(*steps[:2], *steps[3:5]) < steps[2]
+    assert max(steps[0], steps[2]) < steps[1]
 
 
 def test_a_server_with_datastores_of_another_tokenizer_is_refused(tmp_path):
