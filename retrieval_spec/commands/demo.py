@@ -29,6 +29,7 @@ from retrieval_spec.demo_model import demo_model_dir
 from retrieval_spec.errors import InvalidRequest, ServiceUnavailable
 
 PROMPT_CHARACTERS = 1_200
+ANSWER_TIMEOUT_S = 0.1
 # Decoded greedily, a model as small as the shipped one soon repeats one line for ever, and drafts gain
 # far more than on any real text. The penalty keeps it writing.
 DECODING: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.2}
@@ -72,7 +73,8 @@ def run_demo(model_dir: str | None, num_prompts: int, max_new_tokens: int, max_n
         datastore = Path(scratch) / "python-stdlib"
         build_datastore(Corpus(standard_library()), tokenizer=folder, out=datastore, progress=progress)
         with sidecar(datastore, folder, Path(scratch)) as (server_pid, address):
-            client = DraftClient(address)
+            # Asks in every step, so that two runs accept the same: what drafts bring is to be shown.
+            client = DraftClient(address, timeout_s=ANSWER_TIMEOUT_S)
             try:
                 prompts = prompt_texts(num_prompts)
                 result = compare(model, tokenizer, client, prompts, max_new_tokens, max_nodes, progress)
