@@ -57,9 +57,15 @@ class Asker:
     """Asks one server. Belongs to one caller at a time."""
 
     def __init__(
-        self, peer: Peer, transport: Transport, breaker: Breaker, policy: Policy, opener: Opener
+        self,
+        peer: Peer,
+        transport: Transport,
+        breaker: Breaker,
+        policy: Policy,
+        opener: Opener,
+        pad_to_nodes: int = 0,
     ) -> None:
-        self.pad_to_nodes = 0
+        self._pad_to_nodes = pad_to_nodes
         self.counters = Counters()
         self._peer = peer
         self._transport = transport
@@ -263,7 +269,7 @@ class Asker:
         request = self._new_request()
         rows = [session.row(cap) for session, cap in zip(sessions, caps, strict=True)]
         wire.write_step(request.step, rows, left_nodes)
-        request.step.pad_to_nodes = self.pad_to_nodes
+        request.step.pad_to_nodes = self._pad_to_nodes
         if any([session.must_tell(step.cost_curve) for session in sessions]):
             wire.write_cost_curve(request.step, step.cost_curve)
             for session in sessions:
@@ -326,7 +332,7 @@ class Asker:
 
     def _read(self, question: Question, answer: Answer) -> list[wire.Outcome]:
         result, peer = answer.result, self._peer
-        if self.pad_to_nodes:
+        if self._pad_to_nodes:
             wire.unpad(result)
         outcomes = wire.read_result(
             result, question.caps, question.total_nodes, peer.vocab_size, peer.source_names

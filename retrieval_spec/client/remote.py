@@ -95,8 +95,8 @@ class DraftClient:
             self._breaker,
             FixedWait(timeout_s) if timeout_s else Economy(LONGEST_WAIT_S),
             self._opener,
+            pad_to_nodes,
         )
-        self._asker.pad_to_nodes = pad_to_nodes
         self._greets = timeout_s is None
         self._told: list[Any] = []
         self._no_contact: RetrievalSpecError | None = None
