@@ -63,17 +63,29 @@ def _is_private(folder: Path) -> bool:
 
 def _drop_damaged(folder: Path) -> None:
     """Deletes cache files that numba could not read: a truncated one would fail every start."""
-    for index in folder.glob("**/*.nbi"):
-        if not _is_complete(index):
-            for entry in index.parent.glob(f"{index.stem}*"):
-                entry.unlink(missing_ok=True)
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith((".nbi", ".nbc")) and not _is_complete(os.path.join(place, name)):
+                for entry in Path(place).glob(f"{_function_of(name)}.*"):
+                    entry.unlink(missing_ok=True)
 
 
-def _is_complete(index: Path) -> bool:
+def _function_of(name: str) -> str:
+    """Returns what the names of one function's files begin with: FUNCTION-LINE.PYTHON(.NUMBER)?.SUFFIX."""
+    return name.removesuffix(".nbi") if name.endswith(".nbi") else name.rsplit(".", 2)[0]
+
+
+def _is_complete(path: str) -> bool:
     # The last byte of a pickle is its STOP opcode; numba writes each file whole and renames it, so
-    # only damage from outside leaves another one.
-    entries = [index, *index.parent.glob(f"{index.stem}.*.nbc")]
-    return all(entry.stat().st_size > 0 and entry.read_bytes()[-1:] == b"." for entry in entries)
+    # only damage from outside leaves another one. Only that byte is read: this happens at every start.
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True  # dropped already, or by another process
+    try:
+        return os.pread(fd, 1, max(0, os.fstat(fd).st_size - 1)) == b"."
+    finally:
+        os.close(fd)
 
 
 def kernel(function: Function) -> Function:
