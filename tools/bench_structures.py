@@ -304,7 +304,9 @@ def start_server(store: Path, address: str) -> subprocess.Popen[str]:
         "--datastore",
         str(store),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # As installed: with byte code of our own modules, too.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ)
     assert process.stdout is not None
     if not process.stdout.readline():
         raise SystemExit("the server did not start")
