@@ -19,6 +19,7 @@ check: $(STAMPS)-dev
 bench: $(STAMPS)-test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tools/bench_structures.py
 	$(BIN)/python tools/bench_sources.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tools/bench_service.py --seconds 60
 
 clean:
 	rm -rf $(VENV) .cache dist

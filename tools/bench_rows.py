@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -110,3 +113,17 @@ def write_store(path: Path, array: ContextArray, tokenizer: TokenizerFacts, voca
     starts = np.concatenate([[0], separators[:-1] + 1]).astype(np.int64)
     write_datastore(path, facts, {**array.columns(), "documents": starts})
     return path
+
+
+def start_server(store: Path, address: str, *flags: str) -> subprocess.Popen[str]:
+    """Starts the sidecar and returns when it serves."""
+    command = [sys.executable, "-m", "retrieval_spec.cli", "serve", "--listen", address]
+    # As installed: with byte code of our own modules, too.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(
+        [*command, "--datastore", str(store), *flags], stdout=subprocess.PIPE, text=True, env=environ
+    )
+    assert process.stdout is not None
+    if not process.stdout.readline():
+        raise SystemExit("the server did not start")
+    return process

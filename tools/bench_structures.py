@@ -32,6 +32,7 @@ from bench_rows import (  # noqa: E402
     percentiles,
     print_rows,
     seconds_of,
+    start_server,
     write_json,
     write_store,
 )
@@ -290,27 +291,6 @@ def bench_transport(address: str, transport: str, held_out: list[Any]) -> list[R
         Row(f"gRPC {transport}: 16-node draft p50", draft, "us"),
         Row(f"gRPC {transport}: draft / empty call, p50", draft / empty, "x", 1.25),
     ]
-
-
-def start_server(store: Path, address: str) -> subprocess.Popen[str]:
-    """Starts the sidecar and returns when it serves."""
-    command = [
-        sys.executable,
-        "-m",
-        "retrieval_spec.cli",
-        "serve",
-        "--listen",
-        address,
-        "--datastore",
-        str(store),
-    ]
-    # As installed: with byte code of our own modules, too.
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ)
-    assert process.stdout is not None
-    if not process.stdout.readline():
-        raise SystemExit("the server did not start")
-    return process
 
 
 def first_draft_s(store: Path, address: str, document: Any) -> float:
