@@ -125,8 +125,12 @@ def writing(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def draft_file(target: Path) -> Iterator[IO[bytes]]:
+def draft_file(target: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """Yields a file to fill; it takes the place of `target` once it is on disk, or nothing of it remains.
+
+    Args:
+        target: where it goes.
+        mode: who may read and write it, as far as the process's own mask lets them.
 
     Raises:
         DatastoreError: the file system refused, for want of space or of permission.
@@ -135,7 +139,7 @@ def draft_file(target: Path) -> Iterator[IO[bytes]]:
     draft = _sibling(target, "tmp")
     with writing(target):
         try:
-            with open(draft, "xb") as file:
+            with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
