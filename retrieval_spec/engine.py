@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ class Engine:
     """Drafting sources opened once and shared by all sessions.
 
     Attributes:
+        preset: its sources, and how they are combined; of `drafters` that were given, nothing.
         datastores: name -> tokenizer fingerprint of every datastore among the sources.
         max_nodes: nodes in one tree at most: the limits' bound, or a preset's smaller one.
         wanted_topk: ids a node that are of use in `Feedback.topk_ids`; 0 if no source learns from them.
@@ -92,6 +94,7 @@ class Engine:
         self.vocab_size = vocab_size
         self.limits = limits or Limits()
         chosen = preset if isinstance(preset, Preset) else preset_of(preset)
+        self.preset = chosen
         self.drafters = dict(open_sources(vocab_size, chosen, datastores) if drafters is None else drafters)
         self.max_nodes = min(self.limits.max_nodes, chosen.max_nodes)
         self.datastores = {
@@ -362,7 +365,8 @@ class Session:
             self._engine.learned(self.context_length)
 
     def _start(self, prompt: Tokens) -> None:
-        drafters = self._engine.drafters.values()
+        # What was added since the session began stays out: its verifier does not know the source's bit.
+        drafters = islice(self._engine.drafters.values(), len(self._cursors) or None)
         self._cursors = [drafter.start(prompt, self.namespace) for drafter in drafters]
         self._joint = self._engine.joining.start(self._cursors, self.namespace)
 

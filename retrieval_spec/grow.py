@@ -6,6 +6,7 @@ the generation before or the one after.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec import __version__
+from retrieval_spec.datastore.atomic import writing
 from retrieval_spec.datastore.compaction import compacting
 from retrieval_spec.datastore.corpus import Corpus
-from retrieval_spec.datastore.documents import Documents
+from retrieval_spec.datastore.documents import DocumentFile, Documents, document_id
 from retrieval_spec.datastore.generation import SegmentEntry
-from retrieval_spec.datastore.manifest import CORPUS_KIND, DOCUMENT_KINDS, Facts
+from retrieval_spec.datastore.manifest import CORPUS_KIND, DOCUMENT_KINDS, TRANSLATE, Facts
 from retrieval_spec.datastore.progress import NoProgress, Progress
 from retrieval_spec.datastore.segments import Change, Segments, changing
 from retrieval_spec.datastore.tokenizer import check_same_tokenizer, load_tokenizer
@@ -30,10 +32,11 @@ from retrieval_spec.encoding import (
     no_documents,
     segment_tokens_for,
 )
-from retrieval_spec.errors import InvalidRequest
+from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
 from retrieval_spec.indexing import indexed
 from retrieval_spec.near_duplicates import check_threshold
 from retrieval_spec.rewriting import Kept, rewritten
+from retrieval_spec.tree import Tokens, as_tokens
 
 MAX_RATIO = 4.0
 """How many times as large as those behind it together a segment may be that is merged with them."""
@@ -112,6 +115,62 @@ def append_documents(
             num_added=sum(entry.num_documents for entry in entries),
             num_duplicates=encoding.num_duplicates,
             num_near_duplicates=encoding.num_near_duplicates,
+        )
+
+
+def append_token_documents(
+    datastore: str | Path,
+    documents: Sequence[Tokens],
+    origin: str,
+    *,
+    tokenizer_fingerprint: str,
+    threads: int | None = None,
+) -> Changed:
+    """Adds documents that are token ids already, as one new segment; those that it holds are left out.
+
+    Args:
+        datastore: its folder.
+        documents: ids; those without any are left out.
+        origin: what is said of where they came from.
+        tokenizer_fingerprint: of the tokenizer that the ids are of, which must be the datastore's.
+        threads: threads that sort; all cores by default.
+
+    Raises:
+        TokenizerMismatch: the tokenizer is another one.
+        InvalidTokens: an id is none of the tokenizer's.
+        DatastoreError: another process is changing the datastore, or the file system refused.
+    """
+    with changing(datastore) as change:
+        facts = facts_of(change.segments, CORPUS_KIND)
+        _expect_tokenizer(facts, tokenizer_fingerprint, change.segments.path)
+        known = ids_of(documents_of(change.segments))
+        with writing(change.segments.path), tempfile.TemporaryFile(dir=change.segments.path) as nameless:
+            file = DocumentFile(nameless)
+            for document in documents:
+                token_ids = as_tokens(document, facts.vocab_size)
+                number = document_id(token_ids)
+                if len(token_ids) and number not in known:
+                    known.add(number)
+                    file.append(token_ids, origin, number)
+            num_added = len(file)
+            columns = indexed(file.documents(), facts, threads, NoProgress()) if num_added else {}
+        entries = [change.write(facts, columns)] if num_added else []
+        return published(
+            change,
+            change.entries,
+            entries,
+            num_added=num_added,
+            num_duplicates=sum(map(bool, map(len, documents))) - num_added,
+        )
+
+
+def _expect_tokenizer(facts: Facts, fingerprint: str, path: Path) -> None:
+    if fingerprint != facts.tokenizer.fingerprint:
+        raise TokenizerMismatch(
+            f"datastore {path} was built with another tokenizer",
+            got=fingerprint[:80],
+            expected=facts.tokenizer.fingerprint,
+            remedy=TRANSLATE,
         )
 
 

@@ -55,7 +55,7 @@ def states_of(documents):
 def as_stored(engine):
     """The vectors as the index keeps them, a byte a dimension: neighbours are those of these."""
     (drafter,) = engine.drafters.values()
-    index = drafter._states[0].index
+    index = drafter.states[0].index
     return index._index.reconstruct_n(0, index.num_vectors)
 
 

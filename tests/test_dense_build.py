@@ -71,7 +71,7 @@ def test_the_states_are_those_of_the_plain_pass(model, built):
     vectors = projection.apply(states.numpy())
     drafter = DenseDrafter.open(VOCAB_SIZE, built.path)
     for i in range(len(document) - 1):
-        numbers, similarities = drafter._states[0].index.search(vectors[i], 5)
+        numbers, similarities = drafter.states[0].index.search(vectors[i], 5)
         assert start + i + 1 in store.columns["positions"][numbers].tolist()
         assert similarities[0] > 0.99
 

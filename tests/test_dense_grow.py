@@ -285,7 +285,7 @@ def test_appended_documents_have_the_projection_and_the_training_of_the_first(tm
     drafter = DenseDrafter.open(100, store)
     assert drafter.projection.equals(identity(DIMENSIONS))
     tokens, positions = second.columns["tokens"], second.columns["positions"]
-    index = drafter._states[1].index
+    index = drafter.states[1].index
     stored = index._index.reconstruct_n(0, index.num_vectors)
     np.testing.assert_allclose(stored, unit(CENTRES[tokens[positions - 1] % 9]), atol=0.05)
     assert len(positions) == sum(len(document) - 1 for document in DOCUMENTS[20:30])

@@ -33,11 +33,13 @@ class Peer:
     def learn(self, info: pb.ServerInfo) -> None:
         """Takes over what a server says of itself; a successor must draft for the same vocabulary.
 
+        Within one process more sources may come, each with the next bit.
+
         Raises:
             TokenizerMismatch: it does not.
             ServiceUnavailable: it says nonsense.
         """
-        if self.info is None or info.incarnation != self.info.incarnation:
+        if self.info is None or info != self.info:
             _check(info)
             if self.info is not None and info.vocab_size != self.vocab_size:
                 raise TokenizerMismatch(

@@ -117,6 +117,26 @@ class TextDrafter(Drafter, Protocol):
 
 
 @runtime_checkable
+class RenewableDrafter(TextDrafter, Protocol):
+    """A drafter over a datastore that can be replaced while sessions draft: each draft reads one of the two.
+
+    Called between drafts. What nobody drafts from any more is released.
+    """
+
+    def take_up(self, fresh: Any) -> None:
+        """Drafts from here on from what another drafter of its kind opened, in open sessions too.
+
+        Raises:
+            InvalidRequest: that is nothing that open sessions could go on with; nothing is changed.
+        """
+        ...
+
+    def let_go(self) -> None:
+        """Drafts nothing from here on, until something is taken up."""
+        ...
+
+
+@runtime_checkable
 class TopKDrafter(Drafter, Protocol):
     """A drafter that learns from the target's most probable tokens at every verified node."""
 

@@ -56,12 +56,12 @@ class Blend:
     """
 
     def __init__(self, source_names: tuple[str, ...], prior: Float32s | None = None) -> None:
-        self._source_names = source_names
+        self.source_names = source_names
         self.namespaces = Namespaces(lambda: _Learned(prior))
 
     def start(self, cursors: Sequence[Cursor], namespace: str) -> Blended:
         """Returns the cursors of a new session as one."""
-        return Blended(cursors, self.namespaces.of(namespace), self._source_names)
+        return Blended(cursors, self.namespaces.of(namespace), self.source_names)
 
     def cells_of(self, namespace: str) -> Float32s:
         """Returns the tables of a namespace, not a copy: float32[NUM_CELLS], for tools."""

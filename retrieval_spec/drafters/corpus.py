@@ -1,13 +1,14 @@
 """Drafts from a corpus: what followed the longest matching contexts in a datastore.
 
-The corpus never changes, so a cursor is only the last tokens of the context.
+A corpus never changes, so a cursor is only the last tokens of the context; so it goes on over another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Protocol
+
+import numpy as np
 
 from retrieval_spec.datastore.manifest import CORPUS_KIND, TRANSLATE
 from retrieval_spec.datastore.segments import Place, Segments, open_segments
@@ -18,7 +19,7 @@ from retrieval_spec.errors import InvalidRequest, TokenizerMismatch
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.structures.context_arrays import ContextArrays, new_scratch
-from retrieval_spec.tree import DraftTree, Tokens
+from retrieval_spec.tree import TOKEN, DraftTree, Tokens
 
 
 class Rule(Protocol):
@@ -79,7 +80,11 @@ def open_array(vocab_size: int, path: Place) -> tuple[ContextArray, str]:
 
 
 class CorpusDrafter:
-    """A corpus as a source of drafts; immutable, shared by all sessions and threads."""
+    """A corpus as a source of drafts, shared by all sessions and threads.
+
+    Attributes:
+        corpus: what is drafted from now; immutable itself.
+    """
 
     def __init__(
         self,
@@ -87,10 +92,9 @@ class CorpusDrafter:
         tokenizer_fingerprint: str = "",
         rule: Rule | None = None,
     ) -> None:
-        self._start: Callable[[Tokens], Cursor] = partial(CorpusCursor, corpus)
-        if rule is not None:
-            assert isinstance(corpus, ContextArray), "rules read one segment"
-            self._start = partial(rule.start, corpus)
+        assert rule is None or isinstance(corpus, ContextArray), "rules read one segment"
+        self.corpus = corpus
+        self._rule = rule
         self.tokenizer_fingerprint = tokenizer_fingerprint
 
     @classmethod
@@ -114,18 +118,32 @@ class CorpusDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> Cursor:
         """Returns a cursor that has observed `context`."""
-        return self._start(context)
+        if self._rule is None:
+            return CorpusCursor(self, context)
+        assert isinstance(self.corpus, ContextArray)
+        return self._rule.start(self.corpus, context)
+
+    def take_up(self, fresh: CorpusDrafter) -> None:
+        """Drafts from another drafter's corpus; open sessions of a published rule end with the old one."""
+        self.corpus, self.tokenizer_fingerprint = fresh.corpus, fresh.tokenizer_fingerprint
+
+    def let_go(self) -> None:
+        """Drafts nothing, until something is taken up."""
+        self.corpus = ContextArray.build(np.zeros(0, TOKEN))
 
 
 class CorpusCursor:
-    """One session's position in a corpus: its last tokens. Owned by that session, not thread-safe."""
+    """One session's position in a corpus: its last tokens. Owned by that session, not thread-safe.
 
-    __slots__ = ("_corpus", "_scratch", "_tail")
+    Holds no corpus, so that one that was replaced is released at once.
+    """
 
-    def __init__(self, corpus: ContextArray | ContextArrays, context: Tokens) -> None:
-        self._corpus = corpus
+    __slots__ = ("_drafter", "_scratch", "_tail")
+
+    def __init__(self, drafter: CorpusDrafter, context: Tokens) -> None:
+        self._drafter = drafter
         self._scratch = new_scratch()
-        self._tail = Tail(corpus.depth_tokens)
+        self._tail = Tail(drafter.corpus.depth_tokens)
         self._tail.append(context)
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
@@ -140,7 +158,7 @@ class CorpusCursor:
         context = self._tail.tokens
         if budget.max_nodes <= 0 or not context.shape[0]:
             return DraftTree.empty()
-        token_ids, parents, probs = self._corpus.draft(
+        token_ids, parents, probs = self._drafter.corpus.draft(
             context, budget.max_nodes, budget.max_depth_nodes, self._scratch
         )
         return DraftTree(token_ids, parents, probs, own_source(token_ids.shape[0]))

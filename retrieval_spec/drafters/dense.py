@@ -122,7 +122,11 @@ class States:
 
 
 class DenseDrafter:
-    """One dense datastore as a source of drafts, all segments as one; immutable, shared by all threads."""
+    """One dense datastore as a source of drafts, all segments as one; shared by all threads.
+
+    Attributes:
+        states: of each segment, immutable; replaced as a whole.
+    """
 
     def __init__(
         self,
@@ -132,7 +136,7 @@ class DenseDrafter:
         tokenizer_fingerprint: str = "",
         rule: Neighbours | None = None,
     ) -> None:
-        self._states = tuple(states)
+        self.states = tuple(states)
         self._num_ids = num_ids
         self._rule = rule or Neighbours()
         self.projection = projection
@@ -169,7 +173,26 @@ class DenseDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> DenseCursor:
         """Returns a cursor; it drafts once it was told a state."""
-        return DenseCursor(self._states, self._num_ids, self._rule)
+        return DenseCursor(self, self._num_ids, self._rule)
+
+    def take_up(self, fresh: DenseDrafter) -> None:
+        """Drafts from another drafter's states, which the same projection must lead to.
+
+        Raises:
+            InvalidRequest: verifiers were told another projection.
+        """
+        if not fresh.projection.equals(self.projection):
+            raise InvalidRequest(
+                "the datastore was built with another projection, and verifiers use the old one",
+                got=fresh.projection.model_fingerprint,
+                remedy="start the server again with it",
+            )
+        self.states, self._num_ids = fresh.states, fresh._num_ids
+        self.tokenizer_fingerprint = fresh.tokenizer_fingerprint
+
+    def let_go(self) -> None:
+        """Drafts nothing, until something is taken up."""
+        self.states = ()
 
 
 def _one_projection(stores: Sequence[Datastore]) -> Projection:
@@ -196,11 +219,11 @@ def read_projection(manifest: Manifest, columns: Mapping[str, NDArray[Any]]) -> 
 class DenseCursor:
     """One session's newest state. Owned by that session, not thread-safe."""
 
-    __slots__ = ("_num_ids", "_root_id", "_rule", "_state", "_states", "_sums", "_trie", "_worth")
+    __slots__ = ("_drafter", "_num_ids", "_root_id", "_rule", "_state", "_sums", "_trie", "_worth")
 
-    def __init__(self, states: Sequence[States], num_ids: int, rule: Neighbours) -> None:
+    def __init__(self, drafter: DenseDrafter, num_ids: int, rule: Neighbours) -> None:
         columns = 1 + rule.max_rows * rule.continuation_tokens
-        self._states = states
+        self._drafter = drafter
         self._num_ids = num_ids
         self._rule = rule
         self._worth = np.array(rule.worth)
@@ -222,9 +245,10 @@ class DenseCursor:
 
     def propose(self, budget: Budget) -> DraftTree:
         """Returns what followed the root at the nearest states; no state, no nodes."""
-        if self._state is None or budget.max_nodes <= 0:
+        states = self._drafter.states
+        if self._state is None or budget.max_nodes <= 0 or not states:
             return DraftTree.empty()
-        rows, similarities = self._agreeing(self._state)
+        rows, similarities = self._agreeing(states, self._state)
         if not rows.shape[0]:
             return DraftTree.empty()
         size = self._plant(rows, similarities, budget.max_depth_nodes)
@@ -237,15 +261,15 @@ class DenseCursor:
         """Compiles what the first draft needs: a server is asked for one without a state before it serves."""
         self._plant(np.full((1, 2), -1, TOKEN_TYPE), np.zeros(1), 1)
 
-    def _agreeing(self, state: Float32s) -> tuple[Tokens, NDArray[np.float64]]:
+    def _agreeing(self, states: Sequence[States], state: Float32s) -> tuple[Tokens, NDArray[np.float64]]:
         """Returns int32[m, t], neighbours whose next token is the root, which comes first; nearest first."""
         rule = self._rule
-        indexes = [one.index for one in self._states]
+        indexes = [one.index for one in states]
         owners, numbers, similarities = nearest(indexes, state, rule.num_neighbours)
         rows = np.empty((numbers.shape[0], 1 + rule.continuation_tokens), TOKEN_TYPE)
         for owner in np.unique(owners).tolist():
             mine = owners == owner
-            rows[mine] = self._states[owner].read(numbers[mine], rows.shape[1])
+            rows[mine] = states[owner].read(numbers[mine], rows.shape[1])
         kept = np.flatnonzero(rows[:, 0] == self._root_id)[: rule.max_rows]
         return rows[kept], similarities[kept].astype(np.float64)
 

@@ -34,7 +34,13 @@ class Joint(Protocol):
 
 
 class Joining(Protocol):
-    """A rule that combines the sources of an engine, and what it learned; safe to share between threads."""
+    """A rule that combines the sources of an engine, and what it learned; safe to share between threads.
+
+    Attributes:
+        source_names: of the engine, in the order of its cursors; a datastore that is added comes last.
+    """
+
+    source_names: tuple[str, ...]
 
     def start(self, cursors: Sequence[Cursor], namespace: str) -> Joint:
         """Returns the cursors of a new session as one."""
@@ -46,11 +52,11 @@ class Fuse:
 
     def __init__(self, combine: Combination, source_names: tuple[str, ...]) -> None:
         self._combine = combine
-        self._source_names = source_names
+        self.source_names = source_names
 
     def start(self, cursors: Sequence[Cursor], namespace: str) -> Fused:
         """Returns the cursors of a new session as one."""
-        return Fused(cursors, self._combine, self._source_names)
+        return Fused(cursors, self._combine, self.source_names)
 
 
 class Fused:

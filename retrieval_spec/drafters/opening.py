@@ -45,6 +45,31 @@ def open_sources(vocab_size: int, preset: Preset, datastores: Places) -> dict[st
     return drafters
 
 
+def sources_of_store(vocab_size: int, preset: Preset, store: Segments, name: str) -> dict[str, Drafter]:
+    """Returns the sources of a preset that draft from one datastore, named `kind:name`.
+
+    Raises:
+        InvalidRequest: the preset has none for its kind.
+        DatastoreError: the datastore cannot be used.
+    """
+    kind = store.manifest.kind
+    drafters: dict[str, Drafter] = {
+        f"{source.kind}:{name}": drafter_class(source.kind).open(
+            vocab_size=vocab_size, **source.params, path=store
+        )
+        for source in preset.sources
+        if STORE_KINDS.get(source.kind) == kind
+    }
+    if not drafters:
+        raise InvalidRequest("no source of the preset drafts from such a datastore", got=f"kind {kind}")
+    return drafters
+
+
+def name_of(store: Segments) -> str:
+    """Returns what a datastore's sources are called after: its folder."""
+    return store.path.resolve().name
+
+
 def _places(source: Source, opened: Sequence[Segments]) -> list[tuple[str, dict[str, Segments]]]:
     wanted = STORE_KINDS.get(source.kind)
     if wanted is None:
@@ -52,7 +77,7 @@ def _places(source: Source, opened: Sequence[Segments]) -> list[tuple[str, dict[
     stores = [store for store in opened if store.manifest.kind == wanted]
     if not stores and source.kind in STORE_IS_OPTIONAL:
         return [(source.kind, {})]
-    return [(f"{source.kind}:{store.path.resolve().name}", {"path": store}) for store in stores]
+    return [(f"{source.kind}:{name_of(store)}", {"path": store}) for store in stores]
 
 
 def common_projection(drafters: Iterable[Drafter]) -> Projection | None:
