@@ -63,6 +63,7 @@ class Engine:
         preset: its sources, and how they are combined; of `drafters` that were given, nothing.
         datastores: name -> tokenizer fingerprint of every datastore among the sources.
         max_nodes: nodes in one tree at most: the limits' bound, or a preset's smaller one.
+        memory: what closed sessions taught.
         wanted_topk: ids a node that are of use in `Feedback.topk_ids`; 0 if no source learns from them.
         projection: what turns the target's state into `Feedback.hidden_state`; None if no source is asked
             with it.
@@ -113,22 +114,12 @@ class Engine:
         self.source_names = tuple(self.drafters)
         self.joining = _joining(ask_all if drafters is not None else chosen.combine, self.source_names)
         self.ledger = Ledger(self.limits)
-        self._memory = LearnedMemory([*self.drafters.values(), self.joining], self.limits.max_learned_bytes)
+        self.memory = LearnedMemory(self.drafters.values(), [self.joining], self.limits.max_learned_bytes)
 
     @property
     def num_sessions(self) -> int:
         """Sessions that are open."""
         return self.ledger.num_sessions
-
-    @property
-    def num_learned_bytes(self) -> int:
-        """Memory of what closed sessions taught, as far as sources tell it."""
-        return self._memory.num_bytes
-
-    @property
-    def num_forgotten(self) -> int:
-        """Namespaces that were forgotten because there was no room."""
-        return self._memory.num_forgotten
 
     def open_session(self, prompt_ids: TokenIds, namespace: str = "default") -> Session:
         """Returns a session whose context is the prompt, which may be empty.
@@ -226,10 +217,6 @@ class Engine:
             InvalidFeedback: it cannot be relied on, or has more ids a node than anybody wants.
         """
         feedback.check(self.vocab_size, self.state_dimensions, self.limits.max_topk)
-
-    def learned(self, num_tokens: int) -> None:
-        """Says that a session ended which taught so many tokens: what is oldest may have to go."""
-        self._memory.learned(num_tokens)
 
 
 def _joining(combine: Combination | type[Blend], source_names: tuple[str, ...]) -> Joining:
@@ -356,13 +343,19 @@ class Session:
     def close(self) -> None:
         """Ends the session, lets the sources learn from it and releases it; closing twice is harmless."""
         if self.is_open:
-            self.is_open = False
-            for cursor in self._cursors:
+            cursors, context, begin = self._cursors, self.context, self._prompt_length
+            self.discard()
+            for cursor in cursors:
                 cursor.close()
+            self._engine.memory.taught(self.namespace, context[:begin], context[begin:])
+
+    def discard(self) -> None:
+        """Ends the session and releases it, and no source learns from its end; as harmless twice."""
+        if self.is_open:
+            self.is_open = False
             self._cursors = []
             self._buffer = self._buffer[:0].copy()
             self._engine.ledger.close(tenant_of(self.namespace), self._num_bytes)
-            self._engine.learned(self.context_length)
 
     def _start(self, prompt: Tokens) -> None:
         # What was added since the session began stays out: its verifier does not know the source's bit.

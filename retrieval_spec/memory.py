@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from retrieval_spec.drafters.base import Cursor
+from retrieval_spec.drafters.base import Cursor, Drafter
 from retrieval_spec.drafters.namespaces import AnyNamespaces, Learner
 from retrieval_spec.limits import tenant_of
+from retrieval_spec.tree import Tokens
 
 MEASURED_TOKENS = 256
 """A session is measured when it has grown by an eighth, and by so many tokens."""
@@ -36,15 +37,20 @@ class LearnedMemory:
     Of the tenant that holds most, the namespace unused longest is forgotten: so nobody's flood takes
     another's history. Looks whenever sessions taught what may be a sixteenth of the budget.
 
+    Attributes:
+        on_taught: told the namespace, the prompt and the output of each session that ends, at once.
+
     Args:
-        sources: whatever may learn; those that keep no namespaces are passed over.
+        drafters: those that keep no namespaces are passed over.
+        others: whatever else may learn, but not from a text alone.
         max_bytes: of all of them together.
     """
 
-    def __init__(self, sources: Sequence[object], max_bytes: int) -> None:
-        self._all: list[AnyNamespaces] = [
-            source.namespaces for source in sources if isinstance(source, Learner)
-        ]
+    def __init__(self, drafters: Collection[Drafter], others: Sequence[object], max_bytes: int) -> None:
+        learners = [source for source in (*drafters, *others) if isinstance(source, Learner)]
+        self._all: list[AnyNamespaces] = [learner.namespaces for learner in learners]
+        self._learning = [drafter for drafter in drafters if isinstance(drafter, Learner)]
+        self.on_taught: Callable[[str, Tokens, Tokens], None] | None = None
         self._max_bytes = max_bytes
         self._patience_tokens = max(max_bytes // _MEASURED_SHARE // _BYTES_PER_TOKEN, _LEAST_TOKENS)
         self._unseen_tokens = 0
@@ -55,6 +61,31 @@ class LearnedMemory:
     def num_bytes(self) -> int:
         """Bytes of all namespaces, those included that only open sessions still hold."""
         return sum(namespaces.num_bytes for namespaces in self._all)
+
+    def __contains__(self, namespace: str) -> bool:
+        return any(namespace in namespaces for namespaces in self._all)
+
+    def taught(self, namespace: str, prompt: Tokens, output: Tokens) -> None:
+        """Notes that a session ended, after its cursors were closed."""
+        if self.on_taught is not None:
+            self.on_taught(namespace, prompt, output)
+        self.learned(prompt.shape[0] + output.shape[0])
+
+    def teach(self, namespace: str, texts: Iterable[tuple[Tokens, Tokens]]) -> None:
+        """Lets sources learn prompts and outputs of earlier sessions as if those had ended now."""
+        num_tokens = 0
+        for prompt, output in texts:
+            for drafter in self._learning:
+                cursor = drafter.start(prompt, namespace)
+                cursor.observe(output)
+                cursor.close()
+            num_tokens += prompt.shape[0] + output.shape[0]
+        self.learned(num_tokens)
+
+    def forget(self, namespace: str) -> None:
+        """Lets later sessions of a namespace start anew; open ones keep what they hold until they end."""
+        for namespaces in self._all:
+            namespaces.forget(namespace)
 
     def learned(self, num_tokens: int) -> None:
         """Notes that a session ended which taught so many tokens; forgets what has no room."""
@@ -78,6 +109,5 @@ class LearnedMemory:
         largest = max(by_tenant, key=lambda tenant: (by_tenant[tenant], tenant))
         # The sources count a namespace as used at the same moment, so the order of any of them will do.
         oldest = next(name for name in by_namespace if tenant_of(name) == largest and by_namespace[name])
-        for namespaces in self._all:
-            namespaces.forget(oldest)
+        self.forget(oldest)
         return True

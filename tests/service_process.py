@@ -43,9 +43,9 @@ def session_engine() -> Engine:
     return Engine(VOCAB_SIZE, drafters, limits=LIMITS)
 
 
-def default_engine() -> Engine:
+def default_engine(vocab_size: int = VOCAB_SIZE) -> Engine:
     """What a server drafts from unless it is told otherwise."""
-    return Engine(VOCAB_SIZE)
+    return Engine(vocab_size)
 
 
 def capped_engine() -> Engine:

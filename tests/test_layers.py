@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "limits": {"errors"},
     "ledger": {"limits", "errors"},
-    "memory": {"limits", "drafters"},
+    "memory": {"limits", "drafters", "tree"},
     "tree": {"errors"},
     "feedback": {"tree", "errors"},
     "projection": {"tree", "errors"},

@@ -208,7 +208,7 @@ def test_the_largest_tenant_forgets_first_and_its_oldest_namespace():
 
     for name in ("a/1", "b/1", "b/2", "a/2", "b/3"):
         Source.namespaces.of(name)
-    memory = LearnedMemory([Source(), object()], max_bytes=320)
+    memory = LearnedMemory([], [Source(), object()], max_bytes=320)
     memory.learned(1_000_000)
     assert list(Source.namespaces.sizes()) == ["b/2", "a/2", "b/3"] or memory.num_bytes <= 320
     assert "a/2" in Source.namespaces.sizes()
@@ -253,7 +253,7 @@ while asked < 10 * budget:
             session.close()
         opened = opened[1::2]
     most = max(most, resident())
-print(json.dumps([budget, most - base, refused, engine.num_learned_bytes]))
+print(json.dumps([budget, most - base, refused, engine.memory.num_bytes]))
 """
 
 

@@ -70,6 +70,14 @@ class ServeSettings:
     traces: bool = _setting(False, "make OpenTelemetry spans of calls; OTEL_... variables say where they go")
     log_format: str = _setting("text", "how the log is written", choices=("text", "json"))
     grace_s: float = _setting(2.0, "seconds that a stopping server waits for calls under way", "S")
+    history: str | None = _setting(
+        None, "a folder in which what sessions teach outlives the server; made if it is not there", "DIR"
+    )
+    history_flush_s: float = _setting(
+        5.0, "what a killed server forgets at most: the last so many seconds", "S"
+    )
+    history_max_bytes: int = _setting(1 << 30, "of the history's files; the oldest go first", "BYTES")
+    history_max_age_s: float | None = _setting(None, "text is deleted from disk before it is older", "S")
 
 
 Entry = Field[Any]

@@ -50,6 +50,9 @@ class Namespaces(Generic[Learned]):
             self._learned.move_to_end(namespace)
             return self._learned[namespace]
 
+    def __contains__(self, namespace: str) -> bool:
+        return namespace in self._learned
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all namespaces, those included that only open sessions still hold."""

@@ -22,6 +22,10 @@ class ServerConfig:
         metrics_address: `host:port` where Prometheus finds the metrics.
         traces: whether each call becomes an OpenTelemetry span.
         grace_s: how long a stopping server waits for calls under way.
+        history: folder in which what sessions teach outlives the server.
+        history_flush_s: what ended longer ago is on disk.
+        history_max_bytes: of the folder; the oldest text goes.
+        history_max_age_s: nothing older stays in the folder; None: nothing is too old.
     """
 
     insecure: bool = False
@@ -33,6 +37,10 @@ class ServerConfig:
     metrics_address: str | None = None
     traces: bool = False
     grace_s: float = 2.0
+    history: str | None = None
+    history_flush_s: float = 5.0
+    history_max_bytes: int = 1 << 30
+    history_max_age_s: float | None = None
 
     def __post_init__(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -43,6 +51,16 @@ class ServerConfig:
             )
         if not 0 <= self.grace_s <= 3_600:
             raise InvalidRequest("grace_s is out of range", got=self.grace_s, expected="0 to 3600")
+        _expect("history_flush_s", self.history_flush_s, 0.1, 3_600)
+        _expect("history_max_bytes", self.history_max_bytes, 1 << 20, 1 << 50)
+        _expect(
+            "history_max_age_s", 1.0 if self.history_max_age_s is None else self.history_max_age_s, 1, 1e10
+        )
+
+
+def _expect(name: str, value: float, lowest: float, highest: float) -> None:
+    if not lowest <= value <= highest:
+        raise InvalidRequest(f"{name} is out of range", got=value, expected=f"{lowest:g} to {highest:g}")
 
 
 ON_THIS_MACHINE = ServerConfig()

@@ -74,14 +74,21 @@ METRICS = (
     Metric("session_bytes", "gauge", "memory of open sessions", lambda now: now.engine.ledger.num_bytes),
     Metric("session_limit_bytes", "gauge", "its limit", lambda now: now.engine.limits.max_session_bytes),
     Metric(
-        "learned_bytes", "gauge", "memory of what sessions taught", lambda now: now.engine.num_learned_bytes
+        "learned_bytes", "gauge", "memory of what sessions taught", lambda now: now.engine.memory.num_bytes
     ),
     Metric("learned_limit_bytes", "gauge", "its limit", lambda now: now.engine.limits.max_learned_bytes),
     Metric(
         "forgotten_namespaces_total",
         "counter",
         "namespaces forgotten for room",
-        lambda now: now.engine.num_forgotten,
+        lambda now: now.engine.memory.num_forgotten,
+    ),
+    Metric("history_bytes", "gauge", "history on disk", lambda now: now.servicer.history_bytes),
+    Metric(
+        "history_lost_total",
+        "counter",
+        "sessions whose text could not be written",
+        lambda now: now.servicer.num_history_lost,
     ),
     Metric("streams", "gauge", "streams open", lambda now: now.servicer.num_streams),
     Metric("ready", "gauge", "1 if sessions are answered", lambda now: now.pulse.is_serving),

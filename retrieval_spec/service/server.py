@@ -19,6 +19,7 @@ from retrieval_spec.engine import Engine
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.limits import Limits
 from retrieval_spec.service.config import ON_THIS_MACHINE, ServerConfig
+from retrieval_spec.service.history import HistoryKeeper
 from retrieval_spec.service.listen import (
     TcpListener,
     UnixListener,
@@ -90,6 +91,8 @@ class DraftServer:
 
     async def start(self) -> None:
         """Listens and answers health checks, compiles the kernels, then takes sessions."""
+        if self._config.history is not None:
+            self._servicer.history = HistoryKeeper.open(self._servicer.engine, self._config)
         register(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -102,6 +105,8 @@ class DraftServer:
         # Compiling takes seconds; the loop goes on answering health checks meanwhile.
         await asyncio.to_thread(warm_up, self._servicer)
         self._servicer.meter = Meter()  # the warm-up was nobody's traffic
+        if self._servicer.history is not None:
+            self._servicer.history.start()
         self._servicer.accepts_sessions = True
         self._pulse.beat()
         self._pulse.is_ready = True
@@ -116,6 +121,8 @@ class DraftServer:
         await self._health.enter_graceful_shutdown()
         self._servicer.end_streams()
         await self._server.stop(self._config.grace_s if grace_s is None else grace_s)
+        if self._servicer.history is not None:
+            await self._servicer.history.stop()
         for beside in self._around:
             beside.stop()
         self._place.remove()
@@ -152,6 +159,8 @@ class DraftServer:
             if status != reported:
                 await self._report(status)
                 reported = status
+            if self._servicer.history is not None:
+                self._servicer.history.tick()
             if now_s >= due_s:
                 due_s = now_s + _HOUSEKEEPING_S
                 self._servicer.peers.refresh()

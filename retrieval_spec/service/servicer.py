@@ -12,6 +12,7 @@ import logging
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
 
@@ -28,6 +29,7 @@ from retrieval_spec.errors import (
     ServiceUnavailable,
     UnknownSession,
 )
+from retrieval_spec.service.history import HistoryKeeper
 from retrieval_spec.service.meter import Meter
 from retrieval_spec.service.peers import ANYBODY, Anyone, Peers
 from retrieval_spec.service.sessions import SessionTable, random_id
@@ -86,6 +88,7 @@ class Servicer(DraftServiceServicer):
         self.peers = peers or Anyone()
         self.meter = Meter()
         self.sessions = SessionTable(engine)
+        self.history: HistoryKeeper | None = None
         self._idle_streams: set[Any] = set()
         self._moved_s: dict[Any, float] = {}  # stream -> when something moved on it last
         self._is_stopping = False
@@ -115,8 +118,15 @@ class Servicer(DraftServiceServicer):
             wire.write_projection(response.projection, self.engine.projection)
         return response
 
+    async def OpenSession(self, request: pb.OpenSessionRequest, context: Any) -> pb.OpenSessionResponse:  # noqa: D102
+        if self.history is not None and self.accepts_sessions and request is not MALFORMED:
+            with suppress(RetrievalSpecError):  # said below
+                await self.history.recall(_namespace(request, self.peers.owner(context)))
+        response: pb.OpenSessionResponse = await self._open_session(request, context)
+        return response
+
     @_call
-    def OpenSession(self, request: pb.OpenSessionRequest, owner: str) -> pb.OpenSessionResponse:  # noqa: D102
+    def _open_session(self, request: pb.OpenSessionRequest, owner: str) -> pb.OpenSessionResponse:
         if not self.accepts_sessions:
             raise ServiceUnavailable("the server is starting or stopping", remedy="try again shortly")
         return self.open_session(request, owner)
@@ -134,6 +144,33 @@ class Servicer(DraftServiceServicer):
     def close(self, session_id: int, owner: str = ANYBODY) -> None:
         """Drops a session, if it is there and the owner's."""
         self.sessions.close(session_id, owner)
+
+    async def forget(self, namespace: str) -> bool:
+        """Deletes for good what a namespace taught, from memory and disk; returns whether there was anything.
+
+        Its open sessions end: what they hold is part of it, and their clients open them again.
+
+        Raises:
+            DatastoreError: the file system refused, so that some of it may still be there: ask again.
+        """
+        found = self.sessions.discard(namespace) > 0 or namespace in self.engine.memory
+        try:
+            if self.history is not None:
+                found |= await self.history.forget(namespace)
+        finally:  # once more: sessions may have been opened meanwhile
+            self.sessions.discard(namespace)
+            self.engine.memory.forget(namespace)
+        return found
+
+    @property
+    def history_bytes(self) -> int:
+        """Bytes of the history on disk."""
+        return self.history.num_bytes if self.history else 0
+
+    @property
+    def num_history_lost(self) -> int:
+        """Sessions whose text could not be written."""
+        return self.history.num_lost if self.history else 0
 
     async def refuse(self, context: Any, error: RetrievalSpecError) -> NoReturn:
         """Ends a call with an error: the one place where errors become statuses."""

@@ -113,6 +113,15 @@ class SessionTable:
             del self._of_tenants[entry.tenant]
         entry.session.close()
 
+    def discard(self, namespace: str) -> int:
+        """Ends a namespace's sessions without learning from them; returns how many."""
+        of_tenant = self._of_tenants.get(tenant_of(namespace), {})
+        found = [one for one in of_tenant if self._sessions[one].session.namespace == namespace]
+        for session_id in found:
+            self._sessions[session_id].session.discard()
+            self.close(session_id)
+        return len(found)
+
     def drop_idle(self) -> int:
         """Ends a few of the sessions for which nobody asked for long; returns how many."""
         oldest_allowed = self._clock() - self._engine.limits.max_idle_s
