@@ -54,11 +54,17 @@ def capped_engine() -> Engine:
     return Engine(VOCAB_SIZE, limits=limits)
 
 
+def roomy_engine() -> Engine:
+    """Sessions for a few clients."""
+    return Engine(VOCAB_SIZE, limits=Limits(max_sessions=204, max_tenant_sessions=200))
+
+
 ENGINES = {
     "counting": counting_engine,
     "session": session_engine,
     "default": default_engine,
     "capped": capped_engine,
+    "roomy": roomy_engine,
 }
 
 

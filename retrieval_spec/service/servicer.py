@@ -29,6 +29,8 @@ from retrieval_spec.errors import (
     ServiceUnavailable,
     UnknownSession,
 )
+from retrieval_spec.service.callers import caller_of, price_s
+from retrieval_spec.service.door import REFUSED_S, Door
 from retrieval_spec.service.history import HistoryKeeper
 from retrieval_spec.service.meter import Meter
 from retrieval_spec.service.peers import ANYBODY, Anyone, Peers
@@ -68,13 +70,19 @@ def _call(method: Callable[[Any, Request, str], Response]) -> Callable[[Any, Req
 
     @wraps(method)
     async def call(self: Any, request: Request, context: Any) -> Response:
+        owner, caller = ANYBODY, ""
         try:
-            return method(self, _expect_message(request), self.peers.owner(context))
+            owner = self.peers.owner(context)
+            caller = caller_of(request, owner, str(context.peer()), self.sessions)
+            with self.door.inside(caller):
+                response = method(self, _expect_message(request), owner)
+                await self.door.hold(caller, price_s(response, self.sessions))
+            return response
         except RetrievalSpecError as error:
             refusal = error
         except Exception as error:
             refusal = _internal_error(error)
-        await self.refuse(context, refusal)
+        await self.refuse(context, refusal, caller)
         raise refusal  # not reached: refusing raises
 
     return call
@@ -87,6 +95,7 @@ class Servicer(DraftServiceServicer):
         self.engine = engine
         self.peers = peers or Anyone()
         self.meter = Meter()
+        self.door = Door()
         self.sessions = SessionTable(engine)
         self.history: HistoryKeeper | None = None
         self._idle_streams: set[Any] = set()
@@ -172,9 +181,13 @@ class Servicer(DraftServiceServicer):
         """Sessions whose text could not be written."""
         return self.history.num_lost if self.history else 0
 
-    async def refuse(self, context: Any, error: RetrievalSpecError) -> NoReturn:
-        """Ends a call with an error: the one place where errors become statuses."""
+    async def refuse(self, context: Any, error: RetrievalSpecError, caller: str = "") -> NoReturn:
+        """Ends a call with an error: the one place where errors become statuses.
+
+        Whoever is refused all the time waits for it.
+        """
         self.meter.errors[error.grpc_status] += 1
+        await self.door.hold(caller, REFUSED_S)
         metadata = ((wire.ERROR_TYPE_KEY, type(error).__name__),)
         await context.abort(grpc.StatusCode[error.grpc_status], str(error), metadata)
         raise error  # not reached: abort raises

@@ -38,6 +38,7 @@ class _Entry:
     session: Session
     tenant: str
     used_s: float
+    is_new: bool = True
     cost_curve: CostCurve | None = None
 
 
@@ -53,6 +54,7 @@ class SessionTable:
         self._clock = clock
         self._sessions: dict[int, _Entry] = {}
         self._of_tenants: dict[str, dict[int, None]] = {}
+        self._num_new: dict[str, int] = {}
         self.num_dropped = 0
 
     def __len__(self) -> int:
@@ -71,6 +73,7 @@ class SessionTable:
         session_id = random_id()
         self._sessions[session_id] = _Entry(session, tenant, self._clock())
         self._of_tenants.setdefault(tenant, {})[session_id] = None
+        self._num_new[tenant] = self._num_new.get(tenant, 0) + 1
         return session_id
 
     def get(self, session_id: int, owner: str = ANYBODY) -> Session:
@@ -83,8 +86,19 @@ class SessionTable:
         if entry is None or owner not in (ANYBODY, entry.tenant):
             raise UnknownSession("no session has this id", got=session_id, remedy="open a new one")
         entry.used_s = self._clock()
+        if entry.is_new:
+            self._now_used(entry)
         self._move_to_end(session_id, entry)
         return entry.session
+
+    def tenant(self, session_id: int) -> str:
+        """Returns whose session it is; nobody's if there is none."""
+        entry = self._sessions.get(session_id)
+        return ANYBODY if entry is None else entry.tenant
+
+    def num_new(self, tenant: str) -> int:
+        """Sessions of a tenant that it opened, and asked nothing about yet."""
+        return self._num_new.get(tenant, 0)
 
     def follow(self, session_ids: Iterable[int], cost_curve: CostCurve | None, owner: str = ANYBODY) -> None:
         """Remembers the cost curve that sessions were told; those of others are passed over."""
@@ -111,6 +125,8 @@ class SessionTable:
         del of_tenant[session_id]
         if not of_tenant:
             del self._of_tenants[entry.tenant]
+        if entry.is_new:
+            self._now_used(entry)
         entry.session.close()
 
     def discard(self, namespace: str) -> int:
@@ -151,6 +167,12 @@ class SessionTable:
         if session_ids:
             logger.info("dropped %d unused sessions", len(session_ids))
         return len(session_ids)
+
+    def _now_used(self, entry: _Entry) -> None:
+        entry.is_new = False
+        self._num_new[entry.tenant] -= 1
+        if not self._num_new[entry.tenant]:
+            del self._num_new[entry.tenant]
 
     def _move_to_end(self, session_id: int, entry: _Entry) -> None:
         del self._sessions[session_id]
