@@ -27,6 +27,9 @@ SPARE_S = 10.0
 MAX_DROPPED = 4
 """Sessions dropped at once: a session that ends may teach, and nobody waits for a hundred of them."""
 
+TELL_S = 10.0
+"""Dropped sessions are told of once in so long: who opens without end must not fill the log."""
+
 
 def random_id() -> int:
     """Returns 63 random bits that are not all 0: nobody guesses another client's session."""
@@ -55,7 +58,8 @@ class SessionTable:
         self._sessions: dict[int, _Entry] = {}
         self._of_tenants: dict[str, dict[int, None]] = {}
         self._num_new: dict[str, int] = {}
-        self.num_dropped = 0
+        self.num_dropped = self._num_told = 0
+        self._tell_s = clock()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -164,8 +168,10 @@ class SessionTable:
         for session_id in session_ids:
             self.close(session_id)
         self.num_dropped += len(session_ids)
-        if session_ids:
-            logger.info("dropped %d unused sessions", len(session_ids))
+        now_s = self._clock()
+        if self.num_dropped > self._num_told and now_s >= self._tell_s:
+            logger.info("dropped %d unused sessions", self.num_dropped - self._num_told)
+            self._num_told, self._tell_s = self.num_dropped, now_s + TELL_S
         return len(session_ids)
 
     def _now_used(self, entry: _Entry) -> None:
