@@ -113,6 +113,12 @@ def _serve(arguments: argparse.Namespace) -> None:
     serve_command(arguments)
 
 
+def _history(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.commands.history import HISTORY_COMMANDS
+
+    _print(HISTORY_COMMANDS[arguments.action](arguments), arguments.json)
+
+
 def _generate(arguments: argparse.Namespace) -> None:
     from retrieval_spec.commands.generate import generate_command
 
@@ -143,6 +149,7 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "verify": _verify,
     "export": _export,
     "serve": _serve,
+    "history": _history,
     "generate": _generate,
     "demo": _demo,
 }

@@ -64,7 +64,7 @@ def test_inspect_and_verify_say_what_is_there(store):
 
 
 def test_every_command_shows_an_example():
-    for command in ("build", "inspect", "verify", "serve", "generate", "demo"):
+    for command in ("build", "inspect", "verify", "serve", "history", "generate", "demo"):
         done = run(command, "--help")
         assert done.returncode == 0
         assert f"retrieval-spec {command}" in done.stdout.split("example:")[1]

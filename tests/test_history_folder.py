@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_spec.cli import main
 from retrieval_spec.datastore import history_folder
 from retrieval_spec.datastore.history_folder import HistoryFolder, HistoryLimits
 from retrieval_spec.datastore.history_namespace import MAX_SEGMENTS
@@ -293,6 +295,44 @@ def test_a_forgotten_namespace_is_nowhere_in_the_folder(tmp_path, folder):
     )
     assert folder.read("theirs") == []
     assert len(folder.read("ours")) == 5
+
+
+def test_the_command_lists_and_forgets_while_no_server_uses_the_folder(tmp_path, folder, capsys):
+    path = tmp_path / "history"
+    for name in ("acme/code", "other"):
+        folder.append(name, [text(CANARY)], NOW_S)
+    assert main(["history", "forget", str(path), "acme/code"]) == 2
+    assert "a server or another command uses the history" in capsys.readouterr().err
+    folder.close()
+    assert main(["history", "list", str(path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert list(said["namespaces"]) == ["acme/code", "other"]
+    assert said["namespaces"]["other"]["begun"] == "2023-11-14T22:13:20+00:00"
+    assert said["num_bytes"] == sum(one["num_bytes"] for one in said["namespaces"].values())
+    for was_kept in (True, False):
+        assert main(["history", "forget", str(path), "acme/code", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["was_kept"] is was_kept
+    assert main(["history", "list", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "other" in shown
+    assert "acme" not in shown
+    assert set(read_history(path)) == {"other"}
+    assert main(["history", "list", str(tmp_path / "nowhere")]) == 2
+    assert main(["history", "list", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_damaged_file_name_does_not_stop_the_list(tmp_path, folder, capsys):
+    folder.append("other", [text([1])], NOW_S)
+    folder.close()
+    segment = only_segment(tmp_path / "history")
+    segment.rename(segment.with_name("ffffffff-ffffffffff"))
+    assert main(["history", "list", str(tmp_path / "history")]) == 0
+    assert "unknown" in capsys.readouterr().out
+    again = opened(tmp_path / "history")
+    again.append("other", [text([2])], NOW_S)
+    assert lists(again.read("other")) == [([], [1]), ([], [2])]
+    again.close()
 
 
 def write_and_forget(path):

@@ -29,7 +29,7 @@ def new_parser() -> Parser:
     parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     datastores = (_add_build, _add_append, _add_remove, _add_compact, _add_inspect, _add_verify, _add_export)
-    for add in (*datastores, _add_serve, _add_generate, _add_demo):
+    for add in (*datastores, _add_serve, _add_history, _add_generate, _add_demo):
         add(commands)
     return parser
 
@@ -296,6 +296,25 @@ def _add_serve(commands: Any) -> None:
         "retrieval-spec serve --datastore datastores/docs --listen unix:/run/retrieval-spec.sock",
     )
     add_flags(parser)
+
+
+def _add_history(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "history",
+        "List or forget what a stopped server keeps of its sessions.",
+        "retrieval-spec history forget /var/lib/retrieval-spec/history acme/code",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for action, summary in (
+        ("list", "say how much is kept of each namespace"),
+        ("forget", "delete all that is kept of a namespace, for good"),
+    ):
+        added = actions.add_parser(action, help=summary, description=summary)
+        added.add_argument("history", metavar="DIR", help="as in `serve --history DIR`")
+        if action == "forget":
+            added.add_argument("namespace", metavar="NAMESPACE", help="with its tenant, as `list` shows it")
+        _add_json(added)
 
 
 def _add_generate(commands: Any) -> None:
