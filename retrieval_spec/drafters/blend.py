@@ -1,7 +1,7 @@
 """One calibrated tree over all sources: what the default preset drafts.
 
 Sources that are texts (`base.TextCursor`) are expanded together, node by node; what others propose joins
-in as evidence. Every commit corrects the probabilities of its namespace (`kernels.blend`).
+in as evidence. Every commit corrects the probabilities of its namespace (`kernels.blend_learning`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import TRIE_ROWS
 from retrieval_spec.kernels.anchor import ANCHOR_WORDS
-from retrieval_spec.kernels.blend import MAX_LEARNED_TOKENS, draft, learn, scratch_words
+from retrieval_spec.kernels.blend import draft, scratch_words
+from retrieval_spec.kernels.blend_learning import MAX_LEARNED_TOKENS, learn
 from retrieval_spec.kernels.blend_tables import NUM_TEXTS
 from retrieval_spec.kernels.fusion import insert
+from retrieval_spec.kernels.records import record_words
 from retrieval_spec.structures.blend_tables import new_tables
 from retrieval_spec.structures.shared_automaton import NO_ROWS
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
@@ -92,16 +94,17 @@ class Blended:
         "_learned",
         "_num_kept",
         "_others",
+        "_records",
         "_scratch",
         "_source_names",
         "_texts",
-        "_trie",
     )
 
     def __init__(self, cursors: Sequence[Cursor], learned: _Learned, source_names: tuple[str, ...]) -> None:
         self._learned = learned
         self._source_names = source_names
         self._scratch = np.empty(scratch_words(16), np.int64)
+        self._records: Int32s = np.empty(record_words(16), np.int32)
         self._texts: list[TextCursor | _NoText] = [_NoText()] * NUM_TEXTS
         self._bits: Int64s = np.zeros(NUM_TEXTS, np.int64)
         self._others: list[tuple[int, Cursor]] = []
@@ -112,15 +115,15 @@ class Blended:
             else:
                 self._others.append((bit, GuardedCursor(cursor)))
                 self._cursors.append(cursor)
-        self._trie: Int32s = _NOTHING
         self._drafted: tuple[Tokens, Int32s, Float32s] | None = None
         self._num_kept = 0
 
     def draft(self, budget: Budget) -> DraftTree:
         """Returns the most probable paths, best first."""
         max_nodes = budget.max_nodes
-        self._trie = self._proposed(budget)
+        proposed = self._proposed(budget)
         self._scratch = with_room(self._scratch, scratch_words(max_nodes))
+        self._records = with_room(self._records, record_words(max_nodes))
         token_ids, parents, probs = new_columns(max_nodes)
         sources, path_probs = np.empty(max_nodes, np.uint16), np.empty(max_nodes, np.float32)
         own, outputs, prompts = self._texts
@@ -129,11 +132,12 @@ class Blended:
                 *own.find_place(),
                 *outputs.find_place(),
                 *prompts.find_place(),
-                self._trie,
+                proposed,
                 self._learned.tables,
                 self._bits,
                 budget.max_depth_nodes,
                 self._scratch,
+                self._records,
                 token_ids,
                 parents,
                 probs,
@@ -172,19 +176,24 @@ class Blended:
     def _learn(self, tokens: Tokens, drafted: tuple[Tokens, Int32s, Float32s]) -> None:
         own, outputs, prompts = self._texts
         with outputs.lock, prompts.lock, self._learned.lock:
+            own_text, _, anchor = own.find_place()
+            output_texts, _, output_place = outputs.find_place()
+            prompt_texts, _, prompt_place = prompts.find_place()
             learn(
-                *own.find_place(),
-                *outputs.find_place(),
-                *prompts.find_place(),
-                self._trie,
+                own_text,
+                anchor,
+                output_texts,
+                output_place,
+                prompt_texts,
+                prompt_place,
                 self._learned.tables,
-                self._bits,
                 tokens,
                 *drafted,
                 self._num_kept,
                 self._scratch,
+                self._records,
             )
-        self._drafted, self._trie = None, _NOTHING
+        self._drafted = None
 
     def _proposed(self, budget: Budget) -> Int32s:
         """Returns the trees of the sources that are no texts, as one trie."""

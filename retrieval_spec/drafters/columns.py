@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +27,6 @@ def tree_of(columns: Columns, size: int) -> DraftTree:
     return DraftTree(token_ids, parents, probs, own_source(size))
 
 
-def with_room(scratch: NDArray[np.int64], num_words: int) -> NDArray[np.int64]:
+def with_room(scratch: NDArray[Any], num_words: int) -> NDArray[Any]:
     """Returns scratch memory of at least so many words: the same if it has them, else other, empty one."""
-    return scratch if scratch.shape[0] >= num_words else np.empty(num_words, np.int64)
+    return scratch if scratch.shape[0] >= num_words else np.empty(num_words, scratch.dtype)

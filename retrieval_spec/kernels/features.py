@@ -117,9 +117,12 @@ def describe_candidate(own, outputs, prompts, trie, block, bits, place, depth, t
 
 
 @inlined_kernel
-def mixed(tables, block, evidence):
-    """Returns the probability of the described candidate; `evidence` is the log-odds from its contexts."""
+def mixed(tables, words, cells, evidence):
+    """Returns the probability of a candidate whose features' cells stand in `words` from `cells` on.
+
+    `evidence` is the log-odds from its contexts.
+    """
     score = np.float64(tables[BIAS]) + np.float64(tables[WEIGHT]) * evidence
-    for feature in range(FEATURES, FEATURES + NUM_FEATURES):
-        score += np.float64(tables[block[feature]])
+    for feature in range(cells, cells + NUM_FEATURES):
+        score += np.float64(tables[words[feature]])
     return 1.0 / (1.0 + math.exp(-score))

@@ -83,10 +83,16 @@ def follow_tree(trie, place, block, token):
 
 
 @allocation_free_kernel
-def follow_all(own, outputs, prompts, trie, block, place, token):
-    """Moves a place on by one token in all texts and trees."""
+def follow_texts(own, outputs, prompts, block, place, token):
+    """Moves a place on by one token in all texts."""
     follow_anchor(own, block, place, place + ANCHOR, token)
     for kind in range(NUM_TEXTS):
         words = text_of(kind, own, outputs, prompts)
         follow(words, block, place + 2 * kind, token)
+
+
+@inlined_kernel
+def follow_all(own, outputs, prompts, trie, block, place, token):
+    """Moves a place on by one token in all texts and trees."""
+    follow_texts(own, outputs, prompts, block, place, token)
     follow_tree(trie, place, block, token)

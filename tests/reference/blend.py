@@ -19,6 +19,7 @@ from tests.reference.blend_evidence import (
     OWN,
     PROMPTS,
     Candidate,
+    Context,
     Gathered,
     Place,
     Rows,
@@ -38,9 +39,10 @@ from tests.reference.blend_texts import Match, State, Texts, TreeNode, repeated,
 
 MAX_HOPS = 12
 LEFT_FOR_SHORTER = 3.0
-LOWEST_MIXED_PROB, LOWEST_LEARNED_PROB = 0.001, 1e-5
+LOWEST_MIXED_PROB = 0.001
 MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
 MIN_PATH_PROB = float(np.float32(5e-4))
+NUM_FEATURES, USUAL_RECORD_WORDS, MAX_RECORD_WORDS = 9, 48, 581
 
 
 class Node(NamedTuple):
@@ -49,6 +51,17 @@ class Node(NamedTuple):
     prob: float
     sources: int
     path_prob: float
+
+
+class Record(NamedTuple):
+    """What a draft knew of a place: features, probability by contexts, and token of what it described."""
+
+    described: list[tuple[list[Cell], float, int]]
+    contexts: list[Context]
+
+    def num_words(self, num_candidates: int) -> int:
+        """Of the arena in which it is kept."""
+        return 2 + 2 * num_candidates + NUM_FEATURES * len(self.described) + 3 * len(self.contexts)
 
 
 class Namespace:
@@ -74,7 +87,8 @@ class Session:
         self.rows = {OWN: Rows(is_for_all=False), **namespace.rows}
         self.anchor: Anchor | None = None
         self.drafted: list[Node] | None = None
-        self.num_kept = 0
+        self.records: dict[int, Record] = {}
+        self.num_kept = self.num_full = self.num_free_words = 0
         self.trees = TreeNode()
 
     def draft(
@@ -97,9 +111,9 @@ class Session:
         anchor = None if tokens else self.anchor
         if self.drafted is not None and tokens:
             place = self._place()
-            for depth, token in enumerate(tokens[:MAX_LEARNED_TOKENS]):
-                self._learn(place, depth, token)
+            for token in tokens[:MAX_LEARNED_TOKENS]:
                 place = place.after(token)
+            self._learn_path(self.drafted, tokens[:MAX_LEARNED_TOKENS])
             drafted = [(node.token, node.parent, node.path_prob) for node in self.drafted]
             self.tables.judge(drafted, self.num_kept, tokens)
             self.drafted, self.trees = None, TreeNode()
@@ -123,10 +137,13 @@ class Session:
         waiting: list[tuple[float, int, int, int, tuple[Node, Place]]] = []
         nodes: list[Node] = []
         place, depth, path_prob, age = self._place(), 0, 1.0, 0
+        self.records = {}
+        self.num_free_words = (max_nodes + 1) * USUAL_RECORD_WORDS + MAX_RECORD_WORDS
         while len(nodes) < max_nodes:
             room = max_nodes - len(nodes)
             floor = MIN_PATH_PROB if len(waiting) < room else -waiting[-1][0]
-            for one in self._children(place, depth, floor / path_prob) if depth < max_depth else ():
+            at = len(nodes) - 1
+            for one in self._children(place, at, depth, floor / path_prob) if depth < max_depth else ():
                 prob = float(np.float32(one.prob))
                 child = float(np.float32(path_prob * prob))
                 if child >= floor and one.sources:
@@ -141,13 +158,19 @@ class Session:
             nodes.append(node)
         return nodes
 
-    def _children(self, place: Place, depth: int, least: float) -> list[Candidate]:
+    def _children(self, place: Place, node: int, depth: int, least: float) -> list[Candidate]:
         """What may follow, with corrected probabilities; what is not worth correcting has no sources."""
-        candidates = self._gathered(place, LEFT_FOR_SHORTER * least).candidates
+        found = self._gathered(place, LEFT_FOR_SHORTER * least)
+        candidates, record = found.candidates, Record([], found.contexts)
         for one in candidates:
             if one.prob >= max(LOWEST_MIXED_PROB, 0.5 * least):
                 features, one.sources = self._described(place, depth, one)
+                record.described.append((features, float(np.float32(one.prob)), one.token))
                 one.prob = self.tables.mixed(features, one.prob)
+        self.num_full += self.num_free_words <= 0
+        if self.num_free_words > 0:
+            self.records[node] = record
+            self.num_free_words -= record.num_words(len(candidates))
         total = 0.0
         for one in candidates:
             total += one.prob
@@ -156,13 +179,21 @@ class Session:
                 one.prob /= total
         return candidates
 
-    def _learn(self, place: Place, depth: int, token: int) -> None:
-        found = self._gathered(place, LOWEST_LEARNED_PROB)
-        for one in found.candidates:
-            if one.prob >= LOWEST_MIXED_PROB:
-                features, _ = self._described(place, depth, one)
-                self.tables.learn_candidate(features, one.prob, one.token == token)
-        for context in found.contexts:
+    def _learn_path(self, drafted: list[Node], tokens: list[int]) -> None:
+        """Learns where the tokens passed, as long as they stay in the tree."""
+        children = {(one.parent, one.token): at for at, one in enumerate(drafted)}
+        node: int | None = -1
+        for token in tokens:
+            if node is None:
+                break
+            if node in self.records:
+                self._learn(self.records[node], token)
+            node = children.get((node, token))
+
+    def _learn(self, record: Record, token: int) -> None:
+        for features, prob, described in record.described:
+            self.tables.learn_candidate(features, prob, described == token)
+        for context in record.contexts:
             self.tables.learn_escape(context.escape, token in context.tokens)
             if token in context.tokens:
                 break
