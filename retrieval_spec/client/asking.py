@@ -90,6 +90,8 @@ class Asker:
     def begin(self, step: Step) -> None:
         """Sends what is to be asked in a step, if anything is."""
         self._guarded(self._begin, step)
+        # While the server works: what came of the last step matters from the next one on.
+        self._guarded(self._book, step)
 
     def finish(self, step: Step) -> None:
         """Waits for what was asked, in bounded time, and fills in the trees."""
@@ -162,8 +164,10 @@ class Asker:
             self.counters.failures += 1
             self._breaker.failed(error)
 
-    def _begin(self, step: Step) -> None:
+    def _book(self, step: Step) -> None:
         book(step.sessions, self._policy, step.began_s)
+
+    def _begin(self, step: Step) -> None:
         if step.total_nodes <= 0 or not self._is_free(step.began_s):
             return
         if not self._breaker.allows:

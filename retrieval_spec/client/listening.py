@@ -28,17 +28,11 @@ def match(tree: DraftTree, token_ids: Sequence[int]) -> Match:
         return Match(0, True)
     parents, drafted = tree.parents.tolist(), tree.token_ids.tolist()
     node, depth = CONTEXT, 0
-    for token_id in token_ids:
-        # Children follow their parents, and a path is short beside the tree.
-        child = next((at for at in _after(parents, node) if drafted[at] == token_id), None)
-        if child is None:
-            return Match(depth, True)
-        node, depth = child, depth + 1
-    return Match(depth, next(_after(parents, node), None) is None)
-
-
-def _after(parents: Sequence[int], node: int) -> filter[int]:
-    return filter(lambda at: parents[at] == node, range(node + 1, len(parents)))
+    for at, (parent, token_id) in enumerate(zip(parents, drafted, strict=True)):
+        # Children follow their parents, so that one look at each node is enough.
+        if parent == node and depth < len(token_ids) and token_id == token_ids[depth]:
+            node, depth = at, depth + 1
+    return Match(depth, depth < len(token_ids) or node not in parents)
 
 
 class Overheard:
