@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.commands.settings import ServeSettings, settings_of
@@ -25,6 +25,9 @@ from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.service.config import ServerConfig
 from retrieval_spec.service.listen import expect_safe, listener
 from retrieval_spec.service.logs import write_json_logs
+
+if TYPE_CHECKING:  # it loads kernels
+    from retrieval_spec.drafters.preset import Preset
 
 NICENESS = 10
 """Priority of the threads that read the datastores, on the scale of `nice`."""
@@ -44,6 +47,7 @@ def open_and_serve(arguments: argparse.Namespace) -> None:
     settings, limits = settings_of(arguments)
     config = server_config(settings)
     expect_safe(listener(settings.listen), config)
+    preset = preset_with_groups(settings)
     if settings.log_format == "json":
         write_json_logs()
     stores = {path: open_segments(path, cast(Load, settings.load)) for path in settings.datastore}
@@ -59,7 +63,7 @@ def open_and_serve(arguments: argparse.Namespace) -> None:
 
     engine = Engine(
         vocab_size_for(settings.vocab_size, settings.model, list(manifests.values())),
-        preset=settings.preset,
+        preset=preset,
         datastores=list(stores.values()),
         limits=limits,
     )
@@ -69,6 +73,21 @@ def open_and_serve(arguments: argparse.Namespace) -> None:
 def server_config(settings: ServeSettings) -> ServerConfig:
     """Returns those settings that concern the server alone."""
     return ServerConfig(**{entry.name: getattr(settings, entry.name) for entry in fields(ServerConfig)})
+
+
+def preset_with_groups(settings: ServeSettings) -> str | Preset:
+    """Returns the preset, with what tenants share on purpose if they do.
+
+    Raises:
+        InvalidRequest: malformed groups, or a preset that cannot have any.
+    """
+    if not settings.group:
+        return settings.preset
+    from retrieval_spec.drafters.group import members_of
+    from retrieval_spec.drafters.presets import preset, with_groups
+
+    members = members_of(settings.group)
+    return with_groups(preset(settings.preset), members, settings.group_min_tenants)
 
 
 def verify(is_trusted: bool, stores: Sequence[Segments], progress: Progress) -> None:

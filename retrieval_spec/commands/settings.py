@@ -79,6 +79,11 @@ class ServeSettings:
     history_max_bytes: int = _setting(1 << 30, "of the history's files; the oldest go first", "BYTES")
     history_max_age_s: float | None = _setting(None, "text is deleted from disk before it is older", "S")
 
+    group: tuple[str, ...] = _setting(
+        (), "tenants that share what several of them wrote; may be given more than once", "NAME=TENANT,TENANT"
+    )
+    group_min_tenants: int = _setting(3, "so many of a group must have written what it shares", "K")
+
 
 Entry = Field[Any]
 SETTINGS: dict[str, Entry] = {entry.name: entry for entry in fields(ServeSettings)}
@@ -119,7 +124,7 @@ def settings_of(arguments: argparse.Namespace) -> tuple[ServeSettings, Limits]:
     given = vars(arguments)
     said |= {name: given[name] for name in SETTINGS if name in given}
     bounds |= {name: given[name] for name in LIMITS if name in given}
-    said["datastore"] = tuple(said.get("datastore", ()))
+    said |= {name: tuple(said.get(name, ())) for name in ("datastore", "group")}
     return ServeSettings(**said), Limits(**bounds)
 
 

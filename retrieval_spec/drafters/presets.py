@@ -6,6 +6,8 @@ reproduced with which defaults, and what differs on purpose.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 
 from retrieval_spec.drafters.blend import Blend
@@ -33,6 +35,20 @@ def corpus() -> Preset:
 def session_recycling() -> Preset:
     """The own context and what the target found likely before: for a verifier that reports its top-k."""
     return Preset((Source("session"), Source("recycling")), trust_last)
+
+
+def with_groups(chosen: Preset, members: Mapping[str, str], min_tenants: int) -> Preset:
+    """Returns a preset that also drafts what tenants of a group share on purpose (`drafters.group`).
+
+    Raises:
+        InvalidRequest: so few tenants that nothing is hidden, or a preset whose rule names its sources.
+    """
+    if min_tenants < 2:
+        raise InvalidRequest("too few tenants to share what they wrote", got=min_tenants, expected=">= 2")
+    if chosen.combine is not Blend:
+        raise InvalidRequest("groups need a preset that blends its sources", expected="preset default")
+    shared = Source("group", {"members": dict(members), "min_tenants": min_tenants})
+    return replace(chosen, sources=(*chosen.sources, shared))
 
 
 # Strings, so that no source is imported before somebody asks for it.

@@ -10,6 +10,7 @@ from retrieval_spec.errors import InvalidRequest
 # Strings, so that no source is imported before somebody asks for it.
 DRAFTERS = {
     "history": "retrieval_spec.drafters.history:HistoryDrafter",
+    "group": "retrieval_spec.drafters.group:GroupDrafter",
     "prompts": "retrieval_spec.drafters.prompts:PromptsDrafter",
     "ngram_trie": "retrieval_spec.drafters.ngram_trie:NGramTrieDrafter",
     "suffix_context": "retrieval_spec.drafters.suffix:ContextSuffixDrafter",

@@ -27,6 +27,7 @@ STATES = np.random.default_rng(0).normal(size=(sum(map(len, DOCUMENTS)) - len(DO
 LETTER = 0x4E00
 # What a source needs to be opened beyond the vocabulary: a datastore, a draft model.
 PARAMS = {
+    "group": lambda folder: {"members": {"default": "all"}, "min_tenants": 1, "ngram_tokens": 3},
     "corpus": lambda folder: {"path": write_corpus(folder / "store", DOCUMENTS, VOCAB_SIZE)},
     "dense": lambda folder: {"path": write_dense(folder / "store", DOCUMENTS, VOCAB_SIZE, STATES)},
     "model": lambda folder: {"model": PseudoModel(VOCAB_SIZE, repeating_law(VOCAB_SIZE))},
@@ -72,7 +73,7 @@ def ask_one_session(drafter):
 
 
 # What a source needs to have something to say: those that learn from outputs or prompts need one.
-PREPARED = dict.fromkeys(("frequent", "history", "ngram_trie", "suffix_outputs"), write_one_session)
+PREPARED = dict.fromkeys(("frequent", "group", "history", "ngram_trie", "suffix_outputs"), write_one_session)
 PREPARED["prompts"] = ask_one_session
 
 # Sources that learn an output while it is written: what is output changes their drafts, prompts do not.
