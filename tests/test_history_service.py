@@ -125,9 +125,16 @@ def served(path):
     return servicer
 
 
+class OnThisMachine:
+    """What a servicer asks of a call."""
+
+    def peer(self):
+        return "unix:"
+
+
 async def opened(servicer, prompt, namespace):
     request = pb.OpenSessionRequest(prompt_token_ids=np.array(prompt, "<i4").tobytes(), namespace=namespace)
-    return (await servicer.OpenSession(request, None)).session_id
+    return (await servicer.OpenSession(request, OnThisMachine())).session_id
 
 
 async def write(servicer, prompt, output, namespace):
