@@ -119,6 +119,12 @@ def _history(arguments: argparse.Namespace) -> None:
     _print(HISTORY_COMMANDS[arguments.action](arguments), arguments.json)
 
 
+def _admin(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.commands.admin import admin_command
+
+    _print(admin_command(arguments), arguments.json)
+
+
 def _generate(arguments: argparse.Namespace) -> None:
     from retrieval_spec.commands.generate import generate_command
 
@@ -150,6 +156,7 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "export": _export,
     "serve": _serve,
     "history": _history,
+    "admin": _admin,
     "generate": _generate,
     "demo": _demo,
 }

@@ -6,6 +6,7 @@ import argparse
 from typing import Any, NoReturn
 
 from retrieval_spec import __version__
+from retrieval_spec.commands.admin_arguments import add_admin_arguments
 from retrieval_spec.commands.settings import add_flags
 
 BAD_INPUT = 2
@@ -29,7 +30,7 @@ def new_parser() -> Parser:
     parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     datastores = (_add_build, _add_append, _add_remove, _add_compact, _add_inspect, _add_verify, _add_export)
-    for add in (*datastores, _add_serve, _add_history, _add_generate, _add_demo):
+    for add in (*datastores, _add_serve, _add_history, _add_admin, _add_generate, _add_demo):
         add(commands)
     return parser
 
@@ -315,6 +316,16 @@ def _add_history(commands: Any) -> None:
         if action == "forget":
             added.add_argument("namespace", metavar="NAMESPACE", help="with its tenant, as `list` shows it")
         _add_json(added)
+
+
+def _add_admin(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "admin",
+        "List, add, exchange, extend and copy the datastores of a running server.",
+        "retrieval-spec admin --socket unix:/run/retrieval-spec/admin.sock swap docs",
+    )
+    add_admin_arguments(parser)
 
 
 def _add_generate(commands: Any) -> None:

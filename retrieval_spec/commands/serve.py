@@ -26,8 +26,10 @@ from retrieval_spec.service.config import ServerConfig
 from retrieval_spec.service.listen import expect_safe, listener
 from retrieval_spec.service.logs import write_json_logs
 
-if TYPE_CHECKING:  # it loads kernels
+if TYPE_CHECKING:  # they load kernels
     from retrieval_spec.drafters.preset import Preset
+    from retrieval_spec.limits import Limits
+    from retrieval_spec.shelf import Shelf
 
 NICENESS = 10
 """Priority of the threads that read the datastores, on the scale of `nice`."""
@@ -50,7 +52,20 @@ def open_and_serve(arguments: argparse.Namespace) -> None:
     preset = preset_with_groups(settings)
     if settings.log_format == "json":
         write_json_logs()
-    stores = {path: open_segments(path, cast(Load, settings.load)) for path in settings.datastore}
+    if config.admin is not None:
+        from retrieval_spec.service.admin import admin_place
+
+        admin_place(config)  # refused before anything takes long
+    shelf = open_shelf(settings, preset, limits)
+    from retrieval_spec.service.server import serve
+
+    serve(shelf.engine, settings.listen, announce, config, shelf)
+
+
+def open_shelf(settings: ServeSettings, preset: str | Preset, limits: Limits) -> Shelf:
+    """Opens and checks the datastores; only what is returned keeps them, so that they can be replaced."""
+    load = cast(Load, settings.load)
+    stores = {path: open_segments(path, load) for path in settings.datastore}
     manifests = {path: store.manifest for path, store in stores.items()}
     with progress_bar() as progress:
         checked = Background(lambda: verify(settings.trust_datastores, list(stores.values()), progress))
@@ -59,7 +74,7 @@ def open_and_serve(arguments: argparse.Namespace) -> None:
     if settings.model:
         check_tokenizers(settings.model, manifests)
     from retrieval_spec.engine import Engine
-    from retrieval_spec.service.server import serve
+    from retrieval_spec.shelf import Shelf
 
     engine = Engine(
         vocab_size_for(settings.vocab_size, settings.model, list(manifests.values())),
@@ -67,7 +82,7 @@ def open_and_serve(arguments: argparse.Namespace) -> None:
         datastores=list(stores.values()),
         limits=limits,
     )
-    serve(engine, settings.listen, announce, config)
+    return Shelf(engine, stores.values(), load, settings.trust_datastores)
 
 
 def server_config(settings: ServeSettings) -> ServerConfig:

@@ -70,6 +70,20 @@ class ServeSettings:
     traces: bool = _setting(False, "make OpenTelemetry spans of calls; OTEL_... variables say where they go")
     log_format: str = _setting("text", "how the log is written", choices=("text", "json"))
     grace_s: float = _setting(2.0, "seconds that a stopping server waits for calls under way", "S")
+    admin: str | None = _setting(
+        None,
+        "where an operator lists, adds and exchanges datastores: unix:PATH, or loopback and --admin-tokens",
+        "ADDRESS",
+    )
+    admin_root: str | None = _setting(
+        None, "the folder below which an operator may name datastores and snapshots", "DIR"
+    )
+    admin_tokens: str | None = _setting(
+        None, "lines of OPERATOR TOKEN, mode 0600; operators must show a token", "FILE"
+    )
+    reload_datastores: bool = _setting(
+        False, "take up new generations of the datastores as they are written; SIGHUP always does"
+    )
     history: str | None = _setting(
         None, "a folder in which what sessions teach outlives the server; made if it is not there", "DIR"
     )

@@ -26,6 +26,10 @@ class ServerConfig:
         history_flush_s: what ended longer ago is on disk.
         history_max_bytes: of the folder; the oldest text goes.
         history_max_age_s: nothing older stays in the folder; None: nothing is too old.
+        admin: `unix:PATH`, or loopback with `admin_tokens`: where an operator changes the datastores.
+        admin_root: folder below which an operator may name others; None: none may be named.
+        admin_tokens: file of `OPERATOR TOKEN` lines; who changes something must show one of the tokens.
+        reload_datastores: whether new generations are taken up as they are written.
     """
 
     insecure: bool = False
@@ -41,6 +45,10 @@ class ServerConfig:
     history_flush_s: float = 5.0
     history_max_bytes: int = 1 << 30
     history_max_age_s: float | None = None
+    admin: str | None = None
+    admin_root: str | None = None
+    admin_tokens: str | None = None
+    reload_datastores: bool = False
 
     def __post_init__(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -49,6 +57,8 @@ class ServerConfig:
             raise InvalidRequest(
                 "client certificates need TLS", remedy="set tls_certificate and tls_key beside tls_client_ca"
             )
+        if self.admin is None and (self.admin_root or self.admin_tokens):
+            raise InvalidRequest("nobody listens for changes", remedy="set admin beside admin_root")
         if not 0 <= self.grace_s <= 3_600:
             raise InvalidRequest("grace_s is out of range", got=self.grace_s, expected="0 to 3600")
         _expect("history_flush_s", self.history_flush_s, 0.1, 3_600)

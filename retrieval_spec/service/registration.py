@@ -17,7 +17,12 @@ from retrieval_spec.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 
 def register(servicer: Servicer, server: Any) -> None:
     """Adds the service to a server."""
-    add_DraftServiceServicer_to_server(servicer, _Registrar(server))  # type: ignore[no-untyped-call]
+    register_tolerant(add_DraftServiceServicer_to_server, servicer, server)
+
+
+def register_tolerant(add: Callable[[Any, Any], None], servicer: object, server: Any) -> None:
+    """Adds any service to a server, by its generated function."""
+    add(servicer, _Registrar(server))
 
 
 class _Registrar:

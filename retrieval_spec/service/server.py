@@ -18,6 +18,7 @@ from retrieval_spec import wire
 from retrieval_spec.engine import Engine
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.limits import Limits
+from retrieval_spec.service.admin import Administration
 from retrieval_spec.service.config import ON_THIS_MACHINE, ServerConfig
 from retrieval_spec.service.history import HistoryKeeper
 from retrieval_spec.service.listen import (
@@ -36,6 +37,7 @@ from retrieval_spec.service.registration import register
 from retrieval_spec.service.servicer import Servicer
 from retrieval_spec.service.tls import credentials
 from retrieval_spec.service.traces import trace_interceptors
+from retrieval_spec.shelf import Shelf
 from retrieval_spec.tree import Tokens, as_tokens
 from retrieval_spec.v1 import draft_pb2 as pb
 
@@ -83,6 +85,11 @@ class DraftServer:
         self._housekeeping: asyncio.Task[None] | None = None
         self.health_address: str | None = None
         self.metrics_address: str | None = None
+
+    @property
+    def servicer(self) -> Servicer:
+        """What answers its calls."""
+        return self._servicer
 
     @property
     def address(self) -> str:
@@ -194,6 +201,7 @@ def serve(
     listen: str,
     on_ready: Callable[[str], None] | None = None,
     config: ServerConfig = ON_THIS_MACHINE,
+    shelf: Shelf | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains.
 
@@ -202,27 +210,31 @@ def serve(
         listen: `unix:/path/to.sock`, or `host:port` (port 0 takes a free one).
         on_ready: called with the address once sessions can be opened.
         config: who may connect and what is told of the server's state.
+        shelf: the engine's datastores, if they may change; nobody else should keep them.
 
     Raises:
         InvalidRequest: a malformed address, or one that lets anybody in; files that cannot be used.
         ServiceUnavailable: the address is taken.
     """
-    asyncio.run(_serve(engine, listen, on_ready or (lambda address: None), config))
+    asyncio.run(_serve(shelf or Shelf(engine), listen, on_ready or (lambda address: None), config))
 
 
-async def _serve(engine: Engine, listen: str, on_ready: Callable[[str], None], config: ServerConfig) -> None:
+async def _serve(shelf: Shelf, listen: str, on_ready: Callable[[str], None], config: ServerConfig) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         # Only the main thread may handle signals; elsewhere the caller stops the loop.
         with contextlib.suppress(RuntimeError, ValueError):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    server = await start_server(engine, listen, config)
+    server = await start_server(shelf.engine, listen, config)
+    administration = Administration(server.servicer, shelf, config)
     try:
+        await administration.start()
         if not stopping.is_set():
             logger.info("serving at %s", server.address)
             for what, address in (
                 ("health checks", server.health_address),
                 ("metrics", server.metrics_address),
+                ("changes to datastores", administration.address),
             ):
                 if address is not None:
                     logger.info("%s at %s", what, address)
@@ -230,6 +242,7 @@ async def _serve(engine: Engine, listen: str, on_ready: Callable[[str], None], c
         await stopping.wait()
         logger.info("draining")
     finally:
+        await administration.stop()
         await server.stop()
 
 

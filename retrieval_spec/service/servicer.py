@@ -18,7 +18,6 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 
-import retrieval_spec
 from retrieval_spec import wire
 from retrieval_spec.budget import CostCurve
 from retrieval_spec.engine import Engine, Session
@@ -32,6 +31,7 @@ from retrieval_spec.errors import (
 from retrieval_spec.service.callers import caller_of, price_s
 from retrieval_spec.service.door import REFUSED_S, Door
 from retrieval_spec.service.history import HistoryKeeper
+from retrieval_spec.service.info import server_info
 from retrieval_spec.service.meter import Meter
 from retrieval_spec.service.peers import ANYBODY, Anyone, Peers
 from retrieval_spec.service.sessions import SessionTable, random_id
@@ -103,18 +103,11 @@ class Servicer(DraftServiceServicer):
         self._is_stopping = False
         self.accepts_sessions = False
         self._incarnation = random_id()
-        self.info = pb.ServerInfo(
-            version=retrieval_spec.__version__,
-            incarnation=self._incarnation,
-            vocab_size=engine.vocab_size,
-            source_names=engine.source_names,
-            datastores=[
-                pb.Datastore(name=name, tokenizer_fingerprint=fingerprint)
-                for name, fingerprint in engine.datastores.items()
-            ],
-            wanted_topk=engine.wanted_topk,
-            state_dimensions=engine.state_dimensions,
-        )
+        self.refresh_info()
+
+    def refresh_info(self) -> None:
+        """Says from now on what the engine drafts from now."""
+        self.info = server_info(self.engine, self._incarnation)
 
     @_call
     def GetInfo(self, request: pb.GetInfoRequest, owner: str) -> pb.GetInfoResponse:  # noqa: D102 - the proto says it
