@@ -173,6 +173,7 @@ def test_a_swap_reaches_open_sessions_and_lets_the_old_files_go(folder, server, 
         if Path("/proc/self/maps").exists():
             mapped = Path(f"/proc/{server[0].pid}/maps").read_text()
             assert str(folder / "root" / "other") in mapped
+            assert f"{folder / 'root' / 'docs'}/" not in mapped  # what the server began with
             assert str(old) not in mapped
         shutil.rmtree(old)
         session.commit([5_000])
