@@ -22,6 +22,7 @@ from retrieval_spec.errors import DatastoreError, InvalidRequest, TokenizerMisma
 from retrieval_spec.service import history as keeping
 from retrieval_spec.service.config import ServerConfig
 from retrieval_spec.service.history import HistoryKeeper
+from retrieval_spec.service.retold import Retold
 from retrieval_spec.service.server import start_server
 from retrieval_spec.service.servicer import Servicer
 from retrieval_spec.v1 import draft_pb2 as pb
@@ -318,6 +319,41 @@ def test_a_disk_that_fails_is_told_of_once_and_costs_no_draft(tmp_path, monkeypa
     (line,) = [record.getMessage() for record in caplog.records]
     assert "No space left" in line
     assert "mine" not in line
+
+
+def test_a_chat_is_written_once_and_not_again_with_every_turn(tmp_path):
+    whole = np.random.default_rng(6).integers(0, VOCAB_SIZE, 6 * 300).tolist()
+    chats = [whole[: number * 300] for number in range(1, 7)]
+
+    async def run():
+        servicer = served(tmp_path / "history")
+        for chat in chats:
+            await write(servicer, chat, [7], "mine")
+            await write(servicer, [9] * 200, [8], "mine")  # another chat between its turns
+        await servicer.history.stop()
+        return await replies(served(tmp_path / "history"), [(chats[-1][:20], chats[-1][20:200])], "mine")
+
+    answers = asyncio.run(run())
+    assert any(len(answer) > 60 for answer in answers)  # the first turn is still known
+    prompts = [prompt for prompt, _ in read_history(tmp_path / "history")["mine"]][::2]
+    assert prompts[0] == chats[0]
+    for prompt, chat, before in zip(prompts[1:], chats[1:], chats, strict=False):
+        assert chat[-len(prompt) :] == prompt
+        assert 300 + 64 <= len(prompt) < 300 + 3 * 64
+        assert before[-64:] == prompt[:-300][-64:]  # one piece leads over to what is new
+
+
+def test_what_was_told_is_told_anew_after_it_was_forgotten():
+    retold, prompt = Retold(), np.arange(640, dtype=np.int32)
+    assert len(retold.new_part("mine", prompt)) == 640
+    assert len(retold.new_part("theirs", prompt)) == 640
+    assert retold.new_part("mine", prompt).tolist() == list(range(576, 640))
+    changed = prompt.copy()
+    changed[130] = 7
+    assert retold.new_part("mine", changed).tolist() == changed[64:].tolist()
+    retold.forget("mine")
+    assert len(retold.new_part("mine", prompt)) == 640
+    assert len(retold.new_part("mine", prompt[:0])) == 0
 
 
 def test_what_waits_for_the_disk_takes_bounded_memory(tmp_path, monkeypatch):

@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from retrieval_spec.datastore.history_folder import HistoryFolder, HistoryLimits
-from retrieval_spec.datastore.history_segment import MAX_OUTPUT_TOKENS, MAX_PROMPT_TOKENS, Text
+from retrieval_spec.datastore.history_segment import MAX_OUTPUT_TOKENS, Text
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import RetrievalSpecError
 from retrieval_spec.memory import LearnedMemory
 from retrieval_spec.service.config import ServerConfig
+from retrieval_spec.service.retold import Retold
 from retrieval_spec.tree import Tokens
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ Pending = dict[str, list[Text]]
 
 MAX_PENDING_BYTES = 64 << 20
 """Of text that waits for the disk: more is not kept; with a quarter of it nobody waits any longer."""
+
+MAX_NOTED_PROMPT_TOKENS = 1 << 17
+"""Of a longer prompt the newest tokens: only they are compared with what was told before."""
 
 PATIENCE_S = 1.0
 """A namespace's first session waits so long for its history, and learns the rest of it as it comes."""
@@ -61,6 +65,7 @@ class HistoryKeeper:
         self._clock = clock
         self._wall_clock = wall_clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="retrieval-spec-history")
+        self._retold = Retold()  # of the thread alone
         self._lock = threading.Lock()
         self._pending: Pending = {}
         self._num_pending_bytes = 0
@@ -94,7 +99,7 @@ class HistoryKeeper:
 
     def note(self, namespace: str, prompt: Tokens, output: Tokens) -> None:
         """Puts a copy of what a session was asked and wrote aside for the disk."""
-        prompt, output = prompt[-MAX_PROMPT_TOKENS:], output[-MAX_OUTPUT_TOKENS:]
+        prompt, output = prompt[-MAX_NOTED_PROMPT_TOKENS:], output[-MAX_OUTPUT_TOKENS:]
         with self._lock:
             if self._num_pending_bytes > MAX_PENDING_BYTES:
                 self.num_lost += 1
@@ -131,7 +136,7 @@ class HistoryKeeper:
         """
         found = bool(self._take(namespace))
         try:
-            return await self._run(self._folder.forget, namespace) or found
+            return await self._run(self._forget, namespace) or found
         finally:
             self._take(namespace)
 
@@ -165,12 +170,18 @@ class HistoryKeeper:
             self._append(namespace, texts)
 
     def _append(self, namespace: str, texts: list[Text]) -> None:
+        new = [Text(self._retold.new_part(namespace, text.prompt), text.output) for text in texts]
         try:
-            self._folder.append(namespace, texts, int(self._wall_clock()))
+            self._folder.append(namespace, new, int(self._wall_clock()))
             self._is_failing = False
         except RetrievalSpecError as error:
+            self._retold.forget(namespace)
             self.num_lost += len(texts)
             self._tell(error)
+
+    def _forget(self, namespace: str) -> bool:
+        self._retold.forget(namespace)
+        return self._folder.forget(namespace)
 
     def _recall(self, namespace: str, texts: list[Text]) -> None:
         if texts:
