@@ -25,7 +25,15 @@ from retrieval_spec.v1 import draft_pb2 as pb
 from retrieval_spec.v1.draft_pb2_grpc import DraftServiceStub
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["DraftService"].full_name
-METHODS = ("Draft", "OpenSession", "TruncateSession", "CloseSession", "GetInfo", "GetProjection")
+METHODS = (
+    "Draft",
+    "OpenSession",
+    "TruncateSession",
+    "CloseSession",
+    "GetInfo",
+    "GetProjection",
+    "DraftSuffixes",
+)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 HANGING = (
@@ -85,6 +93,14 @@ def messages_of(session_id: int) -> dict[str, Any]:
         "OpenSession": pb.OpenSessionRequest(prompt_token_ids=column([1, 2]), namespace="garbage"),
         "TruncateSession": pb.TruncateSessionRequest(session_id=session_id, context_length=2, kept_length=1),
         "CloseSession": pb.CloseSessionRequest(session_id=session_id, commit_token_ids=column([7])),
+        "DraftSuffixes": pb.DraftSuffixesRequest(
+            namespace="garbage",
+            context_lengths=np.array([9, 2], "<i8").tobytes(),
+            suffix_lengths=column([3, 2]),
+            suffix_token_ids=column([1, 2, 3, 4, 5]),
+            max_nodes=column([4, 4]),
+            total_nodes=8,
+        ),
         "GetInfo": pb.GetInfoRequest(),
         "GetProjection": pb.GetProjectionRequest(),
     }

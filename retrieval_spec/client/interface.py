@@ -84,3 +84,27 @@ class DraftSource(Protocol):
     def close(self) -> None:
         """Releases what the source itself holds; sessions are closed by those who opened them."""
         ...
+
+
+@runtime_checkable
+class SuffixSource(Protocol):
+    """What drafts for hosts that say what stands in each row of a batch, but not which row is whose."""
+
+    def draft_suffixes(
+        self,
+        contexts: Sequence[TokenIds],
+        max_nodes: int = 16,
+        total_nodes: int | None = None,
+        cost_curve: CostCurve | None = None,
+        namespace: str = "default",
+    ) -> list[DraftTree]:
+        """Returns one tree a row, at most `max_nodes` nodes each and `total_nodes` together.
+
+        A row is the whole context of one generation, in any order and place: what it continues is found by
+        its tokens, among rows of the namespace alone. Nothing is opened, committed or closed; a row that has
+        not come for some hundred steps has ended. What a source refuses to do for a row costs its draft.
+
+        Raises:
+            InvalidTokens: an id outside the vocabulary.
+        """
+        ...

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from retrieval_spec.budget import CostCurve
 from retrieval_spec.client.interface import TokenIds
 from retrieval_spec.projection import Projection
-from retrieval_spec.tree import DraftTree
+from retrieval_spec.tree import DraftTree, as_tokens
 
 if TYPE_CHECKING:  # the engine needs numba, which a remote client's process need not have
     from retrieval_spec.engine import Engine, Session
+    from retrieval_spec.suffixes import SuffixBook
 
 
 class LocalClient:
@@ -19,6 +20,7 @@ class LocalClient:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._book: SuffixBook | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -50,5 +52,28 @@ class LocalClient:
         """Returns one tree a session, together at most `total_nodes` nodes, and only such as pay."""
         return self._engine.draft_batch(sessions, total_nodes, cost_curve=cost_curve)
 
+    def draft_suffixes(
+        self,
+        contexts: Sequence[TokenIds],
+        max_nodes: int = 16,
+        total_nodes: int | None = None,
+        cost_curve: CostCurve | None = None,
+        namespace: str = "default",
+    ) -> list[DraftTree]:
+        """Returns one tree a row, for hosts that name no requests: see `SuffixSource`."""
+        from retrieval_spec.suffixes import EngineSessions, SuffixBook, SuffixRow
+
+        if self._book is None:
+            self._book = SuffixBook(self._engine, EngineSessions(self._engine), self._engine.draft_batch)
+        rows = [as_tokens(context, self.vocab_size) for context in contexts]
+        nodes = max_nodes * len(rows) if total_nodes is None else total_nodes
+        answers = self._book.draft_step(
+            [SuffixRow(row, row.shape[0], max_nodes) for row in rows], namespace, nodes, cost_curve
+        )
+        no_draft = DraftTree.empty(self.source_names)
+        return [one.outcome if isinstance(one.outcome, DraftTree) else no_draft for one in answers]
+
     def close(self) -> None:
-        """Does nothing: the engine belongs to whoever made it."""
+        """Ends what `draft_suffixes` opened; the engine belongs to whoever made it."""
+        if self._book is not None:
+            self._book.close()

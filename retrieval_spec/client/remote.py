@@ -24,6 +24,7 @@ from retrieval_spec.client.opening import Opener
 from retrieval_spec.client.peer import Peer
 from retrieval_spec.client.session import RemoteSession
 from retrieval_spec.client.steps import Counters, Step
+from retrieval_spec.client.suffixes import SuffixAsker
 from retrieval_spec.client.transport import OPEN_TIMEOUT_S, Connection, open_transport
 from retrieval_spec.errors import InvalidRequest, RetrievalSpecError, ServiceUnavailable
 from retrieval_spec.projection import Projection
@@ -95,6 +96,14 @@ class DraftClient:
             self._breaker,
             FixedWait(timeout_s) if timeout_s else Economy(LONGEST_WAIT_S),
             self._opener,
+            pad_to_nodes,
+        )
+        self._suffixes = SuffixAsker(
+            self._connection.method("DraftSuffixes", pb.DraftSuffixesResponse),
+            self._get_info,
+            self._peer,
+            Breaker(address),
+            self._longest_wait_s,
             pad_to_nodes,
         )
         self._greets = timeout_s is None
@@ -261,6 +270,27 @@ class DraftClient:
         self._asker.finish(step)
         return step.trees
 
+    def draft_suffixes(
+        self,
+        contexts: Sequence[TokenIds],
+        max_nodes: int = 16,
+        total_nodes: int | None = None,
+        cost_curve: CostCurve | None = None,
+        namespace: str = "default",
+    ) -> list[DraftTree]:
+        """Returns one tree a row, for hosts that name no requests: see `SuffixSource`.
+
+        Only rows that are new are sent whole. A server in trouble costs the drafts.
+
+        Raises:
+            InvalidTokens: an id outside the vocabulary.
+            ServiceUnavailable: the server has never answered.
+        """
+        rows = [as_tokens(context, self.vocab_size) for context in contexts]
+        nodes = max_nodes * len(rows) if total_nodes is None else total_nodes
+        with self.lock:
+            return self._suffixes.draft(rows, [max_nodes] * len(rows), nodes, cost_curve, namespace)
+
     def ping(self) -> float:
         """Returns the seconds that a step without sessions takes, on the way that drafts take.
 
@@ -285,6 +315,7 @@ class DraftClient:
             self._is_closed = True
             self._breaker.shut()
             self._asker.drop()
+            self._suffixes.drop()
             self._connection.close()
 
     def __enter__(self) -> DraftClient:

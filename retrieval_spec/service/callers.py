@@ -23,19 +23,30 @@ def caller_of(request: Any, owner: str, peer: str, sessions: SessionTable) -> st
     """
     if owner or not peer.startswith("unix:"):
         return owner or peer
-    if isinstance(request, pb.OpenSessionRequest):
+    if isinstance(request, pb.OpenSessionRequest | pb.DraftSuffixesRequest):
         return tenant_of(request.namespace[:_MAX_NAME])
     return sessions.tenant(_first_session(request))
 
 
-def price_s(response: Any, sessions: SessionTable) -> float:
-    """Returns what an answer costs: nothing where drafts of the caller's sessions are in it."""
+def price_s(response: Any, sessions: SessionTable, num_opened: int = 0) -> float:
+    """Returns what an answer costs for which so many sessions were opened.
+
+    Nothing where drafts of the caller's sessions are in it.
+    """
     if isinstance(response, pb.OpenSessionResponse):
         num_new = sessions.num_new(sessions.tenant(response.session_id))
         return OPENED_S if num_new <= MAX_NEW else REFUSED_S
+    if isinstance(response, pb.DraftSuffixesResponse):
+        return num_opened * OPENED_S
     if isinstance(response, pb.DraftResponse) and response.result.errors:
         return REFUSED_S if 4 * len(response.result.errors) == len(response.result.statuses) else 0.0
     return 0.0
+
+
+def namespace_of(request: Any, owner: str) -> str:
+    """Returns whose text a request learns from: a client that is known chooses among its own alone."""
+    name = request.namespace if request.HasField("namespace") else "default"
+    return f"{owner}/{name}" if owner else name  # the engine takes no name with a second /
 
 
 def _first_session(request: Any) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import wraps
@@ -28,13 +27,15 @@ from retrieval_spec.errors import (
     ServiceUnavailable,
     UnknownSession,
 )
-from retrieval_spec.service.callers import caller_of, price_s
+from retrieval_spec.service.bugs import internal_error
+from retrieval_spec.service.callers import caller_of, namespace_of, price_s
 from retrieval_spec.service.door import REFUSED_S, Door
 from retrieval_spec.service.history import HistoryKeeper
 from retrieval_spec.service.info import server_info
 from retrieval_spec.service.meter import Meter
 from retrieval_spec.service.peers import ANYBODY, Anyone, Peers
 from retrieval_spec.service.sessions import SessionTable, random_id
+from retrieval_spec.service.suffixes import SuffixDesk
 from retrieval_spec.tree import DraftTree
 from retrieval_spec.v1 import draft_pb2 as pb
 from retrieval_spec.v1.draft_pb2_grpc import DraftServiceServicer
@@ -45,18 +46,6 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 MALFORMED = object()
 """Comes in place of a request whose bytes are no message."""
-
-_logged: set[tuple[type, str]] = set()
-
-
-def _internal_error(error: Exception) -> RetrievalSpecError:
-    """Logs a bug, once for each place it shows up in: the next step would hit it again."""
-    place = (type(error), str(traceback.extract_tb(error.__traceback__)[-1]))
-    if place not in _logged:
-        _logged.add(place)
-        where = "".join(traceback.format_tb(error.__traceback__))
-        logger.error("a call failed with %s, at\n%s", type(error).__name__, where)
-    return RetrievalSpecError("the server failed", remedy="its log says where")
 
 
 def _expect_message(request: Request) -> Request:
@@ -75,13 +64,15 @@ def _call(method: Callable[[Any, Request, str], Response]) -> Callable[[Any, Req
             owner = self.peers.owner(context)
             caller = caller_of(request, owner, str(context.peer()), self.sessions)
             with self.door.inside(caller):
+                earlier = self.sessions.num_opened
                 response = method(self, _expect_message(request), owner)
-                await self.door.hold(caller, price_s(response, self.sessions))
+                price = price_s(response, self.sessions, self.sessions.num_opened - earlier)
+                await self.door.hold(caller, price)
             return response
         except RetrievalSpecError as error:
             refusal = error
         except Exception as error:
-            refusal = _internal_error(error)
+            refusal = internal_error(error)
         await self.refuse(context, refusal, caller)
         raise refusal  # not reached: refusing raises
 
@@ -97,6 +88,7 @@ class Servicer(DraftServiceServicer):
         self.meter = Meter()
         self.door = Door()
         self.sessions = SessionTable(engine)
+        self.suffixes = SuffixDesk(engine, self.sessions, self._draft)
         self.history: HistoryKeeper | None = None
         self._idle_streams: set[Any] = set()
         self._moved_s: dict[Any, float] = {}  # stream -> when something moved on it last
@@ -121,22 +113,36 @@ class Servicer(DraftServiceServicer):
         return response
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Any) -> pb.OpenSessionResponse:  # noqa: D102
+        await self._recall(request, context)
+        return await self._open_session(request, context)  # type: ignore[no-any-return]
+
+    async def DraftSuffixes(self, request: pb.DraftSuffixesRequest, context: Any) -> pb.DraftSuffixesResponse:  # noqa: D102
+        await self._recall(request, context)
+        return await self._draft_suffixes(request, context)  # type: ignore[no-any-return]
+
+    async def _recall(self, request: Any, context: Any) -> None:
         if self.history is not None and self.accepts_sessions and request is not MALFORMED:
             with suppress(RetrievalSpecError):  # said below
-                await self.history.recall(_namespace(request, self.peers.owner(context)))
-        response: pb.OpenSessionResponse = await self._open_session(request, context)
-        return response
+                await self.history.recall(namespace_of(request, self.peers.owner(context)))
+
+    @_call
+    def _draft_suffixes(self, request: pb.DraftSuffixesRequest, owner: str) -> pb.DraftSuffixesResponse:
+        self._expect_ready()
+        return self.suffixes.answer(request, namespace_of(request, owner), self._incarnation, self.meter)
+
+    def _expect_ready(self) -> None:
+        if not self.accepts_sessions:
+            raise ServiceUnavailable("the server is starting or stopping", remedy="try again shortly")
 
     @_call
     def _open_session(self, request: pb.OpenSessionRequest, owner: str) -> pb.OpenSessionResponse:
-        if not self.accepts_sessions:
-            raise ServiceUnavailable("the server is starting or stopping", remedy="try again shortly")
+        self._expect_ready()
         return self.open_session(request, owner)
 
     def open_session(self, request: pb.OpenSessionRequest, owner: str = ANYBODY) -> pb.OpenSessionResponse:
         """Opens a session whether or not the server is ready: the warm-up comes first."""
         self.close(request.replaced_session_id, owner)
-        namespace = _namespace(request, owner)
+        namespace = namespace_of(request, owner)
         self.sessions.make_room(namespace)  # before the prompt is decoded, so that a refusal is cheap
         prompt = wire.read_tokens(request.prompt_token_ids, "prompt_token_ids")
         session_id = self.sessions.open(prompt, namespace)
@@ -208,7 +214,7 @@ class Servicer(DraftServiceServicer):
                 except RetrievalSpecError as error:
                     await self.refuse(context, error)
                 except Exception as error:
-                    await self.refuse(context, _internal_error(error))
+                    await self.refuse(context, internal_error(error))
                 self._moved_s[task] = time.monotonic()
                 yield response
                 if self._is_stopping:
@@ -344,7 +350,7 @@ class Servicer(DraftServiceServicer):
             return error
         except Exception as error:
             self.sessions.close(row.session_id)  # a cursor may have stopped half-way
-            return _internal_error(error)
+            return internal_error(error)
 
     def _draft(
         self, sessions: list[Session], total_nodes: int, caps: list[int], cost_curve: CostCurve | None
@@ -363,12 +369,6 @@ class Servicer(DraftServiceServicer):
         ]
 
 
-def _namespace(request: pb.OpenSessionRequest, owner: str) -> str:
-    """Returns whose text a session learns from: a client that is known chooses among its own alone."""
-    name = request.namespace if request.HasField("namespace") else "default"
-    return f"{owner}/{name}" if owner else name  # the engine takes no name with a second /
-
-
 def _draft_alone(
     session: Session, max_nodes: int, cost_curve: CostCurve | None
 ) -> DraftTree | RetrievalSpecError:
@@ -377,4 +377,4 @@ def _draft_alone(
     except RetrievalSpecError as error:
         return error
     except Exception as error:
-        return _internal_error(error)
+        return internal_error(error)

@@ -49,6 +49,7 @@ class SessionTable:
     """Open sessions, the longest unused first. Belongs to one event loop.
 
     Attributes:
+        num_opened: sessions opened so far.
         num_dropped: sessions dropped so far because nobody asked for them.
     """
 
@@ -58,7 +59,7 @@ class SessionTable:
         self._sessions: dict[int, _Entry] = {}
         self._of_tenants: dict[str, dict[int, None]] = {}
         self._num_new: dict[str, int] = {}
-        self.num_dropped = self._num_told = 0
+        self.num_opened = self.num_dropped = self._num_told = 0
         self._tell_s = clock()
 
     def __len__(self) -> int:
@@ -78,6 +79,7 @@ class SessionTable:
         self._sessions[session_id] = _Entry(session, tenant, self._clock())
         self._of_tenants.setdefault(tenant, {})[session_id] = None
         self._num_new[tenant] = self._num_new.get(tenant, 0) + 1
+        self.num_opened += 1
         return session_id
 
     def get(self, session_id: int, owner: str = ANYBODY) -> Session:

@@ -218,3 +218,31 @@ class CloseSessionRequest(_message.Message):
 class CloseSessionResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class DraftSuffixesRequest(_message.Message):
+    __slots__ = ("namespace", "context_lengths", "suffix_lengths", "suffix_token_ids", "max_nodes", "total_nodes", "cost_curve", "pad_to_nodes")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    SUFFIX_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    SUFFIX_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NODES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_NODES_FIELD_NUMBER: _ClassVar[int]
+    COST_CURVE_FIELD_NUMBER: _ClassVar[int]
+    PAD_TO_NODES_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    context_lengths: bytes
+    suffix_lengths: bytes
+    suffix_token_ids: bytes
+    max_nodes: bytes
+    total_nodes: int
+    cost_curve: CostCurve
+    pad_to_nodes: int
+    def __init__(self, namespace: _Optional[str] = ..., context_lengths: _Optional[bytes] = ..., suffix_lengths: _Optional[bytes] = ..., suffix_token_ids: _Optional[bytes] = ..., max_nodes: _Optional[bytes] = ..., total_nodes: _Optional[int] = ..., cost_curve: _Optional[_Union[CostCurve, _Mapping]] = ..., pad_to_nodes: _Optional[int] = ...) -> None: ...
+
+class DraftSuffixesResponse(_message.Message):
+    __slots__ = ("result", "missing_tokens")
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    MISSING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    result: DraftStepResult
+    missing_tokens: bytes
+    def __init__(self, result: _Optional[_Union[DraftStepResult, _Mapping]] = ..., missing_tokens: _Optional[bytes] = ...) -> None: ...

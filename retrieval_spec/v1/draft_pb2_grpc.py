@@ -61,6 +61,11 @@ class DraftServiceStub(object):
                 request_serializer=retrieval__spec_dot_v1_dot_draft__pb2.DraftStreamRequest.SerializeToString,
                 response_deserializer=retrieval__spec_dot_v1_dot_draft__pb2.DraftStreamResponse.FromString,
                 _registered_method=True)
+        self.DraftSuffixes = channel.unary_unary(
+                '/retrieval_spec.v1.DraftService/DraftSuffixes',
+                request_serializer=retrieval__spec_dot_v1_dot_draft__pb2.DraftSuffixesRequest.SerializeToString,
+                response_deserializer=retrieval__spec_dot_v1_dot_draft__pb2.DraftSuffixesResponse.FromString,
+                _registered_method=True)
         self.TruncateSession = channel.unary_unary(
                 '/retrieval_spec.v1.DraftService/TruncateSession',
                 request_serializer=retrieval__spec_dot_v1_dot_draft__pb2.TruncateSessionRequest.SerializeToString,
@@ -116,6 +121,13 @@ class DraftServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DraftSuffixes(self, request, context):
+        """One engine step of a host that names no sessions: the server tells rows apart by their tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def TruncateSession(self, request, context):
         """Cuts a context, because the verifier went back.
         """
@@ -157,6 +169,11 @@ def add_DraftServiceServicer_to_server(servicer, server):
                     servicer.DraftStream,
                     request_deserializer=retrieval__spec_dot_v1_dot_draft__pb2.DraftStreamRequest.FromString,
                     response_serializer=retrieval__spec_dot_v1_dot_draft__pb2.DraftStreamResponse.SerializeToString,
+            ),
+            'DraftSuffixes': grpc.unary_unary_rpc_method_handler(
+                    servicer.DraftSuffixes,
+                    request_deserializer=retrieval__spec_dot_v1_dot_draft__pb2.DraftSuffixesRequest.FromString,
+                    response_serializer=retrieval__spec_dot_v1_dot_draft__pb2.DraftSuffixesResponse.SerializeToString,
             ),
             'TruncateSession': grpc.unary_unary_rpc_method_handler(
                     servicer.TruncateSession,
@@ -306,6 +323,33 @@ class DraftService(object):
             '/retrieval_spec.v1.DraftService/DraftStream',
             retrieval__spec_dot_v1_dot_draft__pb2.DraftStreamRequest.SerializeToString,
             retrieval__spec_dot_v1_dot_draft__pb2.DraftStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DraftSuffixes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retrieval_spec.v1.DraftService/DraftSuffixes',
+            retrieval__spec_dot_v1_dot_draft__pb2.DraftSuffixesRequest.SerializeToString,
+            retrieval__spec_dot_v1_dot_draft__pb2.DraftSuffixesResponse.FromString,
             options,
             channel_credentials,
             insecure,

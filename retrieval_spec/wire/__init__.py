@@ -18,23 +18,29 @@ from retrieval_spec.wire.steps import (
     write_result,
     write_step,
 )
+from retrieval_spec.wire.suffixes import Suffix, read_missing, read_suffixes, write_missing, write_suffixes
 
 __all__ = [
     "ERROR_TYPE_KEY",
     "MAX_MESSAGE_BYTES",
     "Outcome",
     "SessionStep",
+    "Suffix",
     "error_from",
     "pad",
     "read_cost_curve",
+    "read_missing",
     "read_projection",
     "read_result",
     "read_step",
+    "read_suffixes",
     "read_tokens",
     "token_bytes",
     "unpad",
     "write_cost_curve",
+    "write_missing",
     "write_projection",
     "write_result",
     "write_step",
+    "write_suffixes",
 ]

@@ -6,11 +6,11 @@ import numpy as np
 
 from retrieval_spec.budget import MAX_CURVE_POINTS, CostCurve
 from retrieval_spec.errors import InvalidRequest
-from retrieval_spec.v1.draft_pb2 import DraftStep
+from retrieval_spec.v1.draft_pb2 import DraftStep, DraftSuffixesRequest
 from retrieval_spec.wire.columns import FLOAT64, INT32, column_bytes, read_column
 
 
-def write_cost_curve(step: DraftStep, cost_curve: CostCurve | None) -> None:
+def write_cost_curve(step: DraftStep | DraftSuffixesRequest, cost_curve: CostCurve | None) -> None:
     """Tells a step's curve; None ends the one that the server remembers."""
     step.cost_curve.SetInParent()
     if cost_curve is not None:
@@ -18,7 +18,7 @@ def write_cost_curve(step: DraftStep, cost_curve: CostCurve | None) -> None:
         step.cost_curve.costs = column_bytes(np.array(cost_curve.costs, np.float64))
 
 
-def read_cost_curve(step: DraftStep) -> CostCurve | None:
+def read_cost_curve(step: DraftStep | DraftSuffixesRequest) -> CostCurve | None:
     """Returns the curve that a step tells, None if it tells that there is none.
 
     Raises:
