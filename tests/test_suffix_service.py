@@ -269,6 +269,18 @@ def test_hostile_answers_to_rows_are_dropped(address, change):
         assert len(first_draft(client, text)) == 8
 
 
+def test_sources_that_come_while_the_server_runs_are_learned_with_the_next_row_that_is_new(address):
+    with DraftClient(address, timeout_s=TIMEOUT_S) as client:
+        assert len(client.draft_suffixes([[1, 2, 3] * 5], max_nodes=8, namespace="more")[0]) == 8
+        names = client._peer.source_names
+        client._peer.info = pb.ServerInfo.FromString(client._peer.info.SerializeToString())
+        del client._peer.info.source_names[1:]
+        client._peer.source_names = names[:1]
+        found = client.draft_suffixes([[1, 2, 3] * 5, [4, 5, 6] * 5], max_nodes=8, namespace="more")
+        assert client._peer.source_names == names
+        assert [len(tree) for tree in found] == [8, 8]
+
+
 def test_a_late_answer_holds_nobody_up_twice(address):
     class Never:
         cancelled_ = False

@@ -212,6 +212,8 @@ class SuffixAsker:
         Raises:
             InvalidInput: it is no good.
         """
+        if response.HasField("info"):
+            self._peer.learn(response.info)
         if response.result.incarnation != self._peer.incarnation_seen:
             self._late = self._get_info.begin(pb.GetInfoRequest(), 60 * self._longest_wait_s)
             raise InvalidTree("drafts of another server process than the one asked")

@@ -20,12 +20,13 @@ from retrieval_spec import wire
 from retrieval_spec.datastore.residency import residency
 from retrieval_spec.datastore.segments import Segments
 from retrieval_spec.errors import InvalidRequest, LimitExceeded, RetrievalSpecError
+from retrieval_spec.service.bugs import internal_error
 from retrieval_spec.service.config import ServerConfig
 from retrieval_spec.service.keeper import Keeper
 from retrieval_spec.service.listen import TcpListener, UnixListener, listener
 from retrieval_spec.service.peers import Anyone, Peers, TokenHolders
 from retrieval_spec.service.registration import register_tolerant
-from retrieval_spec.service.servicer import Servicer, _expect_message, _internal_error
+from retrieval_spec.service.servicer import Servicer, _expect_message
 from retrieval_spec.shelf import Shelf, Shelved
 from retrieval_spec.tree import Tokens
 from retrieval_spec.v1 import datastore_pb2 as pb
@@ -149,7 +150,7 @@ def _call(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any, A
         except RetrievalSpecError as error:
             refusal = error
         except Exception as error:
-            refusal = _internal_error(error)
+            refusal = internal_error(error)
         await self.drafts.refuse(context, refusal, _OPERATOR)
         raise refusal  # not reached: refusing raises
 

@@ -128,7 +128,7 @@ class Servicer(DraftServiceServicer):
     @_call
     def _draft_suffixes(self, request: pb.DraftSuffixesRequest, owner: str) -> pb.DraftSuffixesResponse:
         self._expect_ready()
-        return self.suffixes.answer(request, namespace_of(request, owner), self._incarnation, self.meter)
+        return self.suffixes.answer(request, namespace_of(request, owner), self.info, self.meter)
 
     def _expect_ready(self) -> None:
         if not self.accepts_sessions:

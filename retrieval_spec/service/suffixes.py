@@ -23,10 +23,11 @@ class SuffixDesk:
         self, engine: Engine, sessions: SessionTable, draft: Callable[..., Sequence[wire.Outcome]]
     ) -> None:
         self._limits = engine.limits
+        self._sessions = sessions
         self._book = SuffixBook(engine, sessions, draft)
 
     def answer(
-        self, request: pb.DraftSuffixesRequest, namespace: str, incarnation: int, meter: Meter
+        self, request: pb.DraftSuffixesRequest, namespace: str, info: pb.ServerInfo, meter: Meter
     ) -> pb.DraftSuffixesResponse:
         """Answers one engine step of a namespace, and counts it.
 
@@ -40,9 +41,10 @@ class SuffixDesk:
         padded = min(max(request.pad_to_nodes, 0), self._limits.max_nodes) * len(suffixes)
         total_nodes = max(0, min(request.total_nodes, padded) if padded else request.total_nodes)
         rows = [SuffixRow(*suffix) for suffix in suffixes]
+        num_opened = self._sessions.num_opened
         answers = self._book.draft_step(rows, namespace, total_nodes, cost_curve)
-        response = pb.DraftSuffixesResponse()
-        response.result.incarnation = incarnation
+        response = pb.DraftSuffixesResponse(info=info if self._sessions.num_opened > num_opened else None)
+        response.result.incarnation = info.incarnation
         outcomes = [answer.outcome for answer in answers]
         wire.write_result(response.result, outcomes)
         wire.write_missing(response, [answer.missing_tokens for answer in answers])

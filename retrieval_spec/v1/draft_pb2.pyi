@@ -240,9 +240,11 @@ class DraftSuffixesRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., context_lengths: _Optional[bytes] = ..., suffix_lengths: _Optional[bytes] = ..., suffix_token_ids: _Optional[bytes] = ..., max_nodes: _Optional[bytes] = ..., total_nodes: _Optional[int] = ..., cost_curve: _Optional[_Union[CostCurve, _Mapping]] = ..., pad_to_nodes: _Optional[int] = ...) -> None: ...
 
 class DraftSuffixesResponse(_message.Message):
-    __slots__ = ("result", "missing_tokens")
+    __slots__ = ("result", "missing_tokens", "info")
     RESULT_FIELD_NUMBER: _ClassVar[int]
     MISSING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
     result: DraftStepResult
     missing_tokens: bytes
-    def __init__(self, result: _Optional[_Union[DraftStepResult, _Mapping]] = ..., missing_tokens: _Optional[bytes] = ...) -> None: ...
+    info: ServerInfo
+    def __init__(self, result: _Optional[_Union[DraftStepResult, _Mapping]] = ..., missing_tokens: _Optional[bytes] = ..., info: _Optional[_Union[ServerInfo, _Mapping]] = ...) -> None: ...
