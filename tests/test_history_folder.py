@@ -116,9 +116,10 @@ def test_one_process_has_it_at_a_time(tmp_path, folder):
 def test_tokenizers_are_told_apart_where_both_are_known(tmp_path):
     mine, other = "sha256:" + "a" * 64, "sha256:" + "b" * 64
     HistoryFolder.open(tmp_path / "h", VOCAB_SIZE, mine).close()
-    HistoryFolder.open(tmp_path / "h", VOCAB_SIZE + 7, mine).close()
     HistoryFolder.open(tmp_path / "h", VOCAB_SIZE).close()
-    for size, fingerprint in ((VOCAB_SIZE, other), (VOCAB_SIZE + 7, None)):
+    HistoryFolder.open(tmp_path / "h", VOCAB_SIZE + 7, mine).close()
+    HistoryFolder.open(tmp_path / "h", VOCAB_SIZE + 7).close()  # it grew
+    for size, fingerprint in ((VOCAB_SIZE + 7, other), (VOCAB_SIZE, mine), (VOCAB_SIZE, None)):
         with pytest.raises(TokenizerMismatch):
             HistoryFolder.open(tmp_path / "h", size, fingerprint)
 
@@ -179,7 +180,7 @@ def test_lengths_that_lie_take_no_memory():
 
 
 def test_a_torn_end_is_cut_off_before_more_is_written(tmp_path, folder):
-    folder.append("default", [text([1]), text([2])], NOW_S)
+    folder.append("default", [text([1]), text([2] * 100)], NOW_S)
     folder.close()
     segment = only_segment(tmp_path / "history")
     segment.write_bytes(segment.read_bytes()[:-3])
@@ -189,7 +190,11 @@ def test_a_torn_end_is_cut_off_before_more_is_written(tmp_path, folder):
     again.append("default", [text([3])], NOW_S)
     assert lists(again.read("default")) == [([], [1]), ([], [3])]
     assert again.num_damaged == 1
+    again.close()
     assert read_history(tmp_path / "history") == {"default": [([], [1]), ([], [3])]}
+    again = opened(tmp_path / "history")
+    again.read("default")
+    assert again.num_damaged == 0
     again.close()
 
 
@@ -237,15 +242,23 @@ def test_facts_that_were_altered_are_refused(tmp_path, folder):
 
 def test_the_oldest_segments_of_whoever_holds_most_go_first(tmp_path):
     history = opened(tmp_path / "history", max_bytes=64 * 4_096)
-    history.append("small/a", [text([7] * 1_100)], NOW_S)
-    for number in range(50):
-        name = f"large/{'ab'[number % 2]}"
-        history.append(name, [text([number] * 1_100)], NOW_S + number)
+    history.append("a-small/a", [text([7] * 1_100)], NOW_S)
+    names = [f"large/{number}" for number in range(5)]
+    for number in range(75):
+        history.append(names[number % 5], [text([number] * 1_100)], NOW_S + number)
         assert history.num_bytes <= 64 * 4_096
-    assert lists(history.read("small/a")) == [([], [7] * 1_100)]
-    kept = [one.output[0] for name in ("large/a", "large/b") for one in history.read(name)]
-    assert sorted(kept) == list(range(50 - len(kept), 50))
-    assert len(kept) == 2 * MAX_SEGMENTS
+    assert lists(history.read("a-small/a")) == [([], [7] * 1_100)]
+    kept = [one.output[0] for name in names for one in history.read(name)]
+    assert sorted(kept) == list(range(75 - len(kept), 75))
+    assert len(kept) == 57  # as many as have room beside the other tenant's
+    history.close()
+
+
+def test_a_namespace_keeps_its_newest_segments(tmp_path):
+    history = opened(tmp_path / "history", max_bytes=64 * 4_096)
+    for number in range(MAX_SEGMENTS + 3):
+        history.append("default", [text([number] * 1_100)], NOW_S)
+    assert [one.output[0] for one in history.read("default")] == list(range(3, MAX_SEGMENTS + 3))
     history.close()
 
 
@@ -367,7 +380,7 @@ def test_a_kill_anywhere_leaves_whole_records_and_all_or_nothing_of_what_is_forg
     assert read_history(path)["ours"][-1] == ([], [9])
 
 
-def test_a_full_disk_costs_what_could_not_be_written_alone(folder, monkeypatch):
+def test_a_full_disk_costs_what_could_not_be_written_alone(tmp_path, folder, monkeypatch):
     folder.append("default", [text([1])], NOW_S)
     real, left = os.pwrite, [10]
 
@@ -384,7 +397,26 @@ def test_a_full_disk_costs_what_could_not_be_written_alone(folder, monkeypatch):
             folder.append("default", [text([2])], NOW_S)
     folder.append("default", [text([3])], NOW_S)
     assert lists(folder.read("default")) == [([], [1]), ([], [3])]
-    assert folder.num_damaged == 0
+    folder.close()
+    again = opened(tmp_path / "history")
+    assert lists(again.read("default")) == [([], [1]), ([], [3])]
+    assert again.num_damaged == 0
+    again.close()
+
+
+def test_nothing_stands_behind_what_is_torn_and_cannot_be_cut_off(tmp_path, folder, monkeypatch):
+    def fail(*arguments):
+        raise OSError(5, "Input/output error")
+
+    folder.append("default", [text([1])], NOW_S)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)  # what it brought to the disk nobody knows
+        patch.setattr(os, "ftruncate", fail)
+        with pytest.raises(DatastoreError, match="Input/output error"):
+            folder.append("default", [text([2])], NOW_S)
+    folder.append("default", [text([3])], NOW_S)
+    assert len(list((tmp_path / "history").glob("*/*"))) == 2
+    assert lists(folder.read("default"))[-1] == ([], [3])
 
 
 def test_the_golden_history_stays_readable_and_is_written_byte_for_byte(tmp_path):

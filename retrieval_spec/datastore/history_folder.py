@@ -308,6 +308,10 @@ def _expect_private(path: Path) -> None:
 def _write_facts(path: Path, vocab_size: int, fingerprint: str) -> None:
     if any(not LEFTOVER.fullmatch(name) for name in os.listdir(path)):
         raise DatastoreError("the folder holds something else than a history", got=path)
+    _replace_facts(path, vocab_size, fingerprint)
+
+
+def _replace_facts(path: Path, vocab_size: int, fingerprint: str) -> None:
     facts = {"format": _FORMAT, "version": 1, "vocab_size": vocab_size, "tokenizer_fingerprint": fingerprint}
     with draft_file(path / FACTS_NAME, 0o600) as file:
         file.write(sealed_json(facts, _SEAL))
@@ -326,13 +330,14 @@ def _expect_same_ids(path: Path, vocab_size: int, fingerprint: str) -> None:
     """Refuses a history of another tokenizer; where one of the two is not known, of another size.
 
     Raises:
-        TokenizerMismatch: it is.
+        TokenizerMismatch: it is, or some of its ids lie outside the vocabulary.
     """
     written_size, written = _read_facts(path)
-    if _UNKNOWN not in (fingerprint, written):
+    got, expected = f"a vocabulary of {written_size}", f"a vocabulary of {vocab_size}"
+    if _UNKNOWN not in (fingerprint, written) and (written != fingerprint or written_size <= vocab_size):
         got, expected = written, fingerprint
-    else:
-        got, expected = f"a vocabulary of {written_size}", f"a vocabulary of {vocab_size}"
+    if got == expected and written_size < vocab_size:
+        _replace_facts(path, vocab_size, fingerprint)
     if got != expected:
         raise TokenizerMismatch(
             f"the history in {path} has ids of another tokenizer",
