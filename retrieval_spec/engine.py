@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_spec.ahead import Lookahead
 from retrieval_spec.budget import CostCurve, draft_paying, share_nodes
 from retrieval_spec.drafters.base import (
     Budget,
@@ -307,6 +308,11 @@ class Session:
         self._num_paid = self._num_drafted
         if self.context_length >= self._measured_length:
             self._measure()
+
+    def look_ahead(self) -> Lookahead:
+        """Returns what drafts for tokens that may be committed next; for as long as none is."""
+        limit = Budget(self._engine.max_nodes, self._engine.limits.max_depth_nodes)
+        return Lookahead(self._joint, self._num_drafted, limit)
 
     def truncate(self, length: int) -> None:
         """Cuts the context to its first `length` tokens, because the host went back.

@@ -32,6 +32,7 @@ class Limits:
     max_nodes: int = _limit(256, 4_096, "clamped", "nodes of one draft tree")
     max_depth_nodes: int = _limit(64, 64, "clamped", "nodes on one path of a draft tree")
     max_topk: int = _limit(32, 64, "refused", "ids a node of feedback; a server asks for no more")
+    max_ahead_outcomes: int = _limit(16, 64, "clamped", "outcomes of a step that are drafted ahead")
     max_sessions: int = _limit(4_096, 1 << 20, "refused", "sessions open at a time")
     max_tenant_sessions: int = _limit(2_048, 1 << 20, "refused", "sessions of one tenant open at a time")
     max_session_bytes: int = _limit(2_048 * MIB, 1 << 50, "refused", "memory of all open sessions")

@@ -1,6 +1,6 @@
 """Real servers for tests: `python -m tests.service_process ENGINE LISTEN CONFIG`, and context managers.
 
-The engine is a name of `ENGINES`, or `counting@SIZE` for another vocabulary; CONFIG is JSON.
+The engine is a name of `ENGINES`; `counting@SIZE` and `default@SIZE` have another vocabulary. CONFIG is JSON.
 """
 
 from __future__ import annotations

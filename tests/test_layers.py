@@ -46,7 +46,9 @@ ALLOWED: dict[str, set[str]] = {
         "tree",
         "errors",
     },
+    "ahead": {"drafters", "budget", "tree"},
     "engine": {
+        "ahead",
         "feedback",
         "projection",
         "limits",
@@ -181,6 +183,7 @@ OUTSIDE: dict[str, set[str]] = {
     "structures": {"numpy"},
     "datastore": {"numpy"},
     "drafters": {"numpy"},
+    "ahead": {"numpy"},
     "engine": {"numpy"},
     "suffixes": {"numpy"},
     "shelf": {"numpy"},

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from retrieval_spec import wire
+from retrieval_spec.client.ahead import Foresight
 from retrieval_spec.client.breaker import Breaker
 from retrieval_spec.client.economy import Move, Policy
 from retrieval_spec.client.listening import Overheard, book
@@ -63,10 +64,14 @@ class Asker:
         breaker: Breaker,
         policy: Policy,
         opener: Opener,
+        foresight: Foresight,
+        counters: Counters,
         pad_to_nodes: int = 0,
     ) -> None:
         self._pad_to_nodes = pad_to_nodes
-        self.counters = Counters()
+        self.counters = counters
+        self._foresight = foresight
+        self._is_foreseen = False  # whether nobody waits for the question under way: its answer is known
         self._peer = peer
         self._transport = transport
         self._breaker = breaker
@@ -95,7 +100,7 @@ class Asker:
 
     def finish(self, step: Step) -> None:
         """Waits for what was asked, in bounded time, and fills in the trees."""
-        if step.deadline_s is not None:
+        if step.deadline_s is not None and step.waiting:
             self._guarded(self._finish, step)
         now_s = time.perf_counter()
         waited_s = None if step.deadline_s is None else now_s - step.began_s
@@ -138,6 +143,8 @@ class Asker:
         """Forgets what is under way; the server may or may not have read it."""
         question, self._question = self._question, None
         self._overheard = None
+        self._is_foreseen = False
+        self._foresight.forget()
         self._transport.drop()
         if question is not None:
             for session, epoch in zip(question.sessions, question.epochs, strict=True):
@@ -191,15 +198,22 @@ class Asker:
             self._skip_steps = LOOK_STEPS - 1
             self._reopen(step)
         if move is Move.LISTEN or not step.num_lost:  # lost ones are opened first, to share the nodes with
+            foreseen = self._foresight.tree_for(step) if move is Move.ASK else None
             self._send(step)
+            if foreseen is not None:
+                step.trees[0] = foreseen
+                step.waiting.clear()
+                self._is_foreseen = True
 
     def _is_free(self, now_s: float) -> bool:
         """Takes in the answer to an earlier question; whether nothing is under way now."""
         question = self._question
         if question is None:
             return True
-        outcomes = self._receive(0.0)
+        was_foreseen = self._is_foreseen
+        outcomes = self._receive(self._policy.limit_s if was_foreseen else 0.0)
         if outcomes is None:
+            self._is_foreseen = False  # so long nobody waits again
             if self._breaker.allows and now_s - question.sent_s > STALE_S:
                 self._breaker.failed(ServiceUnavailable("the draft server does not answer"))
                 self._breaker.probed()  # the question itself is the probe
@@ -208,7 +222,7 @@ class Asker:
             self._look_s = now_s + min(max(gap_s, _SHORTEST_LOOK_S), _LONGEST_LOOK_S)
             return False
         self._look_s = 0.0
-        if question.sessions:
+        if question.sessions and not was_foreseen:
             trees = [outcome if isinstance(outcome, DraftTree) else _EMPTY for outcome in outcomes]
             known = zip(question.sessions, question.epochs, question.lengths, trees, strict=True)
             self._overheard = Overheard(self._latency_s, list(known))
@@ -287,6 +301,8 @@ class Asker:
             caps,
             left_nodes,
         )
+        if step.deadline_s is not None:
+            self._foresight.ask(request, self._question)
         self._transport.send(request)
 
     def _send_empty(self, *, wait_for_ready: bool = False) -> None:
@@ -326,6 +342,7 @@ class Asker:
             return None
         outcomes = self._read(question, answer)
         self._question = None
+        self._is_foreseen = False
         if question.sessions:
             self._latency_s = answer.at_s - question.sent_s
             self._policy.heard(self._latency_s)

@@ -15,6 +15,7 @@ import grpc
 
 from retrieval_spec import wire
 from retrieval_spec.budget import CostCurve
+from retrieval_spec.client.ahead import MAX_AHEAD_OUTCOMES, Foresight, Pushes
 from retrieval_spec.client.asking import Asker
 from retrieval_spec.client.breaker import Breaker
 from retrieval_spec.client.credentials import Credentials
@@ -61,6 +62,8 @@ class DraftClient:
         credentials: TLS and a token, where the server asks for them.
         pad_to_nodes: if positive, the size of an answer tells nobody how much was drafted: it holds so many
             nodes for each session, and no more are drafted.
+        ahead_outcomes: if positive, the server drafts for so many likely outcomes of a step while the target
+            decides it, for steps of one session. Where one of them comes true, nothing is waited for.
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class DraftClient:
         transport: str = "stream",
         credentials: Credentials | None = None,
         pad_to_nodes: int = 0,
+        ahead_outcomes: int = 0,
     ) -> None:
+        _check_ahead(ahead_outcomes, transport, pad_to_nodes)
         if not 0 <= pad_to_nodes <= MAX_PADDED_NODES:
             raise InvalidRequest(
                 "pad_to_nodes is out of range", got=pad_to_nodes, expected=f"0 to {MAX_PADDED_NODES}"
@@ -90,12 +95,15 @@ class DraftClient:
         self._opener = Opener(
             self._connection.method("OpenSession", pb.OpenSessionResponse), self._peer.learn
         )
+        counters, pushes = Counters(), Pushes()
         self._asker = Asker(
             self._peer,
-            open_transport(transport, self._connection),
+            open_transport(transport, self._connection, pushes),
             self._breaker,
             FixedWait(timeout_s) if timeout_s else Economy(LONGEST_WAIT_S),
             self._opener,
+            Foresight(self._peer, pushes, counters, ahead_outcomes),
+            counters,
             pad_to_nodes,
         )
         self._suffixes = SuffixAsker(
@@ -365,3 +373,16 @@ class DraftClient:
         for begun in told:
             with contextlib.suppress(grpc.FutureTimeoutError, grpc.FutureCancelledError, grpc.RpcError):
                 begun.result(timeout=max(0.0, deadline_s - time.perf_counter()))
+
+
+def _check_ahead(num_outcomes: int, transport: str, pad_to_nodes: int) -> None:
+    if not 0 <= num_outcomes <= MAX_AHEAD_OUTCOMES:
+        raise InvalidRequest(
+            "ahead_outcomes is out of range", got=num_outcomes, expected=f"0 to {MAX_AHEAD_OUTCOMES}"
+        )
+    if num_outcomes and (transport != "stream" or pad_to_nodes):
+        raise InvalidRequest(
+            "drafts ahead need a stream, and show how much was drafted",
+            got=f"transport {transport}, pad_to_nodes {pad_to_nodes}",
+            remedy="leave out ahead_outcomes",
+        )

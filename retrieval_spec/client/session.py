@@ -209,6 +209,11 @@ class RemoteSession:
         feedback = self._feedback if self._feedback_begin == held else None
         return SessionStep(self.server_id, held, self.context[held:], max_nodes, feedback)
 
+    @property
+    def has_feedback(self) -> bool:
+        """Whether feedback would travel with the next question."""
+        return self._feedback is not None
+
     def forget_feedback(self) -> None:
         """Drops what would travel with the next question."""
         self._feedback = None

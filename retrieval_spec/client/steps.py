@@ -28,6 +28,9 @@ class Counters:
         failures: lost connections and refusals.
         reopened: sessions that were lost by the server and opened again.
         bugs: exceptions that should not have been; the log has them.
+        ahead_received: messages with drafts ahead that were looked at.
+        ahead_dropped: those that were not, because they came late, twice, unasked or malformed.
+        foreseen: questions whose answer was among them.
     """
 
     asked: int = 0
@@ -40,6 +43,9 @@ class Counters:
     failures: int = 0
     reopened: int = 0
     bugs: int = 0
+    ahead_received: int = 0
+    ahead_dropped: int = 0
+    foreseen: int = 0
 
 
 class Question(NamedTuple):

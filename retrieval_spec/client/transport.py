@@ -120,6 +120,14 @@ class Answer(NamedTuple):
     at_s: float
 
 
+class Pushes(Protocol):
+    """Where messages go that answer no question."""
+
+    def put(self, message: pb.DraftAhead) -> None:
+        """Takes one, on the reading thread."""
+        ...
+
+
 class Transport(Protocol):
     """How steps travel, one at a time."""
 
@@ -156,7 +164,7 @@ class Transport(Protocol):
 class UnaryTransport:
     """One call per step: slower, but passes through proxies that break streams."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, pushes: Pushes) -> None:
         self._draft = connection.method("Draft", pb.DraftResponse)
         self._answers: queue.SimpleQueue[tuple[Any, float]] = queue.SimpleQueue()
         self._call: Any = None
@@ -201,7 +209,8 @@ class UnaryTransport:
 class StreamTransport:
     """One stream for all steps, opened when first needed and again after it broke."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, pushes: Pushes) -> None:
+        self._pushes = pushes
         self._open = connection.stream("DraftStream", pb.DraftStreamResponse)
         self._stream: _Stream | None = None
 
@@ -212,7 +221,7 @@ class StreamTransport:
     def send(self, request: pb.DraftStreamRequest, *, wait_for_ready: bool = False) -> None:
         """Puts the question on the stream; on a new one if the last has ended."""
         if self._stream is None or self._stream.has_ended:
-            self._stream = _Stream(self._open, wait_for_ready)
+            self._stream = _Stream(self._open, wait_for_ready, self._pushes)
         self._stream.send(request)
 
     def receive(self, timeout_s: float) -> Answer | None:
@@ -235,7 +244,8 @@ class StreamTransport:
 class _Stream:
     """A stream and the thread that reads it: a reader that waits on a queue can stop waiting."""
 
-    def __init__(self, open_stream: Callable[..., Any], wait_for_ready: bool) -> None:
+    def __init__(self, open_stream: Callable[..., Any], wait_for_ready: bool, pushes: Pushes) -> None:
+        self._pushes = pushes
         self._requests: queue.SimpleQueue[pb.DraftStreamRequest | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer | RetrievalSpecError] = queue.SimpleQueue()
         self._awaited: int | None = None
@@ -262,7 +272,9 @@ class _Stream:
         end: RetrievalSpecError = ServiceUnavailable("the server ended the stream")
         try:
             for response in self._call:
-                if not self._deliver(response.result):
+                if response.HasField("ahead"):
+                    self._pushes.put(response.ahead)
+                elif not self._deliver(response.result):
                     end = _wrong_answer()
                     self._call.cancel()
                     break
@@ -285,21 +297,21 @@ def _wrong_answer() -> ServiceUnavailable:
     return ServiceUnavailable("the server answered another question")
 
 
-_TRANSPORTS: dict[str, Callable[[Connection], Transport]] = {
+_TRANSPORTS: dict[str, Callable[[Connection, Pushes], Transport]] = {
     "stream": StreamTransport,
     "unary": UnaryTransport,
 }
 
 
-def open_transport(name: str, connection: Connection) -> Transport:
-    """Returns the transport of that name.
+def open_transport(name: str, connection: Connection, pushes: Pushes) -> Transport:
+    """Returns the transport of that name; what comes beside answers it puts into `pushes`.
 
     Raises:
         InvalidRequest: there is none.
     """
     if name not in _TRANSPORTS:
         raise InvalidRequest("unknown transport", got=name, expected=" or ".join(_TRANSPORTS))
-    return _TRANSPORTS[name](connection)
+    return _TRANSPORTS[name](connection, pushes)
 
 
 def _serialized(message: Any) -> bytes:

@@ -97,6 +97,24 @@ class TextCursor(Cursor, Protocol):
 
 
 @runtime_checkable
+class TrialCursor(Cursor, Protocol):
+    """A cursor of which a trial can be made: what it would draft after tokens that are only supposed."""
+
+    def trial(self) -> Cursor | None:
+        """Returns a cursor in the same state, whose moves show nowhere else; never closed.
+
+        It lends the scratch memory of this one, is used in the same thread and no longer once this one
+        moves on. None if the source learns while a text is written: then its moves would show.
+        """
+        ...
+
+
+def trial_of(cursor: Cursor) -> Cursor | None:
+    """Returns a trial of a cursor (`TrialCursor`), None if there can be none."""
+    return cursor.trial() if isinstance(cursor, TrialCursor) else None
+
+
+@runtime_checkable
 class Drafter(Protocol):
     """A source of drafts: immutable, or synchronised within."""
 

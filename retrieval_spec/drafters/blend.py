@@ -9,12 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy
 
 import numpy as np
 
 from retrieval_spec.drafters.base import Budget, Cursor, Int64s, TextCursor
 from retrieval_spec.drafters.columns import new_columns, with_room
 from retrieval_spec.drafters.guarded import GuardedCursor
+from retrieval_spec.drafters.joint import trials_of
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import TRIE_ROWS
@@ -42,6 +44,14 @@ class _Learned:
     def __init__(self, prior: Float32s | None) -> None:
         self.lock = threading.Lock()
         self.tables = new_tables(prior)
+
+    def copy(self) -> _Learned:
+        """Returns the same for one session alone."""
+        copy = _Learned.__new__(_Learned)
+        copy.lock = threading.Lock()
+        with self.lock:
+            copy.tables = self.tables.copy()
+        return copy
 
     @property
     def num_bytes(self) -> int:
@@ -74,6 +84,9 @@ class _NoText:
     """Stands for a kind of text that an engine has no source of."""
 
     lock = nullcontext()
+
+    def trial(self) -> _NoText:
+        return self
 
     def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
         return _NO_TEXT, NO_ROWS, _NO_PLACE
@@ -153,6 +166,19 @@ class Blended:
             )
         self._drafted, self._num_kept = (token_ids, parents, path_probs), size
         return DraftTree(token_ids, parents, probs, sources, self._source_names)
+
+    def trial(self) -> Blended | None:
+        """Returns one in the same state, whose moves show nowhere else; None if a source allows none."""
+        texts, others = trials_of(self._texts), trials_of(self._cursors)  # type: ignore[arg-type]
+        if texts is None or others is None:
+            return None
+        trial = copy(self)
+        trial._learned, trial._records = self._learned.copy(), self._records.copy()
+        trial._texts = texts  # type: ignore[assignment]  # trials of texts are texts
+        trial._cursors = others
+        bits = [bit for bit, _ in self._others]
+        trial._others = [(bit, GuardedCursor(cursor)) for bit, cursor in zip(bits, others, strict=True)]
+        return trial
 
     def keep(self, num_nodes: int) -> None:
         """Says that of the tree drafted last only the first nodes will be verified."""

@@ -6,6 +6,7 @@ A corpus never changes, so a cursor is only the last tokens of the context; so i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -149,6 +150,12 @@ class CorpusCursor:
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Keeps the newest tokens; a prompt of any length costs the same."""
         self._tail.append(tokens)
+
+    def trial(self) -> CorpusCursor:
+        """Returns a cursor whose moves show nowhere else."""
+        trial = copy(self)
+        trial._tail = self._tail.copy()
+        return trial
 
     def close(self) -> None:
         """Does nothing: the corpus never changes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from array import array
+from copy import copy
 from typing import Literal
 
 import numpy as np
@@ -121,6 +122,15 @@ class HistoryCursor:
         self._written.frombytes(tokens.tobytes())
         if self._is_live:
             self._learn_output()
+
+    def trial(self) -> HistoryCursor | None:
+        """Returns a cursor whose moves show nowhere else; None if outputs are learned as they are written."""
+        if self._is_live:
+            return None
+        trial = copy(self)
+        trial._place = self._place.copy()
+        trial._written = self._written[-MAX_MATCH_TOKENS:]
+        return trial
 
     def close(self) -> None:
         """Lets later sessions of the namespace draft from this one's output."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from retrieval_spec.drafters.base import Budget, Cursor
+from retrieval_spec.drafters.base import Budget, Cursor, trial_of
 from retrieval_spec.drafters.guarded import GuardedCursor
 from retrieval_spec.errors import RetrievalSpecError
 from retrieval_spec.feedback import Feedback
@@ -15,6 +15,12 @@ from retrieval_spec.tree import DraftTree, Tokens
 
 Combination = Callable[[Sequence[Cursor], Budget], list[DraftTree]]
 """Asks cursors and returns one tree each, in their order (`drafters.combination`)."""
+
+
+def trials_of(cursors: Sequence[Cursor]) -> list[Cursor] | None:
+    """Returns a trial of each cursor, None if one of them allows none."""
+    trials = [trial_of(cursor) for cursor in cursors]
+    return None if None in trials else trials  # type: ignore[return-value]  # mypy sees no None go
 
 
 class Joint(Protocol):
@@ -30,6 +36,10 @@ class Joint(Protocol):
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves all cursors on by committed tokens."""
+        ...
+
+    def trial(self) -> Joint | None:
+        """Returns one in the same state, whose moves show nowhere else; None if a source allows none."""
         ...
 
 
@@ -83,6 +93,11 @@ class Fused:
             # From here on what fails drafts nothing; the step is not lost, since drafting changes no cursor.
             self._cursors = [GuardedCursor(cursor) for cursor in self._cursors]
             return self._combine(self._cursors, budget)
+
+    def trial(self) -> Fused | None:
+        """Returns one in the same state, whose moves show nowhere else; None if a source allows none."""
+        cursors = trials_of(self._cursors)
+        return None if cursors is None else Fused(cursors, self._combine, self._source_names)
 
     def keep(self, num_nodes: int) -> None:
         """Does nothing: no source asks what became of its tree."""

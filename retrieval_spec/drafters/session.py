@@ -6,6 +6,7 @@ Needs no datastore. Knows its own automaton and nothing of other sessions.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import copy
 
 import numpy as np
 
@@ -91,6 +92,13 @@ class SessionCursor:
     def advance(self, tokens: Tokens) -> None:
         """Appends committed tokens by which a kernel has moved the anchor on."""
         self.automaton.extend(tokens)
+
+    def trial(self) -> SessionCursor:
+        """Returns a cursor whose moves show nowhere else."""
+        trial = copy(self)
+        trial.automaton = self.automaton.trial()
+        trial._anchor, trial._commonest = self._anchor.copy(), self._commonest.copy()
+        return trial
 
     def close(self) -> None:
         """Does nothing: what the session wrote ends with it."""

@@ -21,6 +21,12 @@ class Tail:
         self._end = 0
         self.tokens: Tokens = self._buffer[:0]
 
+    def copy(self) -> Tail:
+        """Returns another one with the same tokens."""
+        tail = Tail(self._max_tokens)
+        tail.append(self.tokens)
+        return tail
+
     def append(self, tokens: Tokens) -> None:
         """Moves on by committed tokens; `tokens` is then a new view of the newest ones."""
         newest = tokens[-self._max_tokens :] if tokens.shape[0] > self._max_tokens else tokens

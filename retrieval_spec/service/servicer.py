@@ -27,6 +27,7 @@ from retrieval_spec.errors import (
     ServiceUnavailable,
     UnknownSession,
 )
+from retrieval_spec.service.ahead import Ahead, Answered, Arrivals, Pushed
 from retrieval_spec.service.bugs import internal_error
 from retrieval_spec.service.callers import caller_of, namespace_of, price_s
 from retrieval_spec.service.door import REFUSED_S, Door
@@ -88,6 +89,7 @@ class Servicer(DraftServiceServicer):
         self.meter = Meter()
         self.door = Door()
         self.sessions = SessionTable(engine)
+        self.ahead = Ahead(self.sessions, engine.limits.max_ahead_outcomes)
         self.suffixes = SuffixDesk(engine, self.sessions, self._draft)
         self.history: HistoryKeeper | None = None
         self._idle_streams: set[Any] = set()
@@ -202,21 +204,28 @@ class Servicer(DraftServiceServicer):
     ) -> AsyncIterator[pb.DraftStreamResponse]:
         task = asyncio.current_task()
         owner, version = await self._admit_stream(context, task), self.peers.version
+        arrivals, pushed = Arrivals(request_iterator), None
         try:
-            async for request in request_iterator:
+            async for request in arrivals:
                 self._idle_streams.discard(task)
                 response = pb.DraftStreamResponse()
                 try:
                     _expect_message(request)
                     if version != self.peers.version:  # whoever may call has changed
                         owner, version = self.peers.owner(context), self.peers.version
-                    self.answer(request.step, response.result, owner)
+                    answered = self.answer(request.step, response.result, owner)
                 except RetrievalSpecError as error:
                     await self.refuse(context, error)
                 except Exception as error:
                     await self.refuse(context, internal_error(error))
                 self._moved_s[task] = time.monotonic()
                 yield response
+                self.ahead.hits += pushed is not None and request.step.commit_token_ids in pushed.commits
+                pushed = None
+                if request.ahead_outcomes > 0 and not self._is_stopping:
+                    pushed = await self._draft_ahead(request, answered, owner, arrivals)
+                    if pushed is not None:
+                        yield pushed.message(response.result)
                 if self._is_stopping:
                     return
                 self._idle_streams.add(task)
@@ -224,8 +233,18 @@ class Servicer(DraftServiceServicer):
             if task in self._moved_s and not self._is_stopping:
                 raise  # the client went away
         finally:
+            arrivals.close()
             self._idle_streams.discard(task)
             self._moved_s.pop(task, None)
+
+    async def _draft_ahead(
+        self, request: pb.DraftStreamRequest, answered: Answered, owner: str, arrivals: Arrivals
+    ) -> Pushed | None:
+        try:
+            return await self.ahead.after(request, answered, owner, arrivals)
+        except Exception as error:  # nobody has asked for it yet
+            internal_error(error)
+            return None
 
     async def _admit_stream(self, context: Any, task: Any) -> str:
         try:
@@ -280,8 +299,8 @@ class Servicer(DraftServiceServicer):
             self.sessions.close(request.session_id)
         return pb.CloseSessionResponse()
 
-    def answer(self, step: pb.DraftStep, result: pb.DraftStepResult, owner: str = ANYBODY) -> None:
-        """Answers one engine step of the owner's sessions, and counts it.
+    def answer(self, step: pb.DraftStep, result: pb.DraftStepResult, owner: str = ANYBODY) -> Answered:
+        """Answers one engine step of the owner's sessions, counts it, and returns what it came to.
 
         Raises:
             InvalidRequest: the step's columns do not fit each other, or its cost curve is none.
@@ -298,6 +317,7 @@ class Servicer(DraftServiceServicer):
             if step.pad_to_nodes > 0:
                 wire.pad(result, self._padded(step, rows))
         self.meter.answered(rows, outcomes, time.perf_counter() - begin)
+        return rows, outcomes
 
     def _outcomes_of(
         self, step: pb.DraftStep, rows: list[wire.SessionStep], owner: str

@@ -62,6 +62,15 @@ class SuffixAutomaton:
             self._make_room(tokens.shape[0] - num_added)
             num_added = kernels.append(self.arena, tokens, num_added)
 
+    def trial(self) -> SuffixAutomaton:
+        """Returns one that reads the arena of this one, and copies it before it grows.
+
+        Not to be read any more once this one has grown.
+        """
+        trial = _Trial.__new__(_Trial)
+        trial.arena, trial._is_copy = self.arena, False
+        return trial
+
     def refresh(self) -> None:
         """Makes all counts and last ends exact now; linear in the length of the text."""
         kernels.recount(self.arena)
@@ -124,6 +133,19 @@ class SuffixAutomaton:
             wanted = header[kernels.WANTED_EDGES]
             max_edges = max(max_edges * 6 // 5 + _SPARE, _edges_for(length), wanted)
         self.arena = moved_arena(self.arena, max_states, max_edges)
+
+
+class _Trial(SuffixAutomaton):
+    """Grows on a copy of another automaton's arena."""
+
+    __slots__ = ("_is_copy",)
+
+    _is_copy: bool
+
+    def extend(self, tokens: Tokens) -> None:
+        if not self._is_copy:
+            self.arena, self._is_copy = self.arena.copy(), True
+        super().extend(tokens)
 
 
 def _states_for(num_tokens: int) -> int:

@@ -180,16 +180,30 @@ class DraftResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[DraftStepResult, _Mapping]] = ...) -> None: ...
 
 class DraftStreamRequest(_message.Message):
-    __slots__ = ("step",)
+    __slots__ = ("step", "ahead_outcomes")
     STEP_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     step: DraftStep
-    def __init__(self, step: _Optional[_Union[DraftStep, _Mapping]] = ...) -> None: ...
+    ahead_outcomes: int
+    def __init__(self, step: _Optional[_Union[DraftStep, _Mapping]] = ..., ahead_outcomes: _Optional[int] = ...) -> None: ...
 
 class DraftStreamResponse(_message.Message):
-    __slots__ = ("result",)
+    __slots__ = ("result", "ahead")
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
     result: DraftStepResult
-    def __init__(self, result: _Optional[_Union[DraftStepResult, _Mapping]] = ...) -> None: ...
+    ahead: DraftAhead
+    def __init__(self, result: _Optional[_Union[DraftStepResult, _Mapping]] = ..., ahead: _Optional[_Union[DraftAhead, _Mapping]] = ...) -> None: ...
+
+class DraftAhead(_message.Message):
+    __slots__ = ("trees", "outcome_lengths", "outcome_token_ids")
+    TREES_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    trees: DraftStepResult
+    outcome_lengths: bytes
+    outcome_token_ids: bytes
+    def __init__(self, trees: _Optional[_Union[DraftStepResult, _Mapping]] = ..., outcome_lengths: _Optional[bytes] = ..., outcome_token_ids: _Optional[bytes] = ...) -> None: ...
 
 class TruncateSessionRequest(_message.Message):
     __slots__ = ("session_id", "context_length", "kept_length")

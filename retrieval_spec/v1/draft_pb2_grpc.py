@@ -115,7 +115,7 @@ class DraftServiceServicer(object):
 
     def DraftStream(self, request_iterator, context):
         """The same as Draft for a verifier that asks again and again: one answer per message, in order. A
-        malformed message ends the stream.
+        malformed message ends the stream. Between answers come drafts ahead, if they are asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -5,6 +5,7 @@ Whatever the other side sent is taken as hostile. Knows the messages, but no tra
 
 from __future__ import annotations
 
+from retrieval_spec.wire.ahead import MAX_AHEAD_BYTES, ahead_bytes, read_ahead, write_ahead
 from retrieval_spec.wire.columns import MAX_MESSAGE_BYTES, read_tokens, token_bytes
 from retrieval_spec.wire.costs import read_cost_curve, write_cost_curve
 from retrieval_spec.wire.padding import pad, unpad
@@ -21,13 +22,16 @@ from retrieval_spec.wire.steps import (
 from retrieval_spec.wire.suffixes import Suffix, read_missing, read_suffixes, write_missing, write_suffixes
 
 __all__ = [
+    "MAX_AHEAD_BYTES",
     "ERROR_TYPE_KEY",
     "MAX_MESSAGE_BYTES",
     "Outcome",
     "SessionStep",
     "Suffix",
+    "ahead_bytes",
     "error_from",
     "pad",
+    "read_ahead",
     "read_cost_curve",
     "read_missing",
     "read_projection",
@@ -37,6 +41,7 @@ __all__ = [
     "read_tokens",
     "token_bytes",
     "unpad",
+    "write_ahead",
     "write_cost_curve",
     "write_missing",
     "write_projection",
