@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
+import shutil
 import stat
 import time
 
@@ -451,6 +453,19 @@ def test_a_server_that_stops_writes_what_it_has_and_lets_go_of_the_folder(tmp_pa
     asyncio.run(run())
     assert read_history(folder) == {"default": [([1, 2], [3])]}  # and nothing of the warm-up
     assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+
+
+def test_the_datastores_say_whose_ids_they_are_if_they_know(tmp_path):
+    engine, config = Engine(VOCAB_SIZE), ServerConfig(history=str(tmp_path / "history"))
+    for fingerprints, written in (
+        ({"rows": "sha256:" + "0" * 64}, "unknown"),
+        ({"rows": "sha256:" + "0" * 64, "docs": "sha256:" + "a" * 64}, "sha256:" + "a" * 64),
+    ):
+        engine.datastores = fingerprints
+        asyncio.run(HistoryKeeper.open(engine, config).stop())
+        facts = json.loads((tmp_path / "history" / "history.json").read_text())
+        assert facts["tokenizer_fingerprint"] == written
+        shutil.rmtree(tmp_path / "history")
 
 
 @pytest.mark.parametrize(

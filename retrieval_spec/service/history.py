@@ -37,6 +37,8 @@ PATIENCE_S = 1.0
 """A namespace's first session waits so long for its history, and learns the rest of it as it comes."""
 
 _EXPIRY_S = 10.0
+_NO_FINGERPRINT = "sha256:" + "0" * 64
+"""Of a datastore whose writer did not know the tokenizer."""
 
 
 class HistoryKeeper:
@@ -84,7 +86,8 @@ class HistoryKeeper:
             TokenizerMismatch: it was written with another vocabulary.
         """
         limits = HistoryLimits(config.history_max_bytes, config.history_max_age_s)
-        fingerprint = next(iter(engine.datastores.values()), None)
+        known = (one for one in engine.datastores.values() if one != _NO_FINGERPRINT)
+        fingerprint = next(known, None)
         folder = HistoryFolder.open(str(config.history), engine.vocab_size, fingerprint, limits)
         return cls(engine.memory, folder, config.history_flush_s)
 
