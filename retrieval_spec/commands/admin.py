@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retrieval_spec.client.credentials import Credentials
 from retrieval_spec.client.transport import Method
+from retrieval_spec.commands.connecting import read_token
 from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.progress import NoProgress
 from retrieval_spec.datastore.tokenizer import load_tokenizer
 from retrieval_spec.encoding import batches_of, encoded
-from retrieval_spec.errors import InvalidRequest, MissingPath
+from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.tree import Tokens
 from retrieval_spec.v1 import datastore_pb2 as pb
 from retrieval_spec.wire import token_bytes
@@ -46,7 +46,7 @@ class _Server:
 
     def __init__(self, address: str, token_file: str | None) -> None:
         self._address = address
-        self._credentials = Credentials(token=None if token_file is None else _read_token(token_file))
+        self._credentials = Credentials(token=None if token_file is None else read_token(token_file))
 
     def __call__(self, call: str, /, **fields: Any) -> Any:
         request, response = getattr(pb, f"{call}Request"), getattr(pb, f"{call}Response")
@@ -139,10 +139,3 @@ def _facts(message: Any) -> Facts:
         for field in message.DESCRIPTOR.fields
         if field.message_type is None and (not field.has_presence or message.HasField(field.name))
     }
-
-
-def _read_token(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise MissingPath("cannot read the file with the token", got=path) from error

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from retrieval_spec import __version__
 from retrieval_spec.commands.admin_arguments import add_admin_arguments
+from retrieval_spec.commands.connecting import add_credentials
 from retrieval_spec.commands.settings import add_flags
 
 BAD_INPUT = 2
@@ -362,6 +363,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--top-k", type=int, metavar="K")
     parser.add_argument("--top-p", type=float, metavar="P")
     parser.add_argument("--seed", type=int, default=0, help="sampling: equal seeds give equal text")
+    add_credentials(parser)
     _add_json(parser)
 
 

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from retrieval_spec.client import DraftClient, DraftSource, LocalClient
+from retrieval_spec.client import Credentials, DraftClient, DraftSource, LocalClient
+from retrieval_spec.commands.connecting import credentials_of, expect_server
 from retrieval_spec.errors import InvalidRequest, MissingDependency, MissingPath, TokenizerMismatch
 
 
@@ -20,7 +21,8 @@ def generate_command(arguments: argparse.Namespace) -> dict[str, Any]:
     check_model_folder(arguments.model)
     if arguments.draft_model:
         check_draft_model(arguments.draft_model, arguments.model)
-    remote = open_server(arguments.server, arguments.model) if arguments.server else None
+    credentials = credentials_of(arguments)
+    remote = open_server(arguments.server, arguments.model, credentials) if arguments.server else None
     model, tokenizer = load_model(arguments.model)
     source: DraftSource = remote or open_engine(arguments, int(model.config.vocab_size))
     if arguments.draft_model:
@@ -73,6 +75,7 @@ def check_generation_options(arguments: argparse.Namespace) -> None:
         )
     if arguments.server and arguments.preset != "default":
         raise InvalidRequest("the preset is the server's", remedy="give --preset to `retrieval-spec serve`")
+    expect_server(arguments)
     for name, low in (("max_new_tokens", 1), ("max_nodes", 0), ("temperature", 0)):
         value = getattr(arguments, name)
         if value < low:
@@ -122,14 +125,14 @@ def load_model(folder: str | Path) -> tuple[Any, Any]:
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def open_server(address: str, model: str | Path) -> DraftClient:
+def open_server(address: str, model: str | Path, credentials: Credentials | None = None) -> DraftClient:
     """Returns a client of the sidecar, checked against the model's tokenizer.
 
     Raises:
         TokenizerMismatch: a datastore behind it was built with another tokenizer.
         ServiceUnavailable: the server does not answer.
     """
-    client = DraftClient(address)
+    client = DraftClient(address, credentials=credentials)
     check_server(client, model)
     return client
 

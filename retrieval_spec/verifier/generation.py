@@ -60,6 +60,7 @@ def generate(
     step_costs: CostCurve | StepCostMeter | None = None,
     namespace: str = "default",
     seed: int = 0,
+    emit_every: int = 1,
     **generation_options: Any,
 ) -> Generation:
     """Returns what `model.generate(input_ids, **generation_options)` returns, computed over draft trees.
@@ -77,6 +78,7 @@ def generate(
             generation. None drafts `max_nodes` wherever there are as many.
         namespace: whose history the session reads and joins.
         seed: decides every sampled token, together with its position.
+        emit_every: so many tokens go to `streamer` at once: see `TreeVerifier`.
         **generation_options: whatever the host's `generate` takes, `tokenizer=` for stop strings and
             `streamer=` included.
 
@@ -97,6 +99,7 @@ def generate(
         namespace=namespace,
         seed=seed,
         streamer=streamer,
+        emit_every=emit_every,
     )
     options = _with_stop_strings(model, generation_options)
     output = model.generate(prompt, custom_generate=verifier, **options)

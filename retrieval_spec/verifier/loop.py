@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.step_costs import StepCostMeter, planner_of
 from retrieval_spec.verifier.acceptance import Outcome, accept
 from retrieval_spec.verifier.cache import window_tokens
@@ -55,6 +56,11 @@ class TreeVerifier:
         namespace: whose history the session reads and joins.
         seed: decides every sampled token, together with its position.
         streamer: gets every decided token; the host keeps its own `streamer` argument to itself.
+        emit_every: so many tokens go to the streamer at once, so that a piece does not show how many drafts a
+            step accepted; the last piece holds what is left.
+
+    Raises:
+        InvalidRequest: `emit_every` is no number of tokens.
 
     Attributes:
         steps: forward passes after the prompt's.
@@ -71,13 +77,17 @@ class TreeVerifier:
         namespace: str = "default",
         seed: int = 0,
         streamer: Any = None,
+        emit_every: int = 1,
     ) -> None:
+        if emit_every < 1:
+            raise InvalidRequest("emit_every is too small", got=emit_every, expected=">= 1")
         self.draft_source = draft_source
         self.max_nodes = max_nodes
         self.planner = planner_of(step_costs)
         self.namespace = namespace
         self.seed = seed
         self.streamer = streamer
+        self.emit_every = emit_every
         self.steps = self.accepted_tokens = self.drafted_nodes = 0
 
     def __call__(
@@ -223,6 +233,7 @@ class _Run:
         self._context = context
         self._collector = collector
         self._is_stopped = False
+        self._held: list[int] = []  # decided, and not streamed yet
         limits = (stop_rule.max_length_tokens, getattr(model.config, "max_position_embeddings", None))
         self._end_tokens = min(limit for limit in limits if limit is not None)
         self._window_tokens = window_tokens(target.cache.layers) or 2**31 - 1
@@ -238,6 +249,7 @@ class _Run:
             self._verifier.planner.observe(num_nodes, time.perf_counter() - began_s)
             self._stream(outcome)
         if self._verifier.streamer is not None:
+            self._emit(len(self._held) or 1)
             self._verifier.streamer.end()
 
     def _step(self, root_id: int) -> tuple[Outcome, int]:
@@ -264,8 +276,14 @@ class _Run:
 
     def _stream(self, outcome: Outcome) -> None:
         if self._verifier.streamer is not None:
-            for token_id in outcome.token_ids:
-                self._verifier.streamer.put(torch.tensor([token_id]))
+            self._held += outcome.token_ids
+            self._emit(self._verifier.emit_every)
+
+    def _emit(self, num_tokens: int) -> None:
+        """Hands on what was held back, so many tokens at a time and no fewer."""
+        while len(self._held) >= num_tokens:
+            self._verifier.streamer.put(torch.tensor(self._held[:num_tokens]))
+            del self._held[:num_tokens]
 
     def _stops(self, token_id: int) -> bool:
         self._context.append(token_id)

@@ -256,3 +256,25 @@ def test_a_streamer_gets_the_prompt_and_then_every_token(model):
     drafted(model, truth, oracle, do_sample=False, max_new_tokens=NEW_TOKENS, streamer=recorder)
     assert recorder.pieces == [PROMPT, *([token] for token in truth[len(PROMPT) :])]
     assert recorder.is_ended
+
+
+@pytest.mark.parametrize("emit_every", [1, 2, 5, 1_000])
+def test_pieces_that_are_streamed_have_one_size_whatever_was_accepted(model, emit_every):
+    truth = host(model, do_sample=False, max_new_tokens=NEW_TOKENS)
+    output = truth[len(PROMPT) :]
+    recorder = Recorder()
+    options = {
+        "do_sample": False,
+        "max_new_tokens": NEW_TOKENS,
+        "streamer": recorder,
+        "emit_every": emit_every,
+    }
+    assert drafted(model, truth, oracle, **options).token_ids.tolist() == truth
+    pieces = [output[begin : begin + emit_every] for begin in range(0, len(output), emit_every)]
+    assert recorder.pieces == [PROMPT, *pieces]
+    assert recorder.is_ended
+
+
+def test_pieces_of_no_token_are_refused(model):
+    with pytest.raises(InvalidRequest, match="emit_every"):
+        drafted(model, PROMPT, oracle, max_new_tokens=1, emit_every=0)
