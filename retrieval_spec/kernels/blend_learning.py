@@ -12,12 +12,15 @@ from retrieval_spec.kernels.anchor import ANCHOR_WORDS
 from retrieval_spec.kernels.blend import PLACES
 from retrieval_spec.kernels.blend_tables import (
     BIAS,
+    ESCAPE_CELLS,
     NUM_FEATURES,
+    NUM_KINDS,
     NUM_OUTCOMES,
     OUTCOMES,
     OUTPUTS,
     PROMPTS,
     SEEN,
+    TREES,
     WEIGHT,
     log_odds,
     outcome_of,
@@ -45,6 +48,9 @@ TABLE_RATE = 0.05
 WEIGHT_RATE = 0.001
 PRIOR_COUNT = 20.0
 """How many outcomes the shipped value of an escape cell is worth."""
+TREE_PRIOR_COUNT = 2.0
+"""For cells of trees: whether a datastore fits what a namespace writes is seen there alone."""
+KIND_CELLS = ESCAPE_CELLS // NUM_KINDS
 MOST_SEEN = 2_000.0
 """A cell goes on following what changes as fast as after so many outcomes."""
 OUTCOME_DECAY = 0.998
@@ -68,7 +74,8 @@ def _learn_contexts(tables, records, at, num_contexts, found):
         is_found = records[context + KNOWN_FIRST] <= found < records[context + KNOWN_STOP]
         cell = np.int64(records[context + KNOWN_CELL])
         seen = tables[SEEN + cell]
-        tables[cell] += ((1.0 if is_found else 0.0) - tables[cell]) / (seen + PRIOR_COUNT + 1.0)
+        prior_count = TREE_PRIOR_COUNT if cell // KIND_CELLS == TREES else PRIOR_COUNT
+        tables[cell] += ((1.0 if is_found else 0.0) - tables[cell]) / (seen + prior_count + 1.0)
         tables[SEEN + cell] = min(seen + 1.0, MOST_SEEN)
         if is_found:
             break

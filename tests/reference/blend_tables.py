@@ -40,7 +40,8 @@ SHAPES = {
 }
 
 TABLE_RATE, WEIGHT_RATE = 0.05, 0.001
-PRIOR_COUNT, MOST_SEEN = 20.0, 2_000.0
+PRIOR_COUNT, TREE_PRIOR_COUNT, MOST_SEEN = 20.0, 2.0, 2_000.0
+TREES = 3
 OUTCOME_PRIOR, OUTCOME_DECAY = 10.0, np.float32(0.998)
 LOWEST_PROB = 1e-4
 
@@ -81,7 +82,8 @@ class Tables:
     def learn_escape(self, place: tuple[int, ...], is_found: bool) -> None:
         """Moves an escape to the mean of its outcomes; what ships counts as a few."""
         seen = self["seen", place]
-        self.add(("escapes", place), (float(is_found) - self["escapes", place]) / (seen + PRIOR_COUNT + 1.0))
+        prior_count = TREE_PRIOR_COUNT if place[0] == TREES else PRIOR_COUNT
+        self.add(("escapes", place), (float(is_found) - self["escapes", place]) / (seen + prior_count + 1.0))
         self.by_name["seen"][place] = min(seen + 1.0, MOST_SEEN)
 
     def correction(self, path_prob: float) -> float:
