@@ -143,12 +143,12 @@ def append_token_documents(
     with changing(datastore) as change:
         facts = facts_of(change.segments, CORPUS_KIND)
         _expect_tokenizer(facts, tokenizer_fingerprint, change.segments.path)
-        known = ids_of(documents_of(change.segments))
+        tokens = [as_tokens(document, facts.vocab_size) for document in documents]
+        numbers = np.array([document_id(token_ids) for token_ids in tokens], np.int64)
+        known = _known_among(numbers, change.segments)
         with writing(change.segments.path), tempfile.TemporaryFile(dir=change.segments.path) as nameless:
             file = DocumentFile(nameless)
-            for document in documents:
-                token_ids = as_tokens(document, facts.vocab_size)
-                number = document_id(token_ids)
+            for token_ids, number in zip(tokens, numbers.tolist(), strict=True):
                 if len(token_ids) and number not in known:
                     known.add(number)
                     file.append(token_ids, origin, number)
@@ -162,6 +162,14 @@ def append_token_documents(
             num_added=num_added,
             num_duplicates=sum(map(bool, map(len, documents))) - num_added,
         )
+
+
+def _known_among(numbers: NDArray[np.int64], segments: Segments) -> set[int]:
+    """Returns which of the ids a datastore has documents of; the interpreter is free meanwhile."""
+    known: set[int] = set()
+    for documents in documents_of(segments):
+        known.update(documents.ids[np.isin(documents.ids, numbers)].tolist())
+    return known
 
 
 def _expect_tokenizer(facts: Facts, fingerprint: str, path: Path) -> None:

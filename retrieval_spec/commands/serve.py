@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.commands.settings import ServeSettings, settings_of
-from retrieval_spec.datastore.background import Background
+from retrieval_spec.datastore.background import Background, let_others_go_first
 from retrieval_spec.datastore.loading import Load
 from retrieval_spec.datastore.manifest import Manifest
 from retrieval_spec.datastore.progress import Progress
@@ -30,9 +28,6 @@ if TYPE_CHECKING:  # they load kernels
     from retrieval_spec.drafters.preset import Preset
     from retrieval_spec.limits import Limits
     from retrieval_spec.shelf import Shelf
-
-NICENESS = 10
-"""Priority of the threads that read the datastores, on the scale of `nice`."""
 
 
 def serve_command(arguments: argparse.Namespace) -> None:
@@ -113,15 +108,6 @@ def verify(is_trusted: bool, stores: Sequence[Segments], progress: Progress) -> 
             store.prefault()
         else:
             store.check(progress)
-
-
-def let_others_go_first() -> None:
-    """Lowers this thread's priority and that of the threads it starts, where one thread has its own.
-
-    Loading kernels is work in one line, hashing fills whatever cores are left: neither waits for the other.
-    """
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def load_kernels() -> None:

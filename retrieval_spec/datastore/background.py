@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+NICENESS = 10
+"""Priority of threads that read datastores, on the scale of `nice`."""
 
 
 class Background(Generic[T]):
@@ -34,3 +39,12 @@ class Background(Generic[T]):
             self._result = self._work()
         except BaseException as error:
             self._error = error
+
+
+def let_others_go_first() -> None:
+    """Lowers this thread's priority and that of the threads it starts, where one thread has its own.
+
+    Loading kernels is work in one line, hashing fills whatever cores are left: neither waits for the other.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retrieval_spec.datastore.background import Background
+from retrieval_spec.datastore.background import Background, let_others_go_first
 from retrieval_spec.datastore.generation import GENERATION_NAME
 from retrieval_spec.datastore.manifest import MANIFEST_NAME
 from retrieval_spec.datastore.segments import Segments
@@ -56,7 +56,7 @@ class Keeper:
         name = _checked(name or folder, "name")
 
         async def work() -> str:
-            self._put(await _away(lambda: self.shelf.prepare_new(name, place)))
+            await self._put(await _away(lambda: self.shelf.prepare_new(name, place)))
             return name
 
         return await self._alone(work())
@@ -65,9 +65,11 @@ class Keeper:
         """Drafts from a datastore no more."""
 
         async def work() -> None:
+            old = [self.shelf.get(name).segments]
             self.shelf.unload(name)
             self._changed()
             logger.info("a datastore is no longer drafted from")
+            await _away(old.clear)
 
         await self._alone(work())
 
@@ -132,10 +134,11 @@ class Keeper:
         prepared = await _away(lambda: self.shelf.prepare(name, place))
         if not prepared.sources:
             return False
-        self._put(prepared)
+        await self._put(prepared)
         return True
 
-    def _put(self, prepared: Prepared) -> None:
+    async def _put(self, prepared: Prepared) -> None:
+        old = [self.shelf.get(prepared.name).segments] if prepared.name in self.shelf.names else []
         self.shelf.put(prepared)
         self._changed()
         segments = prepared.segments
@@ -144,6 +147,7 @@ class Keeper:
             segments.generation,
             len(segments.stores),
         )
+        await _away(old.clear)  # unmapping takes long where much is mapped
 
     def _place(self, folder: str) -> Path:
         """Returns a folder below the root.
@@ -185,6 +189,7 @@ async def _away(work: Callable[[], T]) -> T:
     done = asyncio.Event()
 
     def run() -> T:
+        let_others_go_first()
         try:
             return work()
         finally:
