@@ -440,10 +440,13 @@ def killed_while_appending(folder: Path, is_time) -> None:
     place = folder / "root" / "docs"
     with serving(folder) as (process, admin, _):
         call = admin.Append.future(append_request(large_documents(400)))
-        wait_until(lambda: is_time() or call.done())
+        begin = time.monotonic()
+        while not (is_time(time.monotonic() - begin) or call.done()):
+            time.sleep(0.001)
+        was_answered = call.done()
         os.kill(process.pid, signal.SIGKILL)
     manifest = verify_segments(place)
-    assert manifest.num_documents in (6, 406)
+    assert manifest.num_documents in ((406,) if was_answered else (6, 406))
     done = append_token_documents(
         place, [np.array([4, 4, 4], np.int32)], "", tokenizer_fingerprint=FINGERPRINT, threads=1
     )
@@ -461,11 +464,10 @@ def to_be_killed(tmp_path) -> Path:
 
 def test_a_server_killed_while_it_appends_leaves_one_generation_whole(to_be_killed):
     segments = to_be_killed / "root" / "docs" / "segments"
-    killed_while_appending(to_be_killed, lambda: segments.exists() and any(segments.iterdir()))
+    killed_while_appending(to_be_killed, lambda _: segments.exists() and any(segments.iterdir()))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("wait_s", [0.0, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("wait_s", [0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3])
 def test_killed_at_any_time(to_be_killed, wait_s):
-    begin = time.monotonic()
-    killed_while_appending(to_be_killed, lambda: time.monotonic() - begin > 3 + wait_s)
+    killed_while_appending(to_be_killed, lambda elapsed_s: elapsed_s >= wait_s)
