@@ -30,6 +30,7 @@ class Lookahead:
 
     def __init__(self, joint: Joint, num_paid: int, limit: Budget) -> None:
         self._joint = joint
+        self._base: Joint | None = None
         self._num_paid = num_paid
         self._limit = limit
 
@@ -44,7 +45,7 @@ class Lookahead:
             tree: the session's draft as it goes to the target.
             max_outcomes: at most so many; there may be none.
         """
-        trial = self._joint.trial()
+        trial = self._trial()
         if trial is None:
             return []
         num_nodes = min(len(tree) + max_outcomes + SPARE_NODES, self._limit.max_nodes)
@@ -55,7 +56,7 @@ class Lookahead:
 
         That is the same, node by node, as long as nothing else is learned in its namespace meanwhile.
         """
-        trial = self._joint.trial()
+        trial = self._trial()
         if trial is None:
             return None
         trial.observe(outcome)
@@ -67,6 +68,12 @@ class Lookahead:
         return (
             ask(max_nodes) if cost_curve is None else draft_paying(ask, max_nodes, cost_curve, self._num_paid)
         )
+
+    def _trial(self) -> Joint | None:
+        """Returns a trial of what was found at the first look: what is dear to copy is copied once."""
+        if self._base is None:
+            self._base = self._joint.trial()
+        return None if self._base is None else self._base.trial()
 
 
 def _left_out(wide: DraftTree, tree: DraftTree) -> list[Tokens]:

@@ -85,6 +85,7 @@ class HistoryCursor:
         "_is_live",
         "_num_learned",
         "_num_new_tokens",
+        "_own_rows",
         "_place",
         "_scratch",
         "_text",
@@ -102,6 +103,7 @@ class HistoryCursor:
         self._written = array("i", context[-MAX_MATCH_TOKENS:].tobytes())  # and then the output
         self._num_learned = len(self._written)  # of what is written: the prompt never is
         self._text = RecentText()
+        self._own_rows: Int32s | None = None  # of commonest continuations, in place of the history's
         self._place = SharedAutomaton.new_place()
         self._num_new_tokens = 0  # since the place was found
         self._version = -1  # of the history in which it was found
@@ -130,6 +132,10 @@ class HistoryCursor:
         trial = copy(self)
         trial._place = self._place.copy()
         trial._written = self._written[-MAX_MATCH_TOKENS:]
+        if self._own_rows is None and self._history.texts.version:
+            # Drafts note there what they looked for; trials of a trial share what it has.
+            with self._history.lock:
+                trial._own_rows = self._history.texts.automaton.commonest.copy()
         return trial
 
     def close(self) -> None:
@@ -155,9 +161,12 @@ class HistoryCursor:
         texts = self._history.texts
         if self._num_new_tokens or self._version != texts.version:
             self._follow(texts)
-        return texts.automaton.arena, texts.automaton.commonest, self._place
+        rows = texts.automaton.commonest if self._own_rows is None else self._own_rows
+        return texts.automaton.arena, rows, self._place
 
     def _follow(self, texts: RecentTexts) -> None:
+        if self._own_rows is not None and self._version != texts.version:
+            self._own_rows = texts.automaton.commonest.copy()
         if self._version != texts.version or self._num_new_tokens >= MAX_MATCH_TOKENS:
             self._place[:] = 0
             self._num_new_tokens = MAX_MATCH_TOKENS
