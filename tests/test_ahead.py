@@ -90,7 +90,7 @@ def test_looking_ahead_changes_no_later_draft(new_engine):
             lookahead.draft(outcome, 12, None)
 
     looking, plain = new_engine(), new_engine()
-    for seed in range(12):  # as many as it takes for the commonest continuations to be noted and grow old
+    for seed in range(6):  # as many as it takes for the commonest continuations to be noted and grow old
         looked = generate(looking, seed, look, None)
         assert looked == generate(plain, seed, lambda *step: None, None)
 
