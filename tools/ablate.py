@@ -27,8 +27,8 @@ Overrides = dict[str, object]
 
 NO_CORRECTION: Overrides = {"blend:OUTCOME_PRIOR": 1e12}
 NO_ESCAPES: Overrides = {"evidence:MAX_CONTEXTS": 1}
-NO_MIXING: Overrides = {"blend:TABLE_RATE": 0.0, "blend:WEIGHT_RATE": 0.0}
-NO_LEARNING: Overrides = {"blend:PRIOR_COUNT": 1e12}
+NO_MIXING: Overrides = {"blend_learning:TABLE_RATE": 0.0, "blend_learning:WEIGHT_RATE": 0.0}
+NO_LEARNING: Overrides = {"blend_learning:PRIOR_COUNT": 1e12, "blend_learning:TREE_PRIOR_COUNT": 1e12}
 NO_ANCHORS: Overrides = {"anchor:MIN_COPY_TOKENS": 1 << 30}
 NO_TOKENS: Overrides = {"evidence:EMPTY_CONTEXTS": (2,)}  # of prompts, of which these rows know none
 
@@ -86,7 +86,9 @@ def set_up(row: Row) -> None:
 
     for place, value in row.off.items():
         module, _, name = place.partition(":")
-        setattr(import_module(f"retrieval_spec.kernels.{module}"), name, value)
+        kernels = import_module(f"retrieval_spec.kernels.{module}")
+        assert hasattr(kernels, name), f"{place} is no constant, so this row would be the one before"
+        setattr(kernels, name, value)
     tables = first_guess()
     if row.tables == "certain":
         tables[: layout.ESCAPE_CELLS] = 1.0
