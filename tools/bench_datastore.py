@@ -316,7 +316,7 @@ def main() -> int:
     )
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "retrieval_spec" / "demo_model")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows as JSON")
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="also write draft times by size as SVG")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="also draw every row over size, as SVG")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
