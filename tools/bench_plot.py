@@ -1,4 +1,4 @@
-"""Draws what was measured of datastores over their size as SVG, one panel for each row, without any library."""
+"""Draws what was measured of datastores over their size as SVG, a panel for each row, without any library."""
 
 from __future__ import annotations
 
