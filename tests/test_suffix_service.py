@@ -256,7 +256,7 @@ def set_to(name, value):
         set_to("statuses", I32(0, 0)),
         set_to("incarnation", 5),
     ],
-    ids=str,
+    ids=range(10),
 )
 def test_hostile_answers_to_rows_are_dropped(address, change):
     with DraftClient(address, timeout_s=TIMEOUT_S) as client:
