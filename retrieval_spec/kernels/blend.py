@@ -107,6 +107,62 @@ def _mix_candidates(
 
 
 @inlined_kernel
+def _find_candidates(
+    own,
+    outputs,
+    prompts,
+    own_rows,
+    output_rows,
+    prompt_rows,
+    trie,
+    tables,
+    bits,
+    block,
+    floats,
+    records,
+    max_nodes,
+    size,
+    place,
+    depth,
+    least,
+):
+    """Finds, records and corrects what may follow a place of the tree; returns how many candidates."""
+    begin_walk(block, place, trie)
+    num, num_contexts = gather(
+        own,
+        outputs,
+        prompts,
+        own_rows,
+        output_rows,
+        prompt_rows,
+        trie,
+        tables,
+        block,
+        floats,
+        LEFT_FOR_SHORTER * least,
+    )
+    known = begin_record(records, num, num_contexts)
+    known = _mix_candidates(
+        own,
+        outputs,
+        prompts,
+        trie,
+        tables,
+        block,
+        floats,
+        bits,
+        place,
+        depth,
+        num,
+        max(LOWEST_MIXED_PROB, 0.5 * least),
+        records,
+        known,
+    )
+    end_record(records, max_nodes, known, size, block, num_contexts)
+    return num
+
+
+@inlined_kernel
 def _enter_candidates(
     block, floats, ranking, waiting, capacity, num_candidates, floor, depth, parent, path_prob
 ):
@@ -210,9 +266,7 @@ def draft(
         capacity = max_nodes - size
         floor = least_useful(block, floats, ranking, waiting, capacity)
         if depth < max_depth_nodes:
-            begin_walk(block, place, trie)
-            least = floor / path_prob
-            num, num_contexts = gather(
+            num = _find_candidates(
                 own,
                 outputs,
                 prompts,
@@ -221,29 +275,16 @@ def draft(
                 prompt_rows,
                 trie,
                 tables,
-                block,
-                floats,
-                LEFT_FOR_SHORTER * least,
-            )
-            least = max(LOWEST_MIXED_PROB, 0.5 * least)
-            known = begin_record(records, num, num_contexts)
-            known = _mix_candidates(
-                own,
-                outputs,
-                prompts,
-                trie,
-                tables,
-                block,
-                floats,
                 bits,
+                block,
+                floats,
+                records,
+                max_nodes,
+                size,
                 place,
                 depth,
-                num,
-                least,
-                records,
-                known,
+                floor / path_prob,
             )
-            end_record(records, max_nodes, known, size, block, num_contexts)
             waiting = _enter_candidates(
                 block, floats, ranking, waiting, capacity, num, floor, depth + 1, size - 1, path_prob
             )
