@@ -212,6 +212,16 @@ class DraftTree:
             node = int(self.parents[node])
         return path[::-1]
 
+    def best_path(self) -> list[int]:
+        """Returns the nodes of the path of which most tokens are expected to be accepted, first child first.
+
+        What a host that verifies one chain only should draft; [] if the tree is empty.
+        """
+        expected: list[float] = []
+        for parent, prob in zip(self.parents.tolist(), self.path_probs().tolist(), strict=True):
+            expected.append(prob if parent == CONTEXT else expected[parent] + prob)
+        return self.path_to(expected.index(max(expected))) if expected else []
+
     def children(self) -> dict[int, dict[int, int]]:
         """Returns parent -> {token id -> node}, the form in which a verifier walks the tree."""
         children: dict[int, dict[int, int]] = {}

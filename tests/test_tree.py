@@ -124,3 +124,19 @@ def test_a_tree_cannot_be_changed():
     for name in ("token_ids", "parents", "probs", "sources", "source_names", "other"):
         with pytest.raises((AttributeError, TypeError)):
             setattr(tree, name, None)
+
+
+@given(draft_trees())
+def test_no_path_of_a_tree_is_expected_to_bring_more_than_its_best_one(tree):
+    path_probs = tree.path_probs()
+    worth = {tuple(tree.path_to(node)): path_probs[tree.path_to(node)].sum() for node in range(len(tree))}
+    best = tree.best_path()
+    assert best == (tree.path_to(best[-1]) if best else [])
+    assert bool(best) == bool(len(tree))
+    assert not worth or worth[tuple(best)] >= max(worth.values()) - 1e-5
+
+
+def test_the_best_path_is_not_the_one_that_begins_best():
+    tree = DraftTree.from_lists([1, 2, 3, 4], [-1, -1, 1, 2], [0.5, 0.4, 1.0, 1.0])
+    assert tree.best_path() == [1, 2, 3]
+    assert DraftTree.from_lists([1, 2], [-1, -1], [0.5, 0.5]).best_path() == [0]

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from retrieval_spec.errors import InvalidFeedback, InvalidInput, RetrievalSpecError
+from retrieval_spec.errors import (
+    InvalidFeedback,
+    InvalidInput,
+    InvalidRequest,
+    RetrievalSpecError,
+    ServiceUnavailable,
+)
 from retrieval_spec.tree import DraftTree
 
 if TYPE_CHECKING:
@@ -25,6 +31,25 @@ logger = logging.getLogger(__name__)
 
 _EMPTY = DraftTree.empty()
 TokenIds = Sequence[int] | NDArray[Any]
+
+
+def check_source(source: DraftSource, model_vocab_size: int) -> None:
+    """Refuses a draft source whose tokens the model does not have.
+
+    Raises:
+        InvalidRequest: its vocabulary is larger than the model's.
+    """
+    try:
+        vocab_size = source.vocab_size
+    except ServiceUnavailable:
+        return  # nothing can be drafted either; the session says so and the generation goes on
+    if vocab_size > model_vocab_size:
+        raise InvalidRequest(
+            "the draft source has a larger vocabulary than the target model",
+            got=vocab_size,
+            expected=f"<= {model_vocab_size}",
+            remedy="open it with the model's vocab_size",
+        )
 
 
 class GuardedSession:

@@ -17,7 +17,7 @@ from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.step_costs import StepCostMeter, planner_of
 from retrieval_spec.verifier.acceptance import Outcome, accept
 from retrieval_spec.verifier.cache import window_tokens
-from retrieval_spec.verifier.drafts import GuardedSession
+from retrieval_spec.verifier.drafts import GuardedSession, check_source
 from retrieval_spec.verifier.feedback import FeedbackCollector
 from retrieval_spec.verifier.layout import Layout, lay_out
 from retrieval_spec.verifier.mixed import MixedSampler
@@ -27,7 +27,6 @@ from retrieval_spec.verifier.support import (
     check_model,
     check_request,
     check_rotation,
-    check_source,
     check_window,
 )
 from retrieval_spec.verifier.target import Target
@@ -103,7 +102,7 @@ class TreeVerifier:
 
         Raises:
             UnsupportedModel: see `check_model`, `check_window` and `check_rotation` in `support`.
-            InvalidRequest: see `support.check_request` and `support.check_source`.
+            InvalidRequest: see `support.check_request` and `drafts.check_source`.
             ModelMismatch: the source drafts from hidden states of another model.
         """
         check_model(model)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import DynamicCache
 from transformers.generation import GenerationMode
 
-from retrieval_spec.errors import InvalidRequest, ServiceUnavailable, UnsupportedModel
+from retrieval_spec.errors import InvalidRequest, UnsupportedModel
 from retrieval_spec.verifier.cache import check_cache, check_layers, window_tokens
-
-if TYPE_CHECKING:
-    from retrieval_spec.client import DraftSource
 
 ATTENTION = ("eager", "sdpa")
 # What the host hands over and the loop carries on; anything else would be lost without a word.
@@ -141,23 +138,4 @@ def _check_positions(input_ids: Any, model_inputs: dict[str, Any]) -> None:
             "a cache was passed without the whole prompt",
             got=f"{input_ids.shape[1]} tokens, {cached_tokens} in the cache",
             remedy="pass all token ids, those in the cache included",
-        )
-
-
-def check_source(source: DraftSource, model_vocab_size: int) -> None:
-    """Refuses a draft source whose tokens the model does not have.
-
-    Raises:
-        InvalidRequest: its vocabulary is larger than the model's.
-    """
-    try:
-        vocab_size = source.vocab_size
-    except ServiceUnavailable:
-        return  # nothing can be drafted either; the session says so and the generation goes on
-    if vocab_size > model_vocab_size:
-        raise InvalidRequest(
-            "the draft source has a larger vocabulary than the target model",
-            got=vocab_size,
-            expected=f"<= {model_vocab_size}",
-            remedy="open it with the model's vocab_size",
         )
