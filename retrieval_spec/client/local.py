@@ -33,6 +33,11 @@ class LocalClient:
         return self._engine.source_names
 
     @property
+    def datastores(self) -> dict[str, str]:
+        """Name -> tokenizer fingerprint of every datastore that is drafted from."""
+        return self._engine.datastores
+
+    @property
     def wanted_topk(self) -> int:
         """Ids a node that are of use in `Feedback.topk_ids`; 0 if no source learns from them."""
         return self._engine.wanted_topk

@@ -161,6 +161,11 @@ class DraftClient:
         return self._peer.source_names or tuple(self.server_info.source_names)
 
     @property
+    def datastores(self) -> dict[str, str]:
+        """Name -> tokenizer fingerprint of every datastore that the server drafts from."""
+        return {store.name: store.tokenizer_fingerprint for store in self.server_info.datastores}
+
+    @property
     def wanted_topk(self) -> int:
         """Ids a node that are of use in `Feedback.topk_ids`; 0 if no source learns from them."""
         return self.server_info.wanted_topk
