@@ -26,7 +26,7 @@ from retrieval_spec.drafters.base import (
 )
 from retrieval_spec.drafters.blend import Blend
 from retrieval_spec.drafters.combination import ask_all
-from retrieval_spec.drafters.joint import Combination, Fuse, Joining
+from retrieval_spec.drafters.joint import Combination, Fuse, Joining, Joint
 from retrieval_spec.drafters.opening import Places, common_projection, open_sources
 from retrieval_spec.drafters.preset import Preset
 from retrieval_spec.drafters.presets import preset as preset_of
@@ -95,8 +95,7 @@ class Engine:
             )
         self.vocab_size = vocab_size
         self.limits = limits or Limits()
-        chosen = preset if isinstance(preset, Preset) else preset_of(preset)
-        self.preset = chosen
+        self.preset = chosen = preset if isinstance(preset, Preset) else preset_of(preset)
         self.drafters = dict(open_sources(vocab_size, chosen, datastores) if drafters is None else drafters)
         self.max_nodes = min(self.limits.max_nodes, chosen.max_nodes)
         self.datastores = {
@@ -164,11 +163,15 @@ class Engine:
         caps = [most] * len(sessions) if max_nodes is None else [min(most, cap) for cap in max_nodes]
         if len(sessions) == 1:
             return [sessions[0].draft(caps[0], cost_curve)]
-        trees = [session.draft(cap) for session, cap in zip(sessions, caps, strict=True)]
+        trees = self.joining.draft_all([one.joint for one in sessions], [self.budget(cap) for cap in caps])
         shared = share_nodes(trees, max(total_nodes, 0), cost_curve)
         for session, tree in zip(sessions, shared, strict=True):
             session.keep(len(tree))
         return shared
+
+    def budget(self, max_nodes: int) -> Budget:
+        """Returns what a tree of one session may cost that is asked for so many nodes."""
+        return Budget(max(0, min(max_nodes, self.max_nodes)), self.limits.max_depth_nodes)
 
     def warm_up(self) -> None:
         """Compiles what only a draft from several sources needs; the sources compile with any draft."""
@@ -269,18 +272,25 @@ class Session:
             UnknownSession: the session is closed.
         """
         self._check_open()
-        max_nodes = min(max_nodes, self._engine.max_nodes)
         if max_nodes <= 0:
             return DraftTree.empty(self._engine.source_names)
+        max_nodes = min(max_nodes, self._engine.max_nodes)
+
+        def ask(num_nodes: int) -> DraftTree:
+            return self._joint.draft(self._engine.budget(num_nodes))
+
         if cost_curve is None:
-            return self._ask(max_nodes)
-        tree = draft_paying(self._ask, max_nodes, cost_curve, self._num_paid)
+            return ask(max_nodes)
+        tree = draft_paying(ask, max_nodes, cost_curve, self._num_paid)
         self._num_drafted = len(tree)
         self.keep(len(tree))
         return tree
 
-    def _ask(self, max_nodes: int) -> DraftTree:
-        return self._joint.draft(Budget(max_nodes, self._engine.limits.max_depth_nodes))
+    @property
+    def joint(self) -> Joint:
+        """The sources of an open session as one, for drafts of several sessions at once."""
+        self._check_open()
+        return self._joint
 
     def keep(self, num_nodes: int) -> None:
         """Says that of the tree drafted last only the first nodes will be verified: what it teaches is less.
@@ -311,8 +321,7 @@ class Session:
 
     def look_ahead(self) -> Lookahead:
         """Returns what drafts for tokens that may be committed next; for as long as none is."""
-        limit = Budget(self._engine.max_nodes, self._engine.limits.max_depth_nodes)
-        return Lookahead(self._joint, self._num_drafted, limit)
+        return Lookahead(self._joint, self._num_drafted, self._engine.budget(self._engine.max_nodes))
 
     def truncate(self, length: int) -> None:
         """Cuts the context to its first `length` tokens, because the host went back.
@@ -326,6 +335,7 @@ class Session:
             raise ContextMismatch(
                 "cannot cut the context", got=length, expected=f"0 to {self.context_length}"
             )
+        self._joint.settle()
         self.context_length = length
         self._prompt_length = min(length, self._prompt_length)
         self._start(self.context[: self._prompt_length])
@@ -349,6 +359,7 @@ class Session:
     def close(self) -> None:
         """Ends the session, lets the sources learn from it and releases it; closing twice is harmless."""
         if self.is_open:
+            self._joint.settle()
             cursors, context, begin = self._cursors, self.context, self._prompt_length
             self.discard()
             for cursor in cursors:

@@ -107,6 +107,7 @@ class BothSessions:
         assert tree.parents.tolist() == [node.parent for node in expected]
         assert tree.sources.tolist() == [node.sources for node in expected]
         np.testing.assert_allclose(tree.probs, [node.prob for node in expected], rtol=1e-5, atol=1e-12)
+        self.both.check_tables()
         return tree
 
     def keep(self, num_nodes: int) -> None:
@@ -116,9 +117,16 @@ class BothSessions:
     def commit(self, tokens: list[int]) -> None:
         self.joint.observe(as_int32(tokens))
         self.twin.observe(tokens)
+        if sum(tokens) % 2:  # else with the next draft
+            self.settle()
+
+    def settle(self) -> None:
+        """Both have worked in what was committed, and learned the same."""
+        self.joint.settle()
         self.both.check_tables()
 
     def close(self) -> None:
+        self.settle()
         for cursor in self.cursors:
             cursor.close()
         self.twin.close()

@@ -7,7 +7,7 @@ knows of sessions, sockets or clocks. `tests/contract/` runs over every register
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.projection import Projection
 from retrieval_spec.tree import DraftTree, Int32s, Tokens, Uint16s
+
+if TYPE_CHECKING:
+    from retrieval_spec.drafters.tail import Tail
+    from retrieval_spec.structures.context_array import ContextArray
 
 Int64s = NDArray[np.int64]
 
@@ -83,16 +87,28 @@ class TextCursor(Cursor, Protocol):
     lock: AbstractContextManager[Any]
     """Held from `find_place` until the arena is no longer read."""
 
-    def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
+    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s]:
         """Returns the automaton, its table of commonest continuations, and the state and length of the match.
 
         The place in the context's own text is where that ends; there its anchor stands instead
-        (`kernels.anchor`).
+        (`kernels.anchor`), and so many new tokens are about to be appended.
         """
         ...
 
-    def advance(self, tokens: Tokens) -> None:
-        """Appends committed tokens as `observe` does, where a kernel has moved the place on by them."""
+    def advance(self, tokens: Tokens, num_added: int) -> None:
+        """Notes committed tokens, where a kernel has moved the place on by them.
+
+        Of the first `num_added` it has also extended the context's own text.
+        """
+        ...
+
+
+@runtime_checkable
+class SearchedCursor(Cursor, Protocol):
+    """A cursor whose source is a corpus, so that a kernel can search it together with others' texts."""
+
+    def find_corpus(self) -> tuple[ContextArray, Tail] | None:
+        """Returns the corpus and the end of the context; None if the cursor itself has to be asked."""
         ...
 
 

@@ -117,9 +117,9 @@ class HistoryCursor:
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves on by output; `feedback` is not used."""
         self._num_new_tokens += tokens.shape[0]
-        self.advance(tokens)
+        self.advance(tokens, 0)
 
-    def advance(self, tokens: Tokens) -> None:
+    def advance(self, tokens: Tokens, num_added: int) -> None:
         """Moves on by output by which a kernel has moved the place on."""
         self._written.frombytes(tokens.tobytes())
         if self._is_live:
@@ -150,13 +150,13 @@ class HistoryCursor:
         self._scratch = with_room(self._scratch, scratch_words(max_nodes))
         columns = new_columns(max_nodes)
         with self._history.lock:
-            arena, _, place = self.find_place()
+            arena, _, place = self.find_place(0)
             state, match_tokens = place.tolist()
             max_depth_nodes = budget.max_depth_nodes
             size = draft_from(arena, state, match_tokens, WORTH, max_depth_nodes, self._scratch, *columns)
         return tree_of(columns, size)
 
-    def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
+    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s]:
         """Returns the history's automaton, and where the context stands in it; call with the lock held."""
         texts = self._history.texts
         if self._num_new_tokens or self._version != texts.version:

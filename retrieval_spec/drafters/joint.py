@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from retrieval_spec.drafters.base import Budget, Cursor, trial_of
 from retrieval_spec.drafters.guarded import GuardedCursor
@@ -35,7 +35,11 @@ class Joint(Protocol):
         ...
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
-        """Moves all cursors on by committed tokens."""
+        """Moves all cursors on by committed tokens, at the latest with the next draft."""
+        ...
+
+    def settle(self) -> None:
+        """Moves all cursors on now by what was observed: before they are closed."""
         ...
 
     def trial(self) -> Joint | None:
@@ -56,6 +60,10 @@ class Joining(Protocol):
         """Returns the cursors of a new session as one."""
         ...
 
+    def draft_all(self, joints: Sequence[Any], budgets: Sequence[Budget]) -> list[DraftTree]:
+        """Returns one tree of each session, as if each drafted in turn; 0 nodes are a budget too."""
+        ...
+
 
 class Fuse:
     """Fuses one tree of each source by longest prefix; learns nothing."""
@@ -67,6 +75,13 @@ class Fuse:
     def start(self, cursors: Sequence[Cursor], namespace: str) -> Fused:
         """Returns the cursors of a new session as one."""
         return Fused(cursors, self._combine, self.source_names)
+
+    def draft_all(self, joints: Sequence[Joint], budgets: Sequence[Budget]) -> list[DraftTree]:
+        """Returns one tree of each session."""
+        return [
+            joint.draft(budget) if budget.max_nodes else DraftTree.empty(self.source_names)
+            for joint, budget in zip(joints, budgets, strict=True)
+        ]
 
 
 class Fused:
@@ -106,3 +121,6 @@ class Fused:
         """Moves all cursors on."""
         for cursor in self._cursors:
             cursor.observe(tokens, feedback)
+
+    def settle(self) -> None:
+        """Does nothing: all is moved on at once."""

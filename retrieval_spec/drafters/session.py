@@ -89,9 +89,10 @@ class SessionCursor:
         if tokens.shape[0]:
             self._anchor[:] = 0  # one that does not move along would mislead
 
-    def advance(self, tokens: Tokens) -> None:
-        """Appends committed tokens by which a kernel has moved the anchor on."""
-        self.automaton.extend(tokens)
+    def advance(self, tokens: Tokens, num_added: int) -> None:
+        """Appends the committed tokens for which a kernel had no room; it has moved the anchor on by all."""
+        if num_added < tokens.shape[0]:
+            self.automaton.extend(tokens[num_added:])
 
     def trial(self) -> SessionCursor:
         """Returns a cursor whose moves show nowhere else."""
@@ -103,8 +104,10 @@ class SessionCursor:
     def close(self) -> None:
         """Does nothing: what the session wrote ends with it."""
 
-    def find_place(self) -> tuple[Int32s, Int32s, Int64s]:
+    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s]:
         """Returns the automaton, the row of its commonest tokens, and its anchor: the place is its end."""
+        if num_new:
+            self.automaton.own()
         return self.automaton.arena, self._commonest, self._anchor
 
     @property

@@ -11,15 +11,21 @@ _ROOM = 4
 
 
 class Tail:
-    """The newest tokens of a growing context, at most `max_tokens`. Owned by one cursor, not thread-safe."""
+    """The newest tokens of a growing context, at most `max_tokens`. Owned by one cursor, not thread-safe.
 
-    __slots__ = ("_buffer", "_end", "_max_tokens", "tokens")
+    Attributes:
+        tokens: these, as a view.
+        address: where they lie.
+    """
+
+    __slots__ = ("_buffer", "_buffer_address", "_end", "_max_tokens", "address", "tokens")
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._buffer = np.zeros(_ROOM * max_tokens, TOKEN)
         self._end = 0
         self.tokens: Tokens = self._buffer[:0]
+        self.address = self._buffer_address = self._buffer.ctypes.data
 
     def copy(self) -> Tail:
         """Returns another one with the same tokens."""
@@ -37,4 +43,6 @@ class Tail:
             end = kept.shape[0] + newest.shape[0]
         self._buffer[end - newest.shape[0] : end] = newest
         self._end = end
-        self.tokens = self._buffer[max(0, end - self._max_tokens) : end]
+        begin = max(0, end - self._max_tokens)
+        self.tokens = self._buffer[begin:end]
+        self.address = self._buffer_address + begin * self._buffer.itemsize

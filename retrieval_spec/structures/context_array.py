@@ -61,7 +61,7 @@ class ContextArray:
         depth_tokens: how many tokens of a context the order considers.
     """
 
-    __slots__ = ("_reliability", "buckets", "depth_tokens", "positions", "tokens")
+    __slots__ = ("__weakref__", "_reliability", "buckets", "depth_tokens", "positions", "tokens")
 
     def __init__(
         self, tokens: NDArray[Any], positions: NDArray[Any], buckets: NDArray[Any], depth_tokens: int

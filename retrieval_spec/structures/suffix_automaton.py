@@ -62,6 +62,9 @@ class SuffixAutomaton:
             self._make_room(tokens.shape[0] - num_added)
             num_added = kernels.append(self.arena, tokens, num_added)
 
+    def own(self) -> None:
+        """Makes sure that nobody else reads the arena: a kernel is about to append to it."""
+
     def trial(self) -> SuffixAutomaton:
         """Returns one that reads the arena of this one, and copies it before it grows.
 
@@ -143,9 +146,12 @@ class _Trial(SuffixAutomaton):
     _is_copy: bool
 
     def extend(self, tokens: Tokens) -> None:
+        self.own()
+        super().extend(tokens)
+
+    def own(self) -> None:
         if not self._is_copy:
             self.arena, self._is_copy = self.arena.copy(), True
-        super().extend(tokens)
 
 
 def _states_for(num_tokens: int) -> int:
