@@ -30,12 +30,7 @@ from retrieval_spec.drafters.joint import Combination, Fuse, Joining, Joint
 from retrieval_spec.drafters.opening import Places, common_projection, open_sources
 from retrieval_spec.drafters.preset import Preset
 from retrieval_spec.drafters.presets import preset as preset_of
-from retrieval_spec.errors import (
-    ContextMismatch,
-    InvalidRequest,
-    LimitExceeded,
-    UnknownSession,
-)
+from retrieval_spec.errors import ContextMismatch, InvalidRequest, LimitExceeded, UnknownSession
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import fuse_sources
 from retrieval_spec.kernels.fusion import COMPILED
@@ -159,14 +154,17 @@ class Engine:
         average: drafting nodes that the selection then drops would cost more than it can gain. With the
         curve of the pass that verifies them all, only nodes that pay are among them.
         """
+        total_nodes = max(total_nodes, 0)
         most = min(total_nodes, MAX_SHARE * -(-total_nodes // max(len(sessions), 1)))
         caps = [most] * len(sessions) if max_nodes is None else [min(most, cap) for cap in max_nodes]
         if len(sessions) == 1:
             return [sessions[0].draft(caps[0], cost_curve)]
-        trees = self.joining.draft_all([one.joint for one in sessions], [self.budget(cap) for cap in caps])
-        shared = share_nodes(trees, max(total_nodes, 0), cost_curve)
-        for session, tree in zip(sessions, shared, strict=True):
-            session.keep(len(tree))
+        joints, budgets = [one.joint for one in sessions], [self.budget(cap) for cap in caps]
+        trees = self.joining.draft_all(joints, budgets, total_nodes)
+        shared = share_nodes(trees, total_nodes, cost_curve)
+        for joint, tree, kept in zip(joints, trees, shared, strict=True):
+            if len(kept) < len(tree):
+                joint.keep(len(kept))
         return shared
 
     def budget(self, max_nodes: int) -> Budget:

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_spec.budget import share_nodes
 from retrieval_spec.drafters.base import Budget, TextCursor
 from retrieval_spec.drafters.blend import Blend
 from retrieval_spec.drafters.history import HistoryDrafter
 from retrieval_spec.drafters.prompts import PromptsDrafter
 from retrieval_spec.drafters.session import SessionDrafter
-from retrieval_spec.engine import Engine
+from retrieval_spec.engine import MAX_SHARE, Engine
 from retrieval_spec.errors import ServiceUnavailable
 from retrieval_spec.kernels.blend_tables import OUTPUTS, OWN, PROMPTS
 from retrieval_spec.kernels.features import MAX_HOPS
@@ -184,6 +185,26 @@ def test_a_session_that_went_back_drafts_as_one_that_never_went_on(steps, prompt
     back.commit(dropped)
     back.truncate(len(prompt) + len(kept))
     assert back.draft(16) == expected
+
+
+@given(STEPS, st.lists(TOKENS, min_size=2, max_size=6), st.integers(0, 40))
+@settings(max_examples=60, deadline=None)
+def test_of_a_batch_the_most_probable_nodes_are_drafted_and_no_more(steps, prompts, total_nodes):
+    shared = engine()
+    for asked, answer in steps:
+        write(shared, asked, answer)
+    sessions = [shared.open_session(prompt) for prompt in prompts]
+    trees = shared.draft_batch(sessions, total_nodes)
+    most = min(total_nodes, MAX_SHARE * -(-total_nodes // len(prompts)))
+    assert trees == share_nodes([session.draft(most) for session in sessions], total_nodes)
+
+
+def test_sessions_of_several_namespaces_share_the_nodes_of_a_batch():
+    shared = engine()
+    sessions = [shared.open_session([1, 2, 3] * 9, name) for name in ("one", "other", "one")]
+    trees = shared.draft_batch(sessions, 10)
+    assert sum(map(len, trees)) == 10
+    assert trees == share_nodes([session.draft(10) for session in sessions], 10)
 
 
 def test_a_run_of_one_token_is_drafted_on():

@@ -30,9 +30,11 @@ class Blend:
         """Returns the cursors of a new session as one."""
         return Blended(cursors, self.namespaces.of(namespace), self.source_names)
 
-    def draft_all(self, joints: Sequence[Blended], budgets: Sequence[Budget]) -> list[DraftTree]:
-        """Returns one tree of each session, whose kernels then run in one call."""
-        return step_all(joints, budgets)
+    def draft_all(
+        self, joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes: int
+    ) -> list[DraftTree]:
+        """Returns one tree of each session, all in one kernel call where they share a namespace."""
+        return step_all(joints, budgets, total_nodes)
 
     def cells_of(self, namespace: str) -> Float32s:
         """Returns the tables of a namespace, not a copy: float32[NUM_CELLS], for tools."""

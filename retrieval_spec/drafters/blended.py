@@ -5,7 +5,6 @@ What a session observes is worked in when it drafts next, in the same kernel cal
 
 from __future__ import annotations
 
-import operator
 import threading
 import weakref
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrieval_spec.calibration import reliability_by_match_length
 from retrieval_spec.drafters.base import Budget, Cursor, Int64s, SearchedCursor, TextCursor
@@ -35,7 +33,7 @@ from retrieval_spec.structures.blend_tables import new_tables
 from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.structures.shared_automaton import NO_ROWS
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
-from retrieval_spec.tree import TOKEN, DraftTree, Float32s, Int32s, Tokens
+from retrieval_spec.tree import TOKEN, DraftTree, Float32s, Int32s, Tokens, Uint16s
 
 FIRST_NODES = 16
 """There is room for a tree of so many nodes before one is asked for."""
@@ -90,6 +88,7 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self._block: Int64s = np.empty(max(scratch_words(FIRST_NODES), SEARCH_WORDS), np.int64)
         self._trie: Int32s = np.empty(TRIE_ROWS * (FIRST_NODES + 1), np.int32)
+        self._floats: Float32s = np.empty(2 * FIRST_NODES, np.float32)
 
     def block(self, max_nodes: int) -> Int64s:
         self._block = with_room(self._block, scratch_words(max_nodes))
@@ -99,63 +98,79 @@ class _Scratch(threading.local):
         self._trie = with_room(self._trie, TRIE_ROWS * num_columns)
         return self._trie[: TRIE_ROWS * num_columns].reshape(TRIE_ROWS, num_columns)
 
+    def floats(self, num_words: int) -> Float32s:
+        self._floats = with_room(self._floats, num_words)
+        return self._floats
+
 
 _SCRATCH = _Scratch()
 
 
-def step_all(joints: Sequence[Blended], budgets: Sequence[Budget]) -> list[DraftTree]:
+def step_all(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes: int) -> list[DraftTree]:
     """Works in what sessions observed, and returns the most probable paths of each, best first.
 
-    Those that share what they learn go in one kernel call, in their order.
+    Those that share what they learn go in one kernel call, in their order; of what they draft together only
+    the `total_nodes` most probable nodes are kept.
     """
-    if len(joints) == 1:
-        return _step(joints, budgets)
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, joint in enumerate(joints):
         groups.setdefault(joint.shared, []).append(index)
+    if len(groups) == 1:
+        return _step(joints, budgets, total_nodes)
     trees: dict[int, DraftTree] = {}
     for indices in groups.values():
-        stepped = _step([joints[index] for index in indices], [budgets[index] for index in indices])
-        trees.update(zip(indices, stepped, strict=True))
+        some, of_them = [joints[index] for index in indices], [budgets[index] for index in indices]
+        trees.update(zip(indices, _step(some, of_them, total_nodes), strict=True))
     return [trees[index] for index in range(len(joints))]
 
 
-def _step(joints: Sequence[Blended], budgets: Sequence[Budget]) -> list[DraftTree]:
+def _step(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes: int) -> list[DraftTree]:
     caps = [budget.max_nodes for budget in budgets]
+    num_nodes = sum(caps)
     tries = [joint.ask(budget) for joint, budget in zip(joints, budgets, strict=True)]
-    columns = (*new_columns(sum(caps)), np.empty(sum(caps), np.uint16))
-    num_columns = 1 + max(map(operator.mul, caps, [len(joint.corpora) for joint in joints]))
+    columns = (*new_columns(num_nodes), np.empty(num_nodes, np.uint16))
+    num_columns = 1 + max([cap * len(joint.corpora) for joint, cap in zip(joints, caps, strict=True)])
     block, trie = _SCRATCH.block(max(caps)), _SCRATCH.trie(num_columns)
+    floats = _SCRATCH.floats(2 * num_nodes)
+    best, reached = floats[: total_nodes if total_nodes < num_nodes else 0], floats[num_nodes:]
     outputs, prompts, learned = joints[0].locks
     with outputs, prompts, learned:
         for joint, asked, cap in zip(joints, tries, caps, strict=True):
             joint.prepare(asked, cap)
         steps, tokens = _steps_of(joints, caps)
-        take_steps(steps, tokens, budgets[0].max_depth_nodes, _RELIABILITY, block, trie, *columns)
+        depth = budgets[0].max_depth_nodes
+        take_steps(steps, tokens, depth, best, _RELIABILITY, block, trie, *columns, reached)
     num_added, sizes = steps[NUM_ADDED:].tolist()
     late = [index for index, joint in enumerate(joints) if joint.worked_in(num_added[index]) and caps[index]]
     trees = _trees(joints, caps, sizes, columns)
     for index in late:
-        trees[index] = _step([joints[index]], [budgets[index]])[0]
+        trees[index] = joints[index].draft(budgets[index])
     return trees
 
 
 def _steps_of(joints: Sequence[Blended], caps: list[int]) -> tuple[Int64s, Tokens]:
     pending = [joint.pending for joint in joints]
-    ends = list(accumulate([tokens.shape[0] for tokens in pending]))
+    ends = list(accumulate(map(len, pending)))
     unwritten = [0] * len(joints)
     steps = np.array([[joint.address for joint in joints], ends, caps, unwritten, unwritten], np.int64)
     return steps, pending[0] if len(pending) == 1 else np.concatenate(pending)
 
 
 def _trees(
-    joints: Sequence[Blended], caps: Sequence[int], sizes: Sequence[int], columns: Sequence[NDArray[Any]]
+    joints: Sequence[Blended],
+    caps: Sequence[int],
+    sizes: Sequence[int],
+    columns: tuple[Tokens, Int32s, Float32s, Uint16s],
 ) -> list[DraftTree]:
+    token_ids, parents, probs, sources = columns
+    if sizes[0] == token_ids.shape[0]:
+        return [DraftTree(token_ids, parents, probs, sources, joint.source_names) for joint in joints]
     trees, first = [], 0
     for joint, cap, size in zip(joints, caps, sizes, strict=True):
-        parts = columns if size == columns[0].shape[0] else [part[first : first + size] for part in columns]
-        token_ids, parents, probs, sources = parts
-        trees.append(DraftTree(token_ids, parents, probs, sources, joint.source_names))
+        part = slice(first, first + size)
+        trees.append(
+            DraftTree(token_ids[part], parents[part], probs[part], sources[part], joint.source_names)
+        )
         first += cap
     return trees
 
@@ -239,7 +254,7 @@ class Blended:
 
     def draft(self, budget: Budget) -> DraftTree:
         """Returns the most probable paths, best first."""
-        return _step((self,), (budget,))[0]
+        return _step((self,), (budget,), budget.max_nodes)[0]
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves all cursors on; the texts and what is learned from them wait for the next draft."""
@@ -252,7 +267,7 @@ class Blended:
     def settle(self) -> None:
         """Works in what was observed."""
         if self.pending.shape[0]:
-            _step((self,), (Budget(0),))
+            _step((self,), (Budget(0),), 0)
 
     def keep(self, num_nodes: int) -> None:
         """Says that of the tree drafted last only the first nodes will be verified."""

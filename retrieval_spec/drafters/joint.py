@@ -60,8 +60,13 @@ class Joining(Protocol):
         """Returns the cursors of a new session as one."""
         ...
 
-    def draft_all(self, joints: Sequence[Any], budgets: Sequence[Budget]) -> list[DraftTree]:
-        """Returns one tree of each session, as if each drafted in turn; 0 nodes are a budget too."""
+    def draft_all(
+        self, joints: Sequence[Any], budgets: Sequence[Budget], total_nodes: int
+    ) -> list[DraftTree]:
+        """Returns one tree of each session, as if each drafted in turn; 0 nodes are a budget too.
+
+        Nodes that are not among the `total_nodes` most probable ones of all trees may be left out.
+        """
         ...
 
 
@@ -76,8 +81,10 @@ class Fuse:
         """Returns the cursors of a new session as one."""
         return Fused(cursors, self._combine, self.source_names)
 
-    def draft_all(self, joints: Sequence[Joint], budgets: Sequence[Budget]) -> list[DraftTree]:
-        """Returns one tree of each session."""
+    def draft_all(
+        self, joints: Sequence[Joint], budgets: Sequence[Budget], total_nodes: int
+    ) -> list[DraftTree]:
+        """Returns one tree of each session, whole."""
         return [
             joint.draft(budget) if budget.max_nodes else DraftTree.empty(self.source_names)
             for joint, budget in zip(joints, budgets, strict=True)

@@ -35,6 +35,7 @@ from retrieval_spec.kernels.places import PLACE_WORDS, begin, follow_all
 from retrieval_spec.kernels.ranking import (
     FIRST_OWN_WORD,
     NODE_WORDS,
+    PATH_PROB,
     add_to_tree,
     describe,
     enter,
@@ -193,15 +194,11 @@ def _correction(tables, path_prob):
 
 
 @inlined_kernel
-def _correct(tables, size, parents, probs, path_probs, block):
-    """Makes the probabilities of the tree true on average, without changing the order of the nodes."""
-    floats = block.view(np.float64)
-    last = 1.0
+def _correct(size, parents, probs, reached):
+    """Makes the probabilities of the nodes those that lead to what path probabilities are in truth."""
     for node in range(size):
-        last = min(last, path_probs[node] * _correction(tables, path_probs[node]))
-        floats[PLACES + node] = last
-        before = 1.0 if parents[node] < 0 else floats[PLACES + parents[node]]
-        probs[node] = last / before if before > 0.0 else 0.0
+        before = np.float32(1.0) if parents[node] < 0 else reached[parents[node]]
+        probs[node] = reached[node] / before if before > 0.0 else 0.0
 
 
 @allocation_free_kernel
@@ -226,6 +223,8 @@ def draft(
     probs,
     sources,
     path_probs,
+    reached,
+    lowest,
 ):
     """Fills a draft tree with the most probable continuations, best first; returns its size.
 
@@ -250,6 +249,8 @@ def draft(
         probs: float32[max_nodes]  written: P(node accepted | parent accepted).
         sources: uint16[max_nodes]  written: bit mask of the sources that know the token here.
         path_probs: float32[max_nodes]  written: path probability before outcomes corrected it, for `learn`.
+        reached: float32[max_nodes]  written: path probability as it is true on average; never rises.
+        lowest: no node is wanted whose path probability is no higher; below 0: all are.
     """
     own, outputs = own_text.view(np.uint32), output_texts.view(np.uint32)
     prompts = prompt_texts.view(np.uint32)
@@ -261,7 +262,7 @@ def draft(
     begin(own, anchor, output_place, prompt_place, block, PLACES)
     clear_records(records, max_nodes)
     size, waiting = 0, 0
-    depth, path_prob, place = np.int64(0), 1.0, np.int64(PLACES)
+    depth, path_prob, place, corrected = np.int64(0), 1.0, np.int64(PLACES), 1.0
     while size < max_nodes:
         capacity = max_nodes - size
         floor = least_useful(block, floats, ranking, waiting, capacity)
@@ -292,9 +293,13 @@ def draft(
             break
         waiting -= 1
         best = block[ranking + waiting]
+        path_prob = floats[best + PATH_PROB]
+        corrected = min(corrected, path_prob * _correction(tables, path_prob))
+        if corrected <= lowest:
+            break
         depth, path_prob = add_to_tree(block, floats, best, size, token_ids, parents, probs)
         sources[size] = block[best + NODE_SOURCES]
-        path_probs[size] = path_prob
+        path_probs[size], reached[size] = path_prob, corrected
         size += 1
         before = np.int64(PLACES + (parents[size - 1] + 1) * PLACE_WORDS)
         place = np.int64(PLACES + size * PLACE_WORDS)
@@ -302,5 +307,5 @@ def draft(
             block[place + word] = block[before + word]
         if size < max_nodes:
             follow_all(own, outputs, prompts, trie, block, place, np.int64(token_ids[size - 1]))
-    _correct(tables, size, parents, probs, path_probs, block)
+    _correct(size, parents, probs, reached)
     return size

@@ -53,6 +53,7 @@ from retrieval_spec.kernels.commonest import ROW_WORDS
 from retrieval_spec.kernels.fusion import insert
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 from retrieval_spec.kernels.places import MAX_MATCH_TOKENS
+from retrieval_spec.kernels.selection import admit, cut, floor_of, num_at_floor
 from retrieval_spec.kernels.shared_automaton import follow
 
 CARD, END, MAX_NODES, NUM_ADDED, SIZE, STEP_ROWS = range(6)
@@ -222,7 +223,9 @@ def _ask_corpora(card, reliability, max_depth_nodes, block, trie, token_ids, par
 
 
 @allocation_free_kernel
-def _draft(card, max_depth_nodes, reliability, block, trie, token_ids, parents, probs, sources):
+def _draft(
+    card, max_depth_nodes, floor, reliability, block, trie, token_ids, parents, probs, sources, reached
+):
     """Fills in a session's tree, and keeps what it will learn from; returns its size."""
     proposed = trie
     if card[TRIE_COLUMNS] > 0:
@@ -251,6 +254,8 @@ def _draft(card, max_depth_nodes, reliability, block, trie, token_ids, parents, 
         probs,
         sources,
         path_probs[: token_ids.shape[0]],
+        reached,
+        floor,
     )
     for node in range(size):
         drafted_ids[node], drafted_parents[node] = token_ids[node], parents[node]
@@ -258,9 +263,37 @@ def _draft(card, max_depth_nodes, reliability, block, trie, token_ids, parents, 
     return size
 
 
+@inlined_kernel
+def _cut_all(steps, best, reached):
+    """Keeps the nodes that are among the best."""
+    first, at_floor = np.int64(0), num_at_floor(best)
+    for at in range(steps.shape[1]):
+        card = array_at(steps[CARD, at], (np.int64(CARD_WORDS),), np.int64)
+        if steps[SIZE, at] > 0:
+            path_probs = reached[first : first + steps[SIZE, at]]
+            steps[SIZE, at], at_floor = cut(best, path_probs, at_floor)
+            card[NUM_KEPT] = steps[SIZE, at]
+        first += steps[MAX_NODES, at]
+
+
 @allocation_free_kernel
-def take_steps(steps, tokens, max_depth_nodes, reliability, block, trie, token_ids, parents, probs, sources):
+def take_steps(
+    steps,
+    tokens,
+    max_depth_nodes,
+    best,
+    reliability,
+    block,
+    trie,
+    token_ids,
+    parents,
+    probs,
+    sources,
+    reached,
+):
     """Moves sessions on by committed tokens, one after the other, and drafts for those that have room.
+
+    Of all trees together it keeps the most probable nodes, ties in the order of the sessions.
 
     Args:
         steps: int64[STEP_ROWS, n]  a column each session: where its card lies (`kernels.cards`), where its
@@ -269,6 +302,7 @@ def take_steps(steps, tokens, max_depth_nodes, reliability, block, trie, token_i
             nothing is drafted: the others are to be appended, and the session comes again without tokens.
         tokens: int32[..]  committed ones of all sessions, one after the other.
         max_depth_nodes: no path is longer.
+        best: float32[..]  scratch memory, as long as nodes are wanted of all trees; empty: all are.
         reliability: float32[..]  for corpora (`context_draft.draft`).
         block: int64[..]  scratch memory for the largest tree (`blend.scratch_words`) and for corpora.
         trie: int32[TRIE_ROWS, ..]  scratch memory, with columns for the root and what all corpora draft.
@@ -276,8 +310,10 @@ def take_steps(steps, tokens, max_depth_nodes, reliability, block, trie, token_i
         parents: int32[..]  written: index of an earlier node of the tree, or -1.
         probs: float32[..]  written: P(node accepted | parent accepted).
         sources: uint16[..]  written: bit mask of the sources that know the token here.
+        reached: float32[..]  written: path probabilities.
     """
     begin = first = np.int64(0)
+    num_best = 0
     for at in range(steps.shape[1]):
         card = array_at(steps[CARD, at], (np.int64(CARD_WORDS),), np.int64)
         end, last = steps[END, at], first + steps[MAX_NODES, at]
@@ -287,6 +323,7 @@ def take_steps(steps, tokens, max_depth_nodes, reliability, block, trie, token_i
             steps[SIZE, at] = _draft(
                 card,
                 max_depth_nodes,
+                floor_of(best, num_best),
                 reliability,
                 block,
                 trie,
@@ -294,5 +331,9 @@ def take_steps(steps, tokens, max_depth_nodes, reliability, block, trie, token_i
                 parents[first:last],
                 probs[first:last],
                 sources[first:last],
+                reached[first:last],
             )
+            num_best = admit(best, num_best, reached[first : first + steps[SIZE, at]])
         begin, first = end, last
+    if 0 < best.shape[0] == num_best:
+        _cut_all(steps, best, reached)
