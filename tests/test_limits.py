@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.history import HistoryDrafter
 from retrieval_spec.drafters.namespaces import MAX_NAMESPACES, Namespaces
 from retrieval_spec.engine import Engine
@@ -200,6 +201,46 @@ def test_what_only_open_sessions_hold_is_counted_until_they_close():
     assert namespaces.num_bytes == 100
     del held
     assert namespaces.num_bytes == 0
+
+
+def test_open_sessions_do_not_keep_the_memory_of_what_is_forgotten():
+    budget = 8 * MIB
+    engine = Engine(50_000, limits=Limits(max_learned_bytes=budget))
+    rng = np.random.default_rng(0)
+    opened = []
+    for _ in range(24):  # without a way to give it back, each would hold a state of its namespace of then
+        opened.append(engine.open_session(rng.integers(0, 50_000, 100), "one"))
+        teacher = engine.open_session(rng.integers(0, 50_000, 15_000), "one")
+        teacher.commit(rng.integers(0, 50_000, 15_000))
+        teacher.close()
+    assert engine.memory.num_forgotten >= 4
+    assert engine.memory.num_bytes <= 2 * budget, "one is being filled while the other is full"
+    for session in opened:
+        session.draft()
+        session.commit([1, 2, 3])
+        session.draft()
+        session.close()
+
+
+def test_a_forgotten_history_drafts_nothing_and_learns_nothing():
+    drafter = HistoryDrafter.open(1_000)
+    text = np.arange(100, dtype=np.int32)
+    teacher, late, open_one = drafter.start(NO_TOKENS), drafter.start(NO_TOKENS), drafter.start(NO_TOKENS)
+    teacher.observe(text)
+    teacher.close()
+    open_one.observe(text[:5])
+    assert open_one.propose(Budget(4, 4)).token_ids.tolist() == [5, 6, 7, 8]
+    forgotten = drafter.namespaces.of("default")
+    drafter.namespaces.forget("default")
+    assert (len(open_one.propose(Budget(4, 4))), forgotten.num_bytes) == (0, 0)
+    late.observe(text)
+    late.close()
+    assert forgotten.texts.automaton.num_tokens == 0
+    assert forgotten.texts.automaton.allocated_bytes < 1_024
+    open_one.observe(text[5:7])
+    assert len(open_one.propose(Budget(4, 4))) == 0
+    fresh = drafter.start(text[:5])
+    assert len(fresh.propose(Budget(4, 4))) == 0, "what nobody may draft from is nowhere"
 
 
 def test_the_largest_tenant_forgets_first_and_its_oldest_namespace():

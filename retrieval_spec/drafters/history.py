@@ -64,17 +64,28 @@ class HistoryDrafter:
 
 
 class History:
-    """What one namespace wrote; whoever uses `texts` holds `lock`."""
+    """What one namespace wrote; whoever uses `texts` holds `lock`.
+
+    Attributes:
+        texts: what it wrote; nothing once it was released.
+        is_released: whether it was, so that nothing is learned into it.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.lock = threading.Lock()
         # No string is longer than the longest match with the deepest draft after it.
         self.texts = RecentTexts(max_bytes, counted_tokens=MAX_MATCH_TOKENS + MAX_DEPTH_NODES)
+        self.is_released = False
 
     @property
     def num_bytes(self) -> int:
         """Bytes that it holds."""
-        return self.texts.num_bytes
+        return 0 if self.is_released else self.texts.num_bytes
+
+    def release(self) -> None:
+        """Gives back its memory, although sessions hold it until they end."""
+        with self.lock:
+            self.texts, self.is_released = RecentTexts.none(), True
 
 
 class HistoryCursor:
@@ -184,4 +195,5 @@ class HistoryCursor:
         tokens = np.frombuffer(text, TOKEN)
         for begin, end in pieces(0, tokens.shape[0]):
             with self._history.lock:
-                self._history.texts.extend(self._text, tokens[begin:end])
+                if not self._history.is_released:
+                    self._history.texts.extend(self._text, tokens[begin:end])

@@ -28,7 +28,9 @@ def pieces(begin: int, end: int) -> Iterator[tuple[int, int]]:
 class Namespaces(Generic[Learned]):
     """One `Learned` per namespace, made when first asked for. Safe to share between threads.
 
-    A cursor fetches its own when it starts and keeps it: forgetting takes nothing from open sessions.
+    A cursor fetches its own when it starts and keeps it, forgotten or not. What has a `release` gives back
+    its memory all the same when it is forgotten: else sessions that stay open would hold any number of
+    former states of a namespace, beside every budget.
 
     Args:
         make: returns what a fresh namespace starts with; its `num_bytes`, if it has any, is what it holds.
@@ -74,6 +76,8 @@ class Namespaces(Generic[Learned]):
 
     def _forget(self, namespace: str) -> None:
         learned = self._learned.pop(namespace)
+        if isinstance(learned, Releasable):
+            learned.release()
         if _num_bytes(learned):
             self._held.append(weakref.ref(learned))
 
@@ -84,6 +88,15 @@ class Namespaces(Generic[Learned]):
 
 
 AnyNamespaces = Namespaces[Any]
+
+
+@runtime_checkable
+class Releasable(Protocol):
+    """What can give back its memory while sessions still hold it."""
+
+    def release(self) -> None:
+        """Forgets everything, and learns nothing any more."""
+        ...
 
 
 @runtime_checkable

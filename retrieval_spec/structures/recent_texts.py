@@ -9,7 +9,7 @@ from array import array
 
 import numpy as np
 
-from retrieval_spec.structures.shared_automaton import Place, SharedAutomaton
+from retrieval_spec.structures.shared_automaton import NO_ROWS, Place, SharedAutomaton
 from retrieval_spec.tree import TOKEN, Tokens
 
 
@@ -72,6 +72,13 @@ class RecentTexts:
         self._automata = [self._fresh()]
         self.automaton = self._automata[0]
         self.version = 0
+
+    @classmethod
+    def none(cls) -> RecentTexts:
+        """Returns one that takes next to no memory, for what must not grow any more."""
+        texts = cls(0, 0)
+        texts.automaton.commonest = NO_ROWS
+        return texts
 
     @property
     def allocated_bytes(self) -> int:
