@@ -11,6 +11,7 @@ from retrieval_spec.client.economy import (
     JITTER_S,
     LONGEST_GAP_STEPS,
     MOST_CREDIT_S,
+    PROBING_NODES,
     Economy,
     FixedWait,
     Move,
@@ -31,8 +32,9 @@ class World:
             accepted,
             verifying_s,
         )
-        self.waited_s = 0.0
+        self.waited_s = self.spent_s = 0.0
         self.moves = []
+        self.max_nodes = []
 
     def step(self):
         move = self.policy.plan()
@@ -46,7 +48,11 @@ class World:
             self.policy.heard(self.latency_s)
         if move is Move.LISTEN:
             self.policy.judged(self.accepted, self.latency_s, is_final=True)
-        extra_s = self.verifying_s if in_time else 0.0
+        self.max_nodes.append(min(self.policy.max_nodes, 16))
+        # A pass over few nodes is cheaper, though not by as much as there are fewer.
+        share = 1.0 if self.max_nodes[-1] == 16 else 0.5
+        extra_s = share * self.verifying_s if in_time else 0.0
+        self.spent_s += extra_s
         accepted = self.accepted if in_time else 0.0
         self.policy.stepped(self.step_s + extra_s, accepted, waited_s, drafted=in_time)
 
@@ -84,6 +90,41 @@ def test_drafts_that_cost_more_to_verify_than_they_bring_are_not_asked_for():
     dear = World(step_s=0.02, accepted=0.4, verifying_s=0.012).steps(300)
     assert dear.policy.is_backed_off
     assert not World(step_s=0.02, accepted=0.4, verifying_s=0.004).steps(300).policy.is_backed_off
+
+
+@pytest.mark.parametrize("step_s", [0.005, 0.02])
+def test_useless_drafts_are_verified_three_or_four_times(step_s):
+    world = World(step_s=step_s, verifying_s=step_s).steps(400)
+    assert world.moves[:6] == [Move.ASK] * 3 + [Move.REST] * 3, "then it is known what they cost"
+    assert world.max_nodes[:3] == [16, PROBING_NODES, PROBING_NODES]
+    assert world.moves.count(Move.ASK) <= 4
+    assert world.spent_s <= 2.5 * step_s
+
+
+def test_drafts_that_cost_nothing_to_verify_are_tried_for_longer():
+    world = World(step_s=0.02, latency_s=0.0002).steps(100)
+    assert world.moves.count(Move.ASK) > 20
+
+
+def test_drafts_that_come_true_are_never_small():
+    world = World(accepted=0.5, verifying_s=0.0005).steps(500)
+    assert set(world.max_nodes) == {16}
+    for _ in range(2):
+        world.accepted = 0.0
+        world.step()
+    assert world.max_nodes[-2:] == [16, 16], "two in vain say little where others were of use"
+
+
+def test_one_that_comes_true_among_the_first_ends_the_probing():
+    world = World(verifying_s=0.001).steps(2)
+    world.accepted = 1.0
+    world.steps(2)
+    assert world.max_nodes == [16, PROBING_NODES, PROBING_NODES, 16]
+
+
+def test_drafts_that_pay_much_may_cost_more_than_the_account_holds():
+    world = World(step_s=0.5, accepted=1.5, verifying_s=0.1).steps(300)
+    assert world.moves.count(Move.ASK) == 300
 
 
 @pytest.mark.parametrize("accepted", [1.0, 3.0])

@@ -193,6 +193,7 @@ class Asker:
         if move is Move.ASK:
             self.counters.asked += 1
             step.deadline_s = step.began_s + self._policy.limit_s
+            step.keep_to(self._policy.max_nodes)
         else:
             self.counters.listened += 1
             self._skip_steps = LOOK_STEPS - 1

@@ -26,6 +26,11 @@ LONGEST_GAP_STEPS = 32
 _EXPLORING_STEPS, _EXPLORED_STEPS = 16, 64
 _KEPT, _FEW = 9, 3
 
+PROBING_NODES = 4
+"""Of a draft after one in vain, before any was of use: on a CPU, a pass over many takes twice as long."""
+
+ANY_NODES = 1 << 30
+
 
 class Move(enum.Enum):
     """What to do in a step.
@@ -51,6 +56,11 @@ class Policy(Protocol):
     @property
     def limit_s(self) -> float:
         """How long an answer may take before a step goes on without it."""
+        ...
+
+    @property
+    def max_nodes(self) -> int:
+        """How many nodes to ask for at most, for each session."""
         ...
 
     def rest(self) -> int:
@@ -83,6 +93,8 @@ class Policy(Protocol):
 
 class FixedWait:
     """Asks in every step and waits as long as it was told to."""
+
+    max_nodes = ANY_NODES
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
@@ -118,6 +130,10 @@ class Economy:
     would have been worth its wait ends that, with half the account. So drafts that never pay cost 10 ms and
     little more, however long the generation, and a server that becomes slow is one that does not pay.
 
+    What a plain step takes is learned from those without drafts. Three drafts in a row in vain, of which the
+    later ones are small, and three steps do without, to learn it; then those drafts are booked with what
+    verifying them took.
+
     A wait is at most a few times the usual one, and what the step's drafts may be worth.
 
     Args:
@@ -131,6 +147,9 @@ class Economy:
         self._drafted: deque[float] = deque(maxlen=_KEPT)
         self._balance_s: float | None = None
         self._accepted = 0.0
+        self._num_vain = 0  # steps in a row that asked in vain
+        self._num_unpaid = 0  # drafted ones among them whose verification is not booked
+        self._has_accepted = False  # since drafts were asked for again
         self._gap_steps = 1
         self._rest_steps = 0
         self._steps_since_plain = 0
@@ -143,10 +162,14 @@ class Economy:
 
     @property
     def verifying_s(self) -> float:
-        """What drafts add to the pass that verifies them."""
-        if min(len(self._plain), len(self._drafted)) < _FEW:
-            return 0.0
-        return max(0.0, _usual(self._drafted) - _usual(self._plain))
+        """What drafts add to the pass that verifies them; 0.0 while that is not known."""
+        return max(0.0, _usual(self._drafted) - _usual(self._plain)) if self._knows_verifying else 0.0
+
+    @property
+    def max_nodes(self) -> int:
+        """How many nodes to ask for at most, for each session."""
+        is_probing = self._num_vain > 0 and not self._has_accepted
+        return PROBING_NODES if is_probing and not self.is_backed_off else ANY_NODES
 
     @property
     def limit_s(self) -> float:
@@ -178,16 +201,23 @@ class Economy:
         """Notes a finished step."""
         (self._drafted if drafted else self._plain).append(elapsed_s)
         self._steps_since_plain = self._steps_since_plain + 1 if drafted else 0
+        worth_s = 0.0
         if waited_s is not None:
-            self._accepted += (accepted - self._accepted) / 8
-            self._book(self._worth_s(accepted, waited_s, self.verifying_s if drafted else 0.0))
+            self._note(accepted, drafted=drafted)
+            worth_s = accepted * self.step_s - waited_s
+        if self._num_unpaid and self._knows_verifying:
+            worth_s -= self._num_unpaid * self.verifying_s
+            self._num_unpaid = 0
+        if worth_s:
+            self._book(worth_s)
 
     def judged(self, accepted: float, latency_s: float, *, is_final: bool) -> bool:
         """Notes what an answer that was only listened to would have been worth; whether that settles it."""
         if not self.is_backed_off:
             return True
-        if self._worth_s(accepted, latency_s, self.verifying_s) > 0:
-            self.is_backed_off = False
+        if accepted * self.step_s - self.verifying_s - latency_s > 0:
+            self.is_backed_off = self._has_accepted = False
+            self._num_vain = 0
             self._balance_s = self._credit_s / 2
             self._accepted = max(self._accepted, accepted)
             return True
@@ -211,8 +241,18 @@ class Economy:
     def _credit_s(self) -> float:
         return min(max(CREDIT_STEPS * self.step_s, LEAST_CREDIT_S), MOST_CREDIT_S)
 
-    def _worth_s(self, accepted: float, waited_s: float, verifying_s: float) -> float:
-        return accepted * self.step_s - verifying_s - waited_s
+    @property
+    def _knows_verifying(self) -> bool:
+        return min(len(self._plain), len(self._drafted)) >= _FEW
+
+    def _note(self, accepted: float, *, drafted: bool) -> None:
+        self._accepted += (accepted - self._accepted) / 8
+        if accepted > 0:
+            self._has_accepted = True
+            self._num_vain = self._num_unpaid = 0
+        else:
+            self._num_vain += 1
+        self._num_unpaid += drafted
 
     def _book(self, worth_s: float) -> None:
         credit_s = self._credit_s
@@ -225,8 +265,10 @@ class Economy:
             self._rest_steps = self._gap_steps
 
     def _is_exploring(self) -> bool:
-        """Whether to leave out one draft, of those that bring little, to learn what a plain step takes."""
+        """Whether to leave out a draft, of those that bring little, to learn what a plain step takes."""
         lacks = len(self._plain) < _FEW
+        if lacks and self._num_vain >= _FEW:
+            return True
         due = self._steps_since_plain >= (_EXPLORING_STEPS if lacks else _EXPLORED_STEPS)
         return due and self._accepted < 1.0
 

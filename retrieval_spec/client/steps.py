@@ -80,6 +80,11 @@ class Step:
     deadline_s: float | None = None
     waiting: list[int] = field(default_factory=list)
 
+    def keep_to(self, max_nodes: int) -> None:
+        """Asks for no more nodes than so many for each session."""
+        self.max_nodes = [min(cap, max_nodes) for cap in self.max_nodes]
+        self.total_nodes = min(self.total_nodes, max_nodes * len(self.sessions))
+
     @property
     def left_nodes(self) -> int:
         """Nodes that may still be drafted."""
