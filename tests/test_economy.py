@@ -93,12 +93,20 @@ def test_drafts_that_cost_more_to_verify_than_they_bring_are_not_asked_for():
 
 
 @pytest.mark.parametrize("step_s", [0.005, 0.02])
-def test_useless_drafts_are_verified_three_or_four_times(step_s):
-    world = World(step_s=step_s, verifying_s=step_s).steps(400)
-    assert world.moves[:6] == [Move.ASK] * 3 + [Move.REST] * 3, "then it is known what they cost"
-    assert world.max_nodes[:3] == [16, PROBING_NODES, PROBING_NODES]
-    assert world.moves.count(Move.ASK) <= 4
-    assert world.spent_s <= 2.5 * step_s
+def test_useless_drafts_are_verified_two_or_three_times(step_s):
+    world = World(step_s=step_s, verifying_s=2 * step_s).steps(400)
+    assert world.moves[:5] == [Move.ASK] * 2 + [Move.REST] * 3, "then it is known what they cost"
+    assert world.max_nodes[:2] == [16, PROBING_NODES]
+    assert world.moves.count(Move.ASK) <= 3
+    assert world.spent_s <= 4 * step_s
+
+
+def test_first_passes_that_take_long_do_not_end_drafting_for_good():
+    world = World(step_s=0.02, verifying_s=0.5).steps(20)
+    assert world.policy.is_backed_off
+    world.accepted, world.verifying_s = 1.0, 0.001
+    world.moves.clear()
+    assert world.steps(300).moves.count(Move.ASK) > 250
 
 
 def test_drafts_that_cost_nothing_to_verify_are_tried_for_longer():
@@ -116,10 +124,10 @@ def test_drafts_that_come_true_are_never_small():
 
 
 def test_one_that_comes_true_among_the_first_ends_the_probing():
-    world = World(verifying_s=0.001).steps(2)
+    world = World(verifying_s=0.001).steps(1)
     world.accepted = 1.0
     world.steps(2)
-    assert world.max_nodes == [16, PROBING_NODES, PROBING_NODES, 16]
+    assert world.max_nodes == [16, PROBING_NODES, 16]
 
 
 def test_drafts_that_pay_much_may_cost_more_than_the_account_holds():

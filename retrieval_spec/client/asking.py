@@ -94,6 +94,8 @@ class Asker:
 
     def begin(self, step: Step) -> None:
         """Sends what is to be asked in a step, if anything is."""
+        if self._policy.is_probing:
+            self._guarded(self._book, step)
         self._guarded(self._begin, step)
         # While the server works: what came of the last step matters from the next one on.
         self._guarded(self._book, step)

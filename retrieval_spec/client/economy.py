@@ -25,9 +25,10 @@ LEAST_CREDIT_S, MOST_CREDIT_S = 0.002, 0.01
 LONGEST_GAP_STEPS = 32
 _EXPLORING_STEPS, _EXPLORED_STEPS = 16, 64
 _KEPT, _FEW = 9, 3
+_VAIN_DRAFTS = 2
 
 PROBING_NODES = 4
-"""Of a draft after one in vain, before any was of use: on a CPU, a pass over many takes twice as long."""
+"""Of a draft after one in vain, before any was of use: on a CPU, a pass over 16 takes three times as long."""
 
 ANY_NODES = 1 << 30
 
@@ -63,6 +64,11 @@ class Policy(Protocol):
         """How many nodes to ask for at most, for each session."""
         ...
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether what came of the last step is to be noted before this one is planned."""
+        ...
+
     def rest(self) -> int:
         """Returns how many of the steps after this one, which rests, rest too."""
         ...
@@ -95,6 +101,7 @@ class FixedWait:
     """Asks in every step and waits as long as it was told to."""
 
     max_nodes = ANY_NODES
+    is_probing = False
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
@@ -130,9 +137,10 @@ class Economy:
     would have been worth its wait ends that, with half the account. So drafts that never pay cost 10 ms and
     little more, however long the generation, and a server that becomes slow is one that does not pay.
 
-    What a plain step takes is learned from those without drafts. Three drafts in a row in vain, of which the
-    later ones are small, and three steps do without, to learn it; then those drafts are booked with what
-    verifying them took.
+    What a plain step takes is learned from those without drafts. Two drafts in a row in vain, of which the
+    second is small, and three steps do without, to learn it; then those drafts are booked with what verifying
+    them took. That may have been much more than usual, as first passes are: while it rests on few passes, it
+    keeps nobody from asking again once drafts come true.
 
     A wait is at most a few times the usual one, and what the step's drafts may be worth.
 
@@ -168,8 +176,13 @@ class Economy:
     @property
     def max_nodes(self) -> int:
         """How many nodes to ask for at most, for each session."""
-        is_probing = self._num_vain > 0 and not self._has_accepted
-        return PROBING_NODES if is_probing and not self.is_backed_off else ANY_NODES
+        is_in_vain = self._num_vain > 0 and self.is_probing
+        return PROBING_NODES if is_in_vain and not self.is_backed_off else ANY_NODES
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether what came of the last step is to be noted before this one is planned."""
+        return not self._has_accepted
 
     @property
     def limit_s(self) -> float:
@@ -215,7 +228,8 @@ class Economy:
         """Notes what an answer that was only listened to would have been worth; whether that settles it."""
         if not self.is_backed_off:
             return True
-        if accepted * self.step_s - self.verifying_s - latency_s > 0:
+        verifying_s = self.verifying_s if len(self._drafted) == _KEPT else 0.0
+        if accepted * self.step_s - verifying_s - latency_s > 0:
             self.is_backed_off = self._has_accepted = False
             self._num_vain = 0
             self._balance_s = self._credit_s / 2
@@ -243,7 +257,7 @@ class Economy:
 
     @property
     def _knows_verifying(self) -> bool:
-        return min(len(self._plain), len(self._drafted)) >= _FEW
+        return len(self._plain) >= _FEW and len(self._drafted) >= _VAIN_DRAFTS
 
     def _note(self, accepted: float, *, drafted: bool) -> None:
         self._accepted += (accepted - self._accepted) / 8
@@ -267,7 +281,7 @@ class Economy:
     def _is_exploring(self) -> bool:
         """Whether to leave out a draft, of those that bring little, to learn what a plain step takes."""
         lacks = len(self._plain) < _FEW
-        if lacks and self._num_vain >= _FEW:
+        if lacks and self._num_vain >= _VAIN_DRAFTS:
             return True
         due = self._steps_since_plain >= (_EXPLORING_STEPS if lacks else _EXPLORED_STEPS)
         return due and self._accepted < 1.0
