@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 from retrieval_spec.drafters.session import SessionDrafter
@@ -22,6 +20,7 @@ from retrieval_spec.service.config import ON_THIS_MACHINE, ServerConfig
 from retrieval_spec.service.logs import write_json_logs
 from retrieval_spec.service.server import DraftServer, serve, start_server
 from tests.fake_drafters import CountingDrafter, TaughtDrafter
+from tests.warm_processes import WarmProcess, start
 
 VOCAB_SIZE = 70_000
 LIMITS = Limits(max_context_tokens=250_000, max_nodes=64, max_sessions=80)
@@ -71,11 +70,9 @@ ENGINES = {
 @contextmanager
 def server_process(
     listen: str, engine: str = "counting", log: IO[str] | None = None, **config: Any
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
+) -> Iterator[tuple[WarmProcess, str]]:
     """A server in a process of its own, and the address at which it is ready; what it says goes to `log`."""
-    command = [sys.executable, "-m", "tests.service_process", engine, listen, json.dumps(config)]
-    root = Path(__file__).resolve().parent.parent
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=root) as process:
+    with start("tests.service_process", engine, listen, json.dumps(config), stderr=log) as process:
         try:
             address = process.stdout.readline().strip()
             assert address, "the server did not start"

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -33,8 +32,8 @@ from retrieval_spec.service.servicer import Servicer
 from retrieval_spec.shelf import Shelf
 from retrieval_spec.v1 import datastore_pb2 as pb
 from retrieval_spec.v1.datastore_pb2_grpc import DatastoreServiceStub
-from tests.conftest import REPOSITORY
 from tests.stores import write_corpus
+from tests.warm_processes import WarmProcess, start
 from tests.word_tokenizers import write_tokenizer
 
 VOCAB_SIZE = 10_000
@@ -48,24 +47,15 @@ def write(path: Path, first: int) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], DatastoreServiceStub, str]]:
+def serving(folder: Path, *flags: str) -> Iterator[tuple[WarmProcess, DatastoreServiceStub, str]]:
     """A server of `root/docs` in a process of its own, its administration, and where drafts are asked for."""
     address = f"unix:{folder}/drafts.sock"
-    command = [
-        sys.executable,
-        "-m",
-        "retrieval_spec.cli",
-        "--log-level",
-        "info",
-        "serve",
-        "--listen",
-        address,
-    ]
+    command = ["--log-level", "info", "serve", "--listen", address]
     command += ["--datastore", str(folder / "root" / "docs"), "--preset", "corpus", "--load", "mmap"]
     command += ["--admin", f"unix:{folder}/admin.sock", "--admin-root", str(folder / "root"), *flags]
     with (
         (folder / "log").open("w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=REPOSITORY) as process,
+        start("retrieval_spec.cli", *command, stderr=log) as process,
     ):
         try:
             assert process.stdout.readline() == f"serving on {address}\n", (folder / "log").read_text()

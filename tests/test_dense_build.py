@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ from retrieval_spec.dense_states import decided_positions, windows_of
 from retrieval_spec.drafters.dense import DenseDrafter, read_projection
 from retrieval_spec.errors import DatastoreCorrupt, DatastoreError, DatastoreExists, InvalidRequest
 from retrieval_spec.target_states import model_fingerprint
-from tests.conftest import REPOSITORY
+from tests import warm_processes
 from tests.tiny_models import tiny_model
 
 VOCAB_SIZE = 4_096
@@ -123,8 +121,7 @@ print(len(calls))
 
 
 def run_killed(corpus, out, after):
-    command = [sys.executable, "-c", KILLED, str(corpus), str(out), str(after)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return warm_processes.run("-c", KILLED, corpus, out, after)
 
 
 def test_a_killed_build_goes_on_from_its_finished_parts(corpus, tmp_path):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +20,8 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 sys.path.insert(0, str(TOOLS))
 import train_demo_model as tool  # noqa: E402
 from demo_model import corpus, measure, optimiser, settings, tokens, training  # noqa: E402
+
+from tests import warm_processes  # noqa: E402
 
 TINY = [
     *("--batch-windows", "2", "--window-tokens", "32", "--vocabulary", "300", "--hidden", "32"),
@@ -82,6 +82,7 @@ def test_it_writes_a_whole_model_folder_with_a_card(uninterrupted):
 
 DIE_IN_THE_THIRD_SAVE = """
 import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
 import train_demo_model
 from demo_model import training
 
@@ -105,12 +106,7 @@ def test_a_run_killed_while_saving_goes_on_to_the_weights_of_an_uninterrupted_on
     sources, tmp_path, uninterrupted
 ):
     command = arguments(sources, tmp_path, "--steps", "8")
-    died = subprocess.run(
-        [sys.executable, "-c", DIE_IN_THE_THIRD_SAVE, *command],
-        env={**os.environ, "PYTHONPATH": str(TOOLS)},
-        stdout=subprocess.DEVNULL,
-        check=False,
-    )
+    died = warm_processes.run("-c", DIE_IN_THE_THIRD_SAVE, TOOLS, *command)
     assert died.returncode == -signal.SIGKILL
     checkpoint = tmp_path / "work" / training.CHECKPOINT_NAME
     assert torch.load(checkpoint, weights_only=True)["step"] == 4

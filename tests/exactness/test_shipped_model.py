@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -19,8 +17,8 @@ from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.step_costs import StepCostMeter
 from retrieval_spec.verifier import NoDrafts, generate
-from tests.conftest import REPOSITORY
 from tests.exactness.sources import FakeSource, all_wrong, bushy, empty, oracle
+from tests.warm_processes import start
 
 torch.set_num_threads(1)  # sums in one order, whatever the shape
 NEW_TOKENS = 24
@@ -51,9 +49,8 @@ def model(request):
 def server(tmp_path_factory):
     """The address of a draft server in a process of its own."""
     address = f"unix:{tmp_path_factory.mktemp('server')}/s.sock"
-    code = "import sys; from retrieval_spec.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "serve", "--vocab-size", "4096", "--listen", address]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+    command = ("serve", "--vocab-size", "4096", "--listen", address)
+    with start("retrieval_spec.cli", *command) as process:
         try:
             assert "serving on" in process.stdout.readline()
             yield address
