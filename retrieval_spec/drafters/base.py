@@ -6,7 +6,7 @@ knows of sessions, sockets or clocks. `tests/contract/` runs over every register
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -84,8 +84,8 @@ class TextCursor(Cursor, Protocol):
 
     kind: int
     """`OWN`, `OUTPUTS` or `PROMPTS` of `kernels.blend_tables`."""
-    lock: AbstractContextManager[Any]
-    """Held from `find_place` until the arena is no longer read."""
+    lock: Lock | None
+    """Held from `find_place` until the arena is no longer read; None if no other session reads it."""
 
     def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s]:
         """Returns the automaton, its table of commonest continuations, and the state and length of the match.

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
 from copy import copy
 from itertools import accumulate
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from retrieval_spec.calibration import reliability_by_match_length
 from retrieval_spec.drafters.base import Budget, Cursor, Int64s, SearchedCursor, TextCursor
-from retrieval_spec.drafters.columns import new_columns, with_room
+from retrieval_spec.drafters.columns import new_columns
 from retrieval_spec.drafters.guarded import GuardedCursor
 from retrieval_spec.drafters.joint import trials_of
 from retrieval_spec.feedback import Feedback
@@ -70,7 +70,7 @@ class Learned:
 class _NoText:
     """Stands for a kind of text that an engine has no source of."""
 
-    lock = nullcontext()
+    lock = None
 
     def trial(self) -> _NoText:
         return self
@@ -86,21 +86,19 @@ class _Scratch(threading.local):
     """Memory that kernels work in, one of each thread: all sessions find it in the caches."""
 
     def __init__(self) -> None:
-        self._block: Int64s = np.empty(max(scratch_words(FIRST_NODES), SEARCH_WORDS), np.int64)
-        self._trie: Int32s = np.empty(TRIE_ROWS * (FIRST_NODES + 1), np.int32)
-        self._floats: Float32s = np.empty(2 * FIRST_NODES, np.float32)
+        self._num_nodes = self._num_columns = 0
+        self.fit(FIRST_NODES, FIRST_NODES + 1)
 
-    def block(self, max_nodes: int) -> Int64s:
-        self._block = with_room(self._block, scratch_words(max_nodes))
-        return self._block
-
-    def trie(self, num_columns: int) -> Int32s:
-        self._trie = with_room(self._trie, TRIE_ROWS * num_columns)
-        return self._trie[: TRIE_ROWS * num_columns].reshape(TRIE_ROWS, num_columns)
-
-    def floats(self, num_words: int) -> Float32s:
-        self._floats = with_room(self._floats, num_words)
-        return self._floats
+    def fit(self, num_nodes: int, num_columns: int) -> None:
+        """Makes room for so many nodes of all trees, and for so many columns of a trie."""
+        if num_nodes > self._num_nodes:
+            self._num_nodes = num_nodes
+            self.block: Int64s = np.empty(max(scratch_words(num_nodes), SEARCH_WORDS), np.int64)
+            self.best: Float32s = np.empty(num_nodes, np.float32)
+            self.reached: Float32s = np.empty(num_nodes, np.float32)
+        if num_columns > self._num_columns:
+            self._num_columns = num_columns
+            self.trie: Int32s = np.empty((TRIE_ROWS, num_columns), np.int32)
 
 
 _SCRATCH = _Scratch()
@@ -109,51 +107,63 @@ _SCRATCH = _Scratch()
 def step_all(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes: int) -> list[DraftTree]:
     """Works in what sessions observed, and returns the most probable paths of each, best first.
 
-    Those that share what they learn go in one kernel call, in their order; of what they draft together only
-    the `total_nodes` most probable nodes are kept.
+    All in one kernel call, in their order. Of what they draft together only the `total_nodes` most probable
+    nodes are kept.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, joint in enumerate(joints):
-        groups.setdefault(joint.shared, []).append(index)
-    if len(groups) == 1:
-        return _step(joints, budgets, total_nodes)
-    trees: dict[int, DraftTree] = {}
-    for indices in groups.values():
-        some, of_them = [joints[index] for index in indices], [budgets[index] for index in indices]
-        trees.update(zip(indices, _step(some, of_them, total_nodes), strict=True))
-    return [trees[index] for index in range(len(joints))]
-
-
-def _step(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes: int) -> list[DraftTree]:
     caps = [budget.max_nodes for budget in budgets]
-    num_nodes = sum(caps)
-    tries = [joint.ask(budget) for joint, budget in zip(joints, budgets, strict=True)]
+    num_nodes, num_columns = sum(caps), 1
+    for joint, budget in zip(joints, budgets, strict=True):
+        joint.ask(budget)
+        num_columns = max(num_columns, 1 + budget.max_nodes * len(joint.corpora))
+    scratch = _SCRATCH
+    scratch.fit(num_nodes, num_columns)
+    best = scratch.best[: total_nodes if total_nodes < num_nodes else 0]
     columns = (*new_columns(num_nodes), np.empty(num_nodes, np.uint16))
-    num_columns = 1 + max([cap * len(joint.corpora) for joint, cap in zip(joints, caps, strict=True)])
-    block, trie = _SCRATCH.block(max(caps)), _SCRATCH.trie(num_columns)
-    floats = _SCRATCH.floats(2 * num_nodes)
-    best, reached = floats[: total_nodes if total_nodes < num_nodes else 0], floats[num_nodes:]
-    outputs, prompts, learned = joints[0].locks
-    with outputs, prompts, learned:
-        for joint, asked, cap in zip(joints, tries, caps, strict=True):
-            joint.prepare(asked, cap)
+    with _Held(joints):
+        for joint, cap in zip(joints, caps, strict=True):
+            joint.prepare(cap)
         steps, tokens = _steps_of(joints, caps)
-        depth = budgets[0].max_depth_nodes
-        take_steps(steps, tokens, depth, best, _RELIABILITY, block, trie, *columns, reached)
-    num_added, sizes = steps[NUM_ADDED:].tolist()
-    late = [index for index, joint in enumerate(joints) if joint.worked_in(num_added[index]) and caps[index]]
-    trees = _trees(joints, caps, sizes, columns)
-    for index in late:
-        trees[index] = joints[index].draft(budgets[index])
+        take_steps(
+            *(steps, tokens, budgets[0].max_depth_nodes, best, _RELIABILITY, scratch.block, scratch.trie),
+            *(*columns, scratch.reached),
+        )
+    done = steps[:, NUM_ADDED:].tolist()
+    late = [at for at, joint in enumerate(joints) if joint.worked_in(done[at][0]) and caps[at]]
+    trees = _trees(joints, caps, [size for _, size in done], columns)
+    for at in late:
+        trees[at] = joints[at].draft(budgets[at])
     return trees
+
+
+class _Held:
+    """The locks of sessions, each once and all in one order, so that no two threads wait for each other."""
+
+    __slots__ = ("_locks",)
+
+    def __init__(self, joints: Sequence[Blended]) -> None:
+        self._locks = joints[0].locks
+        others = {joint.locks for joint in joints[1:]} - {self._locks}
+        if others:
+            self._locks = _in_order({*self._locks}.union(*others))
+
+    def __enter__(self) -> None:
+        for lock in self._locks:
+            lock.acquire()
+
+    def __exit__(self, *raised: object) -> None:
+        for lock in self._locks:
+            lock.release()
+
+
+def _in_order(locks: Iterable[Lock]) -> tuple[Lock, ...]:
+    return tuple(sorted(locks, key=id))
 
 
 def _steps_of(joints: Sequence[Blended], caps: list[int]) -> tuple[Int64s, Tokens]:
     pending = [joint.pending for joint in joints]
-    ends = list(accumulate(map(len, pending)))
-    unwritten = [0] * len(joints)
-    steps = np.array([[joint.address for joint in joints], ends, caps, unwritten, unwritten], np.int64)
-    return steps, pending[0] if len(pending) == 1 else np.concatenate(pending)
+    ends = accumulate(map(len, pending))
+    rows = [(joint.address, end, cap, 0, 0) for joint, end, cap in zip(joints, ends, caps, strict=True)]
+    return np.array(rows, np.int64), pending[0] if len(pending) == 1 else np.concatenate(pending)
 
 
 def _trees(
@@ -181,9 +191,8 @@ class Blended:
     Attributes:
         address: where its card lies.
         corpora: the sources that kernels ask themselves, by their bits; none if there are others.
-        locks: around what it reads and learns together with other sessions.
+        locks: around what it reads and learns together with other sessions, in the order to take them.
         pending: int32[n]  observed, but not worked in yet.
-        shared: equal for sessions that learn together.
         source_names: of the engine.
     """
 
@@ -192,16 +201,17 @@ class Blended:
         "_cursors",
         "_drafted",
         "_learned",
+        "_num_nodes",
         "_others",
         "_records",
         "_rows",
         "_seen",
         "_texts",
+        "_trie",
         "address",
         "corpora",
         "locks",
         "pending",
-        "shared",
         "source_names",
     )
 
@@ -235,11 +245,11 @@ class Blended:
         self.corpora = corpora if len(corpora) == len(others) else []
         self._rows = np.zeros((len(self.corpora), cards.CORPUS_WORDS), np.int64)
         self._seen: list[Any] = [_nobody] * (2 * NUM_TEXTS + len(self.corpora))
-        self.locks = (texts[OUTPUTS].lock, texts[PROMPTS].lock, learned.lock)
-        self.shared = tuple(map(id, self.locks))
+        shared = (texts[OUTPUTS].lock, texts[PROMPTS].lock, learned.lock)
+        self.locks = _in_order(lock for lock in shared if lock is not None)
         self.address = self._card.ctypes.data
         self._card[cards.TABLES] = learned.tables.ctypes.data
-        self._card[cards.CORPORA] = self._rows.ctypes.data
+        self._card[cards.CORPORA], self._card[cards.NUM_CORPORA] = self._rows.ctypes.data, len(self.corpora)
 
     def _make_room(self, max_nodes: int) -> None:
         self._keep_in(np.empty((3, max_nodes), np.int32), np.empty(record_words(max_nodes), np.int32))
@@ -248,13 +258,13 @@ class Blended:
         """Moves what is known of the tree drafted last into other arrays."""
         drafted[:, : self._drafted.shape[1]] = self._drafted
         records[: self._records.shape[0]] = self._records
-        self._drafted, self._records = drafted, records
+        self._drafted, self._records, self._num_nodes = drafted, records, drafted.shape[1]
         at = [cards.DRAFTED, cards.DRAFTED_ROOM, cards.RECORDS, cards.RECORDS_WORDS]
         self._card[at] = drafted.ctypes.data, drafted.shape[1], records.ctypes.data, records.shape[0]
 
     def draft(self, budget: Budget) -> DraftTree:
         """Returns the most probable paths, best first."""
-        return _step((self,), (budget,), budget.max_nodes)[0]
+        return step_all((self,), (budget,), budget.max_nodes)[0]
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves all cursors on; the texts and what is learned from them wait for the next draft."""
@@ -267,7 +277,7 @@ class Blended:
     def settle(self) -> None:
         """Works in what was observed."""
         if self.pending.shape[0]:
-            _step((self,), (Budget(0),), 0)
+            step_all((self,), (Budget(0),), 0)
 
     def keep(self, num_nodes: int) -> None:
         """Says that of the tree drafted last only the first nodes will be verified."""
@@ -286,10 +296,37 @@ class Blended:
         trial._keep_in(np.empty_like(self._drafted), np.empty_like(self._records))
         return trial
 
-    def ask(self, budget: Budget) -> Int32s | None:
-        """Returns the trees of the sources that are no texts as one trie; None if a kernel asks them."""
-        if budget.max_nodes == 0 or self._are_searched():
-            return None
+    def ask(self, budget: Budget) -> None:
+        """Lets the sources propose that are no texts, or notes on the card where kernels search them."""
+        card, num_found = self._card, 0
+        if budget.max_nodes:
+            num_found = self._look_up_corpora()
+        if num_found == len(self._others) or not budget.max_nodes:
+            card[cards.TRIE_COLUMNS] = 0
+        else:
+            self._trie = self._proposed(budget)
+            card[cards.TRIE], card[cards.TRIE_COLUMNS] = self._trie.ctypes.data, self._trie.shape[1]
+
+    def _look_up_corpora(self) -> int:
+        """Notes where corpora and the end of the context are; returns how many kernels can search."""
+        rows, num_found = self._rows, 0
+        for bit, cursor in self.corpora:
+            found = cursor.find_corpus()
+            if found is None:
+                break
+            corpus, tail = found
+            seen = 2 * NUM_TEXTS + num_found
+            if self._seen[seen]() is not corpus:
+                self._seen[seen] = weakref.ref(corpus)
+                rows[num_found, : cards.CONTEXT] = _words_of(corpus)
+                rows[num_found, cards.CORPUS_BIT] = bit
+            rows[num_found, cards.CONTEXT] = tail.address
+            rows[num_found, cards.NUM_CONTEXT] = tail.tokens.shape[0]
+            num_found += 1
+        return num_found
+
+    def _proposed(self, budget: Budget) -> Int32s:
+        """Returns the trees of the sources that are no texts as one trie."""
         trees, num_nodes = [], 0
         for bit, cursor in self._others:
             tree = cursor.propose(budget)
@@ -301,45 +338,19 @@ class Blended:
             size = insert(trie, size, tree.token_ids, tree.parents, tree.probs, tree.sources, bit)
         return trie
 
-    def _are_searched(self) -> bool:
-        return len(self.corpora) == len(self._others) and all(
-            [cursor.find_corpus() is not None for _, cursor in self.corpora]
-        )
-
-    def prepare(self, trie: Int32s | None, max_nodes: int) -> None:
+    def prepare(self, max_nodes: int) -> None:
         """Brings the card up to date before a kernel reads it; the locks are held."""
-        card = self._card
-        if max_nodes > self._drafted.shape[1]:
+        if max_nodes > self._num_nodes:
             self._make_room(max_nodes)
+        seen, num_new = self._seen, self.pending.shape[0]
         for kind, text in enumerate(self._texts):
-            arena, rows, place = text.find_place(self.pending.shape[0])
-            if self._seen[2 * kind]() is not arena or self._seen[2 * kind + 1]() is not rows:
-                self._seen[2 * kind : 2 * kind + 2] = weakref.ref(arena), weakref.ref(rows)
-                card[kind * cards.TEXT_WORDS : (kind + 1) * cards.TEXT_WORDS] = (
+            arena, rows, place = text.find_place(num_new)
+            if seen[2 * kind]() is not arena or seen[2 * kind + 1]() is not rows:
+                seen[2 * kind : 2 * kind + 2] = weakref.ref(arena), weakref.ref(rows)
+                self._card[kind * cards.TEXT_WORDS : (kind + 1) * cards.TEXT_WORDS] = (
                     *(arena.ctypes.data, rows.ctypes.data, place.ctypes.data),
                     *(arena.shape[0], rows.shape[0]),
                 )
-        if trie is not None:
-            card[cards.TRIE], card[cards.TRIE_COLUMNS], card[cards.NUM_CORPORA] = (
-                trie.ctypes.data,
-                trie.shape[1],
-                0,
-            )
-        elif max_nodes:
-            card[cards.TRIE_COLUMNS], card[cards.NUM_CORPORA] = 0, len(self.corpora)
-            self._look_up_corpora()
-
-    def _look_up_corpora(self) -> None:
-        for at, (bit, cursor) in enumerate(self.corpora):
-            found = cursor.find_corpus()
-            assert found is not None
-            corpus, tail = found
-            row, seen = self._rows[at], 2 * NUM_TEXTS + at
-            if self._seen[seen]() is not corpus:
-                self._seen[seen] = weakref.ref(corpus)
-                row[: cards.CONTEXT] = _words_of(corpus)
-                row[cards.CORPUS_BIT] = bit
-            row[cards.CONTEXT], row[cards.NUM_CONTEXT] = tail.address, tail.tokens.shape[0]
 
     def worked_in(self, num_added: int) -> bool:
         """Notes that a kernel worked in what was pending; returns whether it had no room for all of it."""

@@ -5,7 +5,6 @@ Needs no datastore. Knows its own automaton and nothing of other sessions.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from copy import copy
 
 import numpy as np
@@ -75,7 +74,7 @@ class SessionCursor:
     __slots__ = ("_anchor", "_commonest", "_scratch", "automaton")
 
     kind = OWN
-    lock = nullcontext()
+    lock = None
 
     def __init__(self, context: Tokens) -> None:
         self.automaton = SuffixAutomaton.from_tokens(context)

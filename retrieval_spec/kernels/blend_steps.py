@@ -56,7 +56,8 @@ from retrieval_spec.kernels.places import MAX_MATCH_TOKENS
 from retrieval_spec.kernels.selection import admit, cut, floor_of, num_at_floor
 from retrieval_spec.kernels.shared_automaton import follow
 
-CARD, END, MAX_NODES, NUM_ADDED, SIZE, STEP_ROWS = range(6)
+CARD, END, MAX_NODES, NUM_ADDED, SIZE, STEP_WORDS = range(6)
+"""Words of a step."""
 SEARCH_WORDS = context_draft.SCRATCH_WORDS
 
 
@@ -267,13 +268,13 @@ def _draft(
 def _cut_all(steps, best, reached):
     """Keeps the nodes that are among the best."""
     first, at_floor = np.int64(0), num_at_floor(best)
-    for at in range(steps.shape[1]):
-        card = array_at(steps[CARD, at], (np.int64(CARD_WORDS),), np.int64)
-        if steps[SIZE, at] > 0:
-            path_probs = reached[first : first + steps[SIZE, at]]
-            steps[SIZE, at], at_floor = cut(best, path_probs, at_floor)
-            card[NUM_KEPT] = steps[SIZE, at]
-        first += steps[MAX_NODES, at]
+    for at in range(steps.shape[0]):
+        card = array_at(steps[at, CARD], (np.int64(CARD_WORDS),), np.int64)
+        if steps[at, SIZE] > 0:
+            path_probs = reached[first : first + steps[at, SIZE]]
+            steps[at, SIZE], at_floor = cut(best, path_probs, at_floor)
+            card[NUM_KEPT] = steps[at, SIZE]
+        first += steps[at, MAX_NODES]
 
 
 @allocation_free_kernel
@@ -296,7 +297,7 @@ def take_steps(
     Of all trees together it keeps the most probable nodes, ties in the order of the sessions.
 
     Args:
-        steps: int64[STEP_ROWS, n]  a column each session: where its card lies (`kernels.cards`), where its
+        steps: int64[n, STEP_WORDS]  a row each session: where its card lies (`kernels.cards`), where its
             tokens end, how many nodes its tree may have, 0 if none is wanted; and written, how many of the
             tokens its own text had room for, and the nodes of its tree. If there was no room for all,
             nothing is drafted: the others are to be appended, and the session comes again without tokens.
@@ -305,7 +306,7 @@ def take_steps(
         best: float32[..]  scratch memory, as long as nodes are wanted of all trees; empty: all are.
         reliability: float32[..]  for corpora (`context_draft.draft`).
         block: int64[..]  scratch memory for the largest tree (`blend.scratch_words`) and for corpora.
-        trie: int32[TRIE_ROWS, ..]  scratch memory, with columns for the root and what all corpora draft.
+        trie: int32[TRIE_ROWS, ..]  scratch memory: columns for the root and what a session's corpora draft.
         token_ids: int32[..]  written; the trees lie one after the other, each with room for all it may have.
         parents: int32[..]  written: index of an earlier node of the tree, or -1.
         probs: float32[..]  written: P(node accepted | parent accepted).
@@ -314,13 +315,13 @@ def take_steps(
     """
     begin = first = np.int64(0)
     num_best = 0
-    for at in range(steps.shape[1]):
-        card = array_at(steps[CARD, at], (np.int64(CARD_WORDS),), np.int64)
-        end, last = steps[END, at], first + steps[MAX_NODES, at]
-        steps[NUM_ADDED, at] = _move_on(card, tokens[begin:end], block)
-        steps[SIZE, at] = 0
-        if last > first and steps[NUM_ADDED, at] == end - begin:
-            steps[SIZE, at] = _draft(
+    for at in range(steps.shape[0]):
+        card = array_at(steps[at, CARD], (np.int64(CARD_WORDS),), np.int64)
+        end, last = steps[at, END], first + steps[at, MAX_NODES]
+        steps[at, NUM_ADDED] = _move_on(card, tokens[begin:end], block)
+        steps[at, SIZE] = 0
+        if last > first and steps[at, NUM_ADDED] == end - begin:
+            steps[at, SIZE] = _draft(
                 card,
                 max_depth_nodes,
                 floor_of(best, num_best),
@@ -333,7 +334,7 @@ def take_steps(
                 sources[first:last],
                 reached[first:last],
             )
-            num_best = admit(best, num_best, reached[first : first + steps[SIZE, at]])
+            num_best = admit(best, num_best, reached[first : first + steps[at, SIZE]])
         begin, first = end, last
     if 0 < best.shape[0] == num_best:
         _cut_all(steps, best, reached)
