@@ -14,19 +14,22 @@ import numpy as np
 import pytest
 
 from retrieval_spec import wire
+from retrieval_spec.cli import main
 from retrieval_spec.client import DraftClient
 from retrieval_spec.datastore.history_folder import HistoryFolder
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.history import HistoryDrafter
 from retrieval_spec.drafters.prompts import PromptsDrafter
 from retrieval_spec.engine import Engine
-from retrieval_spec.errors import DatastoreError, InvalidRequest, TokenizerMismatch
+from retrieval_spec.errors import DatastoreError, InvalidRequest, TokenizerMismatch, UnknownSession
 from retrieval_spec.service import history as keeping
+from retrieval_spec.service.admin import Administration
 from retrieval_spec.service.config import ServerConfig
 from retrieval_spec.service.history import HistoryKeeper
 from retrieval_spec.service.retold import Retold
 from retrieval_spec.service.server import start_server
 from retrieval_spec.service.servicer import Servicer
+from retrieval_spec.shelf import Shelf
 from retrieval_spec.v1 import draft_pb2 as pb
 from tests.reference.acceptance import drafted_paths
 from tests.reference.history_format import read_history
@@ -292,6 +295,66 @@ def test_what_comes_while_a_namespace_is_forgotten_does_not_bring_it_back(tmp_pa
         await servicer.history.stop()
         assert holds_canary(servicer, folder) == (False, False)
         assert servicer.engine.num_sessions == 0
+
+    asyncio.run(run())
+
+
+def test_an_operator_deletes_what_a_namespace_taught(tmp_path, capsys):
+    folder, socket = tmp_path / "history", f"unix:{tmp_path}/admin.sock"
+
+    def ask(*words):
+        code = main(["admin", "--socket", socket, "forget", *words, "--json"])
+        return code, capsys.readouterr()
+
+    async def run():
+        servicer = served(folder)
+        await write(servicer, CANARY, CANARY * 3, "acme/theirs")
+        await write(servicer, [1], [2, 3], "acme/ours")
+        await servicer.history._run(servicer.history._write, servicer.history._take_all())
+        running = await opened(servicer, CANARY, "acme/theirs")
+        administration = Administration(servicer, Shelf(servicer.engine, []), ServerConfig(admin=socket))
+        await administration.start()
+        try:
+            assert holds_canary(servicer, folder) == (True, True)
+            code, said = await asyncio.to_thread(ask, "acme/theirs")
+            assert (code, json.loads(said.out)["was_kept"]) == (0, True)
+            assert holds_canary(servicer, folder) == (False, False)
+            with pytest.raises(UnknownSession):
+                servicer.sessions.get(running)
+            code, said = await asyncio.to_thread(ask, "acme/theirs")
+            assert (code, json.loads(said.out)["was_kept"]) == (0, False)
+            for wrong in ("", "x" * 200):
+                code, said = await asyncio.to_thread(ask, wrong)
+                assert (code, len(said.err.splitlines())) == (2, 1)
+        finally:
+            await administration.stop()
+            await servicer.history.stop()
+        assert set(read_history(folder)) == {"acme/ours"}
+
+    asyncio.run(run())
+
+
+def test_what_an_operator_forgets_in_part_is_reported(tmp_path, capsys, monkeypatch):
+    async def run():
+        servicer = served(tmp_path / "history")
+        await write(servicer, CANARY, CANARY * 3, "theirs")
+        await servicer.history._run(servicer.history._write, servicer.history._take_all())
+
+        def refused(namespace):
+            raise DatastoreError("the file system refused")
+
+        monkeypatch.setattr(servicer.history._folder, "forget", refused)
+        config = ServerConfig(admin=f"unix:{tmp_path}/admin.sock")
+        administration = Administration(servicer, Shelf(servicer.engine, []), config)
+        await administration.start()
+        try:
+            words = ["admin", "--socket", config.admin, "forget", "theirs"]
+            assert await asyncio.to_thread(main, words) == 2
+            assert "the file system refused" in capsys.readouterr().err
+            assert "theirs" not in servicer.engine.memory
+        finally:
+            await administration.stop()
+            await servicer.history.stop()
 
     asyncio.run(run())
 

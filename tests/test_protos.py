@@ -23,6 +23,7 @@ def test_every_message_and_call_is_what_the_listing_says(protos):
     assert {file.name for file in files} == {
         "retrieval_spec/v1/draft.proto",
         "retrieval_spec/v1/datastore.proto",
+        "retrieval_spec/v1/namespace.proto",
     }
     assert protos.listing(files) == protos.LISTING.read_text().splitlines()
     assert protos.faults(files) == []

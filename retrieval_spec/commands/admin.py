@@ -1,4 +1,4 @@
-"""`retrieval-spec admin`: what an operator asks of a running server's datastores, over their own socket."""
+"""`retrieval-spec admin`: what an operator asks of a running server's datastores and namespaces."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from retrieval_spec.encoding import batches_of, encoded
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.tree import Tokens
 from retrieval_spec.v1 import datastore_pb2 as pb
+from retrieval_spec.v1 import namespace_pb2
 from retrieval_spec.wire import token_bytes
 
-_SERVICE = pb.DESCRIPTOR.services_by_name["DatastoreService"].full_name
+_MESSAGES = {"Forget": namespace_pb2}
+"""Where the messages of a call are; of others, with the datastores'."""
 _PATIENCE_S = {"List": 10.0, "Stats": 60.0}
 _CHANGE_PATIENCE_S = 3_600.0
 """Checking a large datastore takes minutes; the server finishes a change whether or not it is waited for."""
@@ -42,16 +44,20 @@ def admin_command(arguments: argparse.Namespace) -> Facts:
 
 
 class _Server:
-    """The service at an address; a call is made by its name."""
+    """The services at an address; a call is made by its name."""
 
     def __init__(self, address: str, token_file: str | None) -> None:
         self._address = address
         self._credentials = Credentials(token=None if token_file is None else read_token(token_file))
 
     def __call__(self, call: str, /, **fields: Any) -> Any:
-        request, response = getattr(pb, f"{call}Request"), getattr(pb, f"{call}Response")
+        messages: Any = _MESSAGES.get(call, pb)
+        (service,) = messages.DESCRIPTOR.services_by_name.values()
+        request, response = getattr(messages, f"{call}Request"), getattr(messages, f"{call}Response")
         with self._credentials.open_channel(self._address, ()) as channel:
-            way = channel.unary_unary(f"/{_SERVICE}/{call}", request.SerializeToString, response.FromString)
+            way = channel.unary_unary(
+                f"/{service.full_name}/{call}", request.SerializeToString, response.FromString
+            )
             method = Method(way, self._credentials.metadata)
             return method(request(**fields), _PATIENCE_S.get(call, _CHANGE_PATIENCE_S))
 
@@ -105,6 +111,11 @@ def _stats(ask: _Server, arguments: argparse.Namespace) -> Facts:
     return {one.datastore.name: {**_facts(one.datastore), **_facts(one)} for one in ask("Stats").datastores}
 
 
+def _forget(ask: _Server, arguments: argparse.Namespace) -> Facts:
+    was_kept = ask("Forget", namespace=arguments.namespace).was_kept
+    return {"namespace": arguments.namespace, "was_kept": was_kept, "is_kept": False}
+
+
 _RUN: dict[str, Callable[[_Server, argparse.Namespace], Facts]] = {
     "list": _list,
     "load": _load,
@@ -113,6 +124,7 @@ _RUN: dict[str, Callable[[_Server, argparse.Namespace], Facts]] = {
     "append": _append,
     "snapshot": _snapshot,
     "stats": _stats,
+    "forget": _forget,
 }
 
 

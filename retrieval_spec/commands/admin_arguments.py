@@ -20,6 +20,10 @@ def add_admin_arguments(parser: argparse.ArgumentParser) -> None:
     swap = actions.add_parser("swap", help="take up the current generation of a datastore, or another folder")
     append = actions.add_parser("append", help="add documents to a datastore and draft from them")
     snapshot = actions.add_parser("snapshot", help="copy what is drafted from to a new folder")
+    forget = actions.add_parser(
+        "forget", help="delete for good what a namespace taught, from memory and disk"
+    )
+    forget.add_argument("namespace", metavar="NAMESPACE", help="with its tenant, as in acme/code")
     for named in (unload, swap, append, snapshot):
         named.add_argument("name", metavar="NAME", help="of the datastore")
     swap.add_argument("folder", nargs="?", metavar="FOLDER", help="its name below the server's --admin-root")

@@ -72,7 +72,7 @@ class ServeSettings:
     grace_s: float = _setting(2.0, "seconds that a stopping server waits for calls under way", "S")
     admin: str | None = _setting(
         None,
-        "where an operator lists, adds and exchanges datastores: unix:PATH, or loopback and --admin-tokens",
+        "where an operator changes datastores and namespaces: unix:PATH, or loopback and --admin-tokens",
         "ADDRESS",
     )
     admin_root: str | None = _setting(

@@ -1,4 +1,6 @@
-"""The calls of `DatastoreService`, on a listener of their own: a unix socket, or loopback with a token.
+"""The calls of `DatastoreService` and `NamespaceService`, on a listener of their own.
+
+A unix socket, or loopback with a token.
 
 Decodes, asks the keeper, encodes. Drafts are not asked for here, and datastores nowhere else.
 """
@@ -34,12 +36,19 @@ from retrieval_spec.v1.datastore_pb2_grpc import (
     DatastoreServiceServicer,
     add_DatastoreServiceServicer_to_server,
 )
+from retrieval_spec.v1.namespace_pb2 import ForgetRequest, ForgetResponse
+from retrieval_spec.v1.namespace_pb2_grpc import (
+    NamespaceServiceServicer,
+    add_NamespaceServiceServicer_to_server,
+)
 
 logger = logging.getLogger(__name__)
 
 MAX_DOCUMENTS = 65_536
 """Documents of one `Append`; their tokens are bounded by the size of a message."""
 MAX_ORIGIN_CHARACTERS = 1_024
+MAX_NAMESPACE_CHARACTERS = 129
+"""Of a tenant, the / and a namespace."""
 _MAX_CALLS = 16
 _OPERATOR = "operator/"
 """Whose refused calls wait at the door; no tenant has that name."""
@@ -115,6 +124,8 @@ class Administration:
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS)
         calls = DatastoreServicer(self._keeper, peers, self._servicer)
         register_tolerant(add_DatastoreServiceServicer_to_server, calls, self._server)
+        forgetting = NamespaceServicer(peers, self._servicer)
+        register_tolerant(add_NamespaceServiceServicer_to_server, forgetting, self._server)
         self._place.bind(self._server.add_insecure_port)
         await self._server.start()
         self._place.publish()
@@ -142,7 +153,7 @@ def _call(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any, A
     """Makes a gRPC call of a method that need not ask who calls."""
 
     @wraps(method)
-    async def call(self: DatastoreServicer, request: Any, context: Any) -> Any:
+    async def call(self: DatastoreServicer | NamespaceServicer, request: Any, context: Any) -> Any:
         try:
             self.peers.refresh()
             self.peers.owner(context)
@@ -221,6 +232,26 @@ class DatastoreServicer(DatastoreServiceServicer):
             retired_bytes=shelved.retired.num_bytes,
             num_sessions=self._keeper.shelf.engine.num_sessions,
         )
+
+
+class NamespaceServicer(NamespaceServiceServicer):
+    """Forgets what operators name. Belongs to one event loop."""
+
+    def __init__(self, peers: Peers, drafts: Servicer) -> None:
+        self.peers = peers
+        self.drafts = drafts
+
+    @_call
+    async def Forget(self, request: ForgetRequest) -> ForgetResponse:  # noqa: D102
+        if not 1 <= len(request.namespace) <= MAX_NAMESPACE_CHARACTERS:
+            raise InvalidRequest(
+                "no name of a namespace",
+                got=f"{len(request.namespace)} characters",
+                expected=f"1 to {MAX_NAMESPACE_CHARACTERS}, with its tenant and / where there are tenants",
+            )
+        was_kept = await self.drafts.forget(request.namespace)
+        logger.info("a namespace was forgotten")
+        return ForgetResponse(was_kept=was_kept)
 
 
 def _described(name: str, segments: Segments) -> pb.ServedDatastore:
