@@ -57,11 +57,13 @@ def test_connections_are_lost_and_come_back(servers):
         found, margin = ratio(client, USEFUL, lambda: proxy.tell("drop"))
         assert found >= 0.98 - margin
         proxy.tell("pass")
-        session = client.open_session([1])
+        session, token = client.open_session([1]), 1
         began_s = time.monotonic()
         while not len(session.draft(2)):
             assert time.monotonic() - began_s < 5.0
             time.sleep(STEP_S)
+            token += 1
+            session.commit([token])  # as drafted, which is how a client sees that drafts are worth it again
 
 
 def test_a_stopped_server(servers):
@@ -69,7 +71,7 @@ def test_a_stopped_server(servers):
     try:
         with DraftClient(address) as client:
             found, margin = ratio(client, USEFUL, lambda: process.send_signal(signal.SIGSTOP))
-            assert client.counters.missed == 1, "one question is waited for in vain, and no other is asked"
+            assert client.counters.asked <= 1, "one answer is waited for in vain, and no other question asked"
     finally:
         process.send_signal(signal.SIGCONT)
     assert found >= 0.97 - margin

@@ -71,7 +71,7 @@ class Asker:
         self._pad_to_nodes = pad_to_nodes
         self.counters = counters
         self._foresight = foresight
-        self._is_foreseen = False  # whether nobody waits for the question under way: its answer is known
+        self._is_foreseen = False  # whether the step that asked waits for nothing, but the next one does
         self._peer = peer
         self._transport = transport
         self._breaker = breaker
@@ -114,17 +114,18 @@ class Asker:
         self._policy.opened()
         self._skip_steps = 0
 
-    def greet(self, timeout_s: float) -> None:
-        """Opens the way to the server and learns how long it is, so that no step has to wait for that."""
+    def greet(self, latency_s: float) -> None:
+        """Opens the way to the server, for which the first step waits as far as it must.
+
+        Args:
+            latency_s: what another call took just now.
+        """
         if self._step_number > 0:
             return
+        self._policy.heard(latency_s)
         try:
-            for _ in range(2):  # the first one pays for what is only done once
-                sent_s = time.perf_counter()
-                self._send_empty()
-                if self._receive(timeout_s) is None:
-                    return
-            self._policy.heard(time.perf_counter() - sent_s)
+            self._send_empty()
+            self._is_foreseen = True
         except RetrievalSpecError as error:
             self._in_trouble(error)
 

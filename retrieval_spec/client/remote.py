@@ -212,6 +212,7 @@ class DraftClient:
 
     def _open(self, session: RemoteSession) -> None:
         self._flush(self._longest_wait_s)  # the server may learn from what was closed before
+        began_s = time.perf_counter()
         try:
             self._opener.begin(session)
             self._opener.end(session, self._longest_wait_s)
@@ -219,7 +220,7 @@ class DraftClient:
             self._breaker.failed(error)
         else:
             if self._greets:
-                self._asker.greet(self._longest_wait_s)
+                self._asker.greet(time.perf_counter() - began_s)
 
     @property
     def rests(self) -> bool:
