@@ -114,6 +114,15 @@ def test_a_batch_gets_equal_trees(local, remote):
         session.close()
 
 
+def test_each_tree_of_a_batch_keeps_to_its_own_bound(local, remote):
+    groups = [[source.open_session([1, 2, 3, 4] * size) for size in (2, 9)] for source in (local, remote)]
+    batches = [local.draft_batch(groups[0], 20, max_nodes=3), remote.draft_batch(groups[1], 20, max_nodes=3)]
+    assert batches[0] == batches[1]
+    assert max(map(len, batches[1])) == 3
+    for session in [*groups[0], *groups[1]]:
+        session.close()
+
+
 CURVES = (None, CostCurve.linear(0.03), CostCurve.linear(0.3), CostCurve((0, 7, 8), (3.1, 3.2, 4.7)))
 
 

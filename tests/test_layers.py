@@ -156,6 +156,7 @@ ALLOWED: dict[str, set[str]] = {
         "integrations",
         "verifier",
         "client",
+        "engine",  # in process only
         "datastore",  # fingerprints of tokenizers
         "tree",
         "errors",

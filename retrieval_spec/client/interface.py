@@ -73,11 +73,16 @@ class DraftSource(Protocol):
         ...
 
     def draft_batch(
-        self, sessions: Sequence[Any], total_nodes: int, cost_curve: CostCurve | None = None
+        self,
+        sessions: Sequence[Any],
+        total_nodes: int,
+        cost_curve: CostCurve | None = None,
+        max_nodes: int | None = None,
     ) -> list[DraftTree]:
         """Returns one tree a session of this source, together at most `total_nodes` nodes.
 
-        With the cost curve of the pass that verifies them all, only nodes that pay.
+        With the cost curve of the pass that verifies them all, only nodes that pay. Hosts whose rows all have
+        the same room bound each tree: `max_nodes`.
         """
         ...
 

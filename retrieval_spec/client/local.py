@@ -52,10 +52,15 @@ class LocalClient:
         return self._engine.open_session(prompt_ids, namespace)
 
     def draft_batch(
-        self, sessions: Sequence[Session], total_nodes: int, cost_curve: CostCurve | None = None
+        self,
+        sessions: Sequence[Session],
+        total_nodes: int,
+        cost_curve: CostCurve | None = None,
+        max_nodes: int | None = None,
     ) -> list[DraftTree]:
         """Returns one tree a session, together at most `total_nodes` nodes, and only such as pay."""
-        return self._engine.draft_batch(sessions, total_nodes, cost_curve=cost_curve)
+        caps = None if max_nodes is None else [max_nodes] * len(sessions)
+        return self._engine.draft_batch(sessions, total_nodes, caps, cost_curve)
 
     def draft_suffixes(
         self,

@@ -233,7 +233,11 @@ class DraftClient:
         return self._peer.no_draft
 
     def draft_batch(
-        self, sessions: Sequence[RemoteSession], total_nodes: int, cost_curve: CostCurve | None = None
+        self,
+        sessions: Sequence[RemoteSession],
+        total_nodes: int,
+        cost_curve: CostCurve | None = None,
+        max_nodes: int | None = None,
     ) -> list[DraftTree]:
         """Returns one tree a session, together at most `total_nodes` nodes, in one message.
 
@@ -242,7 +246,8 @@ class DraftClient:
         Raises:
             UnknownSession: one of them is closed.
         """
-        return self.draft_step(sessions, [total_nodes] * len(sessions), total_nodes, cost_curve)
+        most = total_nodes if max_nodes is None else min(total_nodes, max_nodes)
+        return self.draft_step(sessions, [most] * len(sessions), total_nodes, cost_curve)
 
     def draft_step(
         self,

@@ -119,14 +119,19 @@ class ShardedClient:
         return ShardedSession(self, parts, prompt.size)
 
     def draft_batch(
-        self, sessions: Sequence[ShardedSession], total_nodes: int, cost_curve: CostCurve | None = None
+        self,
+        sessions: Sequence[ShardedSession],
+        total_nodes: int,
+        cost_curve: CostCurve | None = None,
+        max_nodes: int | None = None,
     ) -> list[DraftTree]:
         """Returns one tree a session, together at most `total_nodes` nodes, and only such as pay.
 
         Raises:
             UnknownSession: one of them is closed.
         """
-        trees = self.draft_all(sessions, total_nodes)
+        most = total_nodes if max_nodes is None else min(total_nodes, max_nodes)
+        trees = self.draft_all(sessions, most)
         return share_nodes(trees, max(total_nodes, 0), cost_curve)
 
     def draft_all(self, sessions: Sequence[ShardedSession], max_nodes: int) -> list[DraftTree]:

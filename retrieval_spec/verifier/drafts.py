@@ -191,7 +191,11 @@ class NoDrafts:
         return NoDraftsSession(len(prompt_ids))
 
     def draft_batch(
-        self, sessions: Sequence[DraftSession], total_nodes: int, cost_curve: CostCurve | None = None
+        self,
+        sessions: Sequence[DraftSession],
+        total_nodes: int,
+        cost_curve: CostCurve | None = None,
+        max_nodes: int | None = None,
     ) -> list[DraftTree]:
         """Returns one empty tree a session."""
         return [_EMPTY] * len(sessions)

@@ -151,10 +151,16 @@ class FusedSource:
         return FusedSession(self, [int(token) for token in prompt_ids], namespace)
 
     def draft_batch(
-        self, sessions: Sequence[FusedSession], total_nodes: int, cost_curve: CostCurve | None = None
+        self,
+        sessions: Sequence[FusedSession],
+        total_nodes: int,
+        cost_curve: CostCurve | None = None,
+        max_nodes: int | None = None,
     ) -> list[DraftTree]:
         """Returns one tree a session, together at most `total_nodes` nodes, and only such as pay."""
-        trees = [session.draft(total_nodes // len(sessions)) for session in sessions]
+        share = total_nodes // max(len(sessions), 1)
+        most = share if max_nodes is None else min(share, max_nodes)
+        trees = [session.draft(most) for session in sessions]
         return share_nodes(trees, max(total_nodes, 0), cost_curve)
 
     def close(self) -> None:

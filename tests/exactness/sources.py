@@ -29,7 +29,7 @@ class FakeSource:
         return self.sessions[-1]
 
     def draft_batch(
-        self, sessions: Sequence[FakeSession], total_nodes: int, cost_curve=None
+        self, sessions: Sequence[FakeSession], total_nodes: int, cost_curve=None, max_nodes=None
     ) -> list[DraftTree]:
         return [session.draft(total_nodes // len(sessions)) for session in sessions]
 
