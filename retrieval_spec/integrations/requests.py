@@ -89,8 +89,11 @@ class RequestBook:
         self._end_unused()
         return trees
 
-    def leave(self, names: Iterable[Hashable]) -> None:
-        """Ends requests, which teach; those that are not held are none."""
+    def leave(self, names: Iterable[Hashable], last: Iterable[Request | None] = ()) -> None:
+        """Ends requests, which teach; those that are not held are none. `last` are those that grew since."""
+        for request in last:
+            if request is not None and request.name in self._held:
+                self._up_to_date(request)
         for name in names:
             held = self._held.pop(name, None)
             if held is not None and held.session is not None:
