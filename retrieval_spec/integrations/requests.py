@@ -89,6 +89,10 @@ class RequestBook:
         self._end_unused()
         return trees
 
+    def warn(self, error: Exception) -> None:
+        """Says once what costs drafts."""
+        self._drafts.warn(error)
+
     def leave(self, names: Iterable[Hashable], last: Iterable[Request | None] = ()) -> None:
         """Ends requests, which teach; those that are not held are none. `last` are those that grew since."""
         for request in last:
