@@ -53,7 +53,58 @@ def run_vllm(arguments: argparse.Namespace, with_drafts: bool) -> dict[str, Any]
     )
 
 
-RUNS = {"vllm": run_vllm}
+def run_sglang(arguments: argparse.Namespace, with_drafts: bool) -> dict[str, Any]:
+    """Generates with SGLang."""
+    os.environ["RETRIEVAL_SPEC_SERVER"] = arguments.server
+    import sglang
+
+    options: dict[str, Any] = {}
+    if with_drafts:
+        options["speculative_algorithm"] = "RETRIEVAL_SPEC"
+        options["speculative_num_draft_tokens"] = arguments.num_tokens + 1
+        options["page_size"] = 1
+    host = sglang.Engine(model_path=arguments.model, dtype=arguments.dtype, **options)
+    params = {"temperature": 0.0, "max_new_tokens": arguments.max_new_tokens}
+    answers: list[Any] = []
+
+    def generate() -> list[list[int]]:
+        answers[:] = host.generate(PROMPTS, params)
+        return [list(one["output_ids"]) for one in answers]
+
+    return timed(
+        generate,
+        lambda: {
+            name: [one["meta_info"][name] for one in answers]
+            for name in ("completion_tokens", "spec_verify_ct")
+            if name in answers[0]["meta_info"]
+        },
+    )
+
+
+def run_tensorrt_llm(arguments: argparse.Namespace, with_drafts: bool) -> dict[str, Any]:
+    """Generates with TensorRT-LLM's PyTorch backend."""
+    from tensorrt_llm import LLM, SamplingParams
+    from tensorrt_llm.llmapi import UserProvidedDecodingConfig
+
+    options: dict[str, Any] = {}
+    if with_drafts:
+        from retrieval_spec.integrations.tensorrt_llm import RetrievalDrafter
+
+        drafter = RetrievalDrafter(arguments.num_tokens, arguments.vocab_size, server=arguments.server)
+        config = UserProvidedDecodingConfig(max_draft_len=arguments.num_tokens, drafter=drafter)
+        options["speculative_config"] = config
+    host = LLM(arguments.model, dtype=arguments.dtype, **options)
+    params = SamplingParams(temperature=0.0, max_tokens=arguments.max_new_tokens)
+    answers: list[Any] = []
+
+    def generate() -> list[list[int]]:
+        answers[:] = host.generate(PROMPTS, params)
+        return [list(one.outputs[0].token_ids) for one in answers]
+
+    return timed(generate, lambda: {"steps": [getattr(one, "decoding_iter", None) for one in answers]})
+
+
+RUNS = {"vllm": run_vllm, "sglang": run_sglang, "tensorrt-llm": run_tensorrt_llm}
 
 
 def timed(generate: Callable[[], list[list[int]]], facts: Callable[[], dict[str, Any]]) -> dict[str, Any]:
