@@ -199,6 +199,19 @@ def test_of_a_batch_the_most_probable_nodes_are_drafted_and_no_more(steps, promp
     assert trees == share_nodes([session.draft(most) for session in sessions], total_nodes)
 
 
+def test_a_session_that_stands_in_a_batch_twice_moves_on_once():
+    shared = engine()
+    session, other = (shared.open_session([1, 2, 3] * 9) for _ in range(2))
+    session.commit([1, 2])
+    other.commit([1, 2])
+    expected = other.draft(4)
+    trees = shared.draft_batch([session, session], 16, [4, 4])
+    assert [len(tree) for tree in trees] == [4, 4]
+    assert trees == [expected, expected]
+    session.commit([3, 1])
+    assert session.draft(8, None).token_ids.tolist() == [2, 3, 1, 2, 3, 1, 2, 3]
+
+
 def test_sessions_of_several_namespaces_share_the_nodes_of_a_batch():
     shared = engine()
     sessions = [shared.open_session([1, 2, 3] * 9, name) for name in ("one", "other", "one")]

@@ -86,14 +86,16 @@ class _Scratch(threading.local):
     """Memory that kernels work in, one of each thread: all sessions find it in the caches."""
 
     def __init__(self) -> None:
-        self._num_nodes = self._num_columns = 0
-        self.fit(FIRST_NODES, FIRST_NODES + 1)
+        self._max_nodes = self._num_nodes = self._num_columns = 0
+        self.fit(FIRST_NODES, FIRST_NODES, FIRST_NODES + 1)
 
-    def fit(self, num_nodes: int, num_columns: int) -> None:
-        """Makes room for so many nodes of all trees, and for so many columns of a trie."""
+    def fit(self, max_nodes: int, num_nodes: int, num_columns: int) -> None:
+        """Makes room for so many nodes of one tree and of all, and for so many columns of a trie."""
+        if max_nodes > self._max_nodes:
+            self._max_nodes = max_nodes
+            self.block: Int64s = np.empty(max(scratch_words(max_nodes), SEARCH_WORDS), np.int64)
         if num_nodes > self._num_nodes:
             self._num_nodes = num_nodes
-            self.block: Int64s = np.empty(max(scratch_words(num_nodes), SEARCH_WORDS), np.int64)
             self.best: Float32s = np.empty(num_nodes, np.float32)
             self.reached: Float32s = np.empty(num_nodes, np.float32)
         if num_columns > self._num_columns:
@@ -116,7 +118,7 @@ def step_all(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes: 
         joint.ask(budget)
         num_columns = max(num_columns, 1 + budget.max_nodes * len(joint.corpora))
     scratch = _SCRATCH
-    scratch.fit(num_nodes, num_columns)
+    scratch.fit(max(caps), num_nodes, num_columns)
     best = scratch.best[: total_nodes if total_nodes < num_nodes else 0]
     columns = (*new_columns(num_nodes), np.empty(num_nodes, np.uint16))
     with _Held(joints):
@@ -205,6 +207,7 @@ class Blended:
         "_others",
         "_records",
         "_rows",
+        "_searched",
         "_seen",
         "_texts",
         "_trie",
@@ -243,6 +246,7 @@ class Blended:
         self._others = [(bit, GuardedCursor(cursor)) for bit, cursor in others]
         corpora = [(bit, cursor) for bit, cursor in others if isinstance(cursor, SearchedCursor)]
         self.corpora = corpora if len(corpora) == len(others) else []
+        self._searched: list[ContextArray] = []
         self._rows = np.zeros((len(self.corpora), cards.CORPUS_WORDS), np.int64)
         self._seen: list[Any] = [_nobody] * (2 * NUM_TEXTS + len(self.corpora))
         shared = (texts[OUTPUTS].lock, texts[PROMPTS].lock, learned.lock)
@@ -315,6 +319,7 @@ class Blended:
             if found is None:
                 break
             corpus, tail = found
+            self._searched.append(corpus)  # nobody unmaps it now
             seen = 2 * NUM_TEXTS + num_found
             if self._seen[seen]() is not corpus:
                 self._seen[seen] = weakref.ref(corpus)
@@ -354,6 +359,7 @@ class Blended:
 
     def worked_in(self, num_added: int) -> bool:
         """Notes that a kernel worked in what was pending; returns whether it had no room for all of it."""
+        self._searched.clear()
         tokens, self.pending = self.pending, _NOTHING
         if tokens.shape[0]:
             for text in self._texts:
