@@ -107,6 +107,13 @@ def _export(arguments: argparse.Namespace) -> None:
     _print(export_command(arguments), arguments.json)
 
 
+def _replay(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.commands.replay import replay_command, table_of
+
+    result = replay_command(arguments)
+    print(json.dumps(result) if arguments.json else table_of(result))
+
+
 def _serve(arguments: argparse.Namespace) -> None:
     from retrieval_spec.commands.serve import serve_command
 
@@ -154,6 +161,7 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "inspect": _inspect,
     "verify": _verify,
     "export": _export,
+    "replay": _replay,
     "serve": _serve,
     "history": _history,
     "admin": _admin,

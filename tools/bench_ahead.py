@@ -26,7 +26,9 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from bench_rows import Row, percentiles, print_rows, write_json  # noqa: E402
-from replays import VOCAB_SIZE, Ids, accepted_nodes, traces  # noqa: E402
+from replays import VOCAB_SIZE, Ids, traces  # noqa: E402
+
+from retrieval_spec.replay import accepted_path  # noqa: E402
 
 from retrieval_spec.client import DraftClient  # noqa: E402
 from retrieval_spec.engine import Engine  # noqa: E402
@@ -63,7 +65,7 @@ def foreseen_shares(items: Iterable[tuple[Ids, Ids]]) -> tuple[float, list[float
         session, at = engine.open_session(prompt), 0
         while at < output.size:
             tree = session.draft(MAX_NODES)
-            news = output[at : at + len(accepted_nodes(tree, output[at:])) + 1]
+            news = output[at : at + len(accepted_path(tree, output[at:])) + 1]
             outcomes = [outcome.tolist() for outcome in session.look_ahead().outcomes(tree, 16)]
             ranks.append(outcomes.index(news.tolist()) if news.tolist() in outcomes else 16)
             session.commit(news)
@@ -112,7 +114,7 @@ def waits(ahead: DraftClient, plain: DraftClient, prompt: Ids, output: Ids, pass
         (ahead_us, tree), (plain_us, other) = took[0], took[1]
         foreseen = ahead.counters.foreseen > num_foreseen
         yield Wait(foreseen, ahead_us, plain_us, plain.ping() * 1e6, tree == other)
-        news = output[at : at + len(accepted_nodes(tree, output[at:])) + 1]  # type: ignore[arg-type]
+        news = output[at : at + len(accepted_path(tree, output[at:])) + 1]  # type: ignore[arg-type]
         for session in sessions:
             session.commit(news.tolist())
         at, turn = at + news.size, turn + 1

@@ -30,7 +30,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from replays import VOCAB_SIZE, accepted_nodes, preset_of, traces
+from replays import VOCAB_SIZE, preset_of, traces
+
+from retrieval_spec.replay import accepted_path
 
 from retrieval_spec.engine import Engine
 from retrieval_spec.tree import DraftTree
@@ -178,7 +180,7 @@ def replay(side: Side, prompt: Ids, output: Ids, tally: Tally) -> None:
     while at < context.size:
         draft_ns, draft = timed(side.draft, context[:at])
         tree = side.tree(draft)
-        accepted = len(accepted_nodes(tree, context[at:]))
+        accepted = len(accepted_path(tree, context[at:]))
         commit_ns, _ = timed(side.commit, context[at : at + accepted + 1])
         tally.draft_ns.append(draft_ns)
         tally.commit_ns.append(commit_ns)

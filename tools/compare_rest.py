@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from replays import accepted_nodes
+from retrieval_spec.replay import accepted_path
 
 from retrieval_spec.build import build_datastore
 from retrieval_spec.commands.progress_bar import progress_bar
@@ -137,7 +137,7 @@ def replay(engine: Engine, replayed: list[Answer]) -> dict[str, Tally]:
         session = engine.open_session([*answer.prompt, answer.output[0]])
         at, num_steps = 1, 0
         while at < answer.output.size:
-            accepted = len(accepted_nodes(session.draft(MAX_NODES), answer.output[at:]))
+            accepted = len(accepted_path(session.draft(MAX_NODES), answer.output[at:]))
             session.commit(answer.output[at : at + accepted + 1])
             at += accepted + 1
             num_steps += 1

@@ -17,7 +17,7 @@ from retrieval_spec.budget import CostCurve
 from retrieval_spec.drafters.preset import Preset, Source
 from retrieval_spec.drafters.presets import PRESETS, preset
 from retrieval_spec.engine import Engine
-from retrieval_spec.tree import DraftTree
+from retrieval_spec.replay import accepted_path
 
 VOCAB_SIZE = 151_936
 Ids = NDArray[np.int32]
@@ -57,19 +57,6 @@ def traces(path: Path, wanted: set[str] | None, max_output_tokens: int) -> Itera
                 yield np.array(item["prompt_ids"], np.int32), np.array(output, np.int32)
 
 
-def accepted_nodes(tree: DraftTree, continuation: Ids) -> list[int]:
-    """Returns the nodes of the tree's path along the recorded output."""
-    edges = zip(tree.parents.tolist(), tree.token_ids.tolist(), strict=True)
-    children = {edge: node for node, edge in enumerate(edges)}
-    path = [-1]
-    for token in continuation[: len(tree)].tolist():
-        node = children.get((path[-1], token))
-        if node is None:
-            break
-        path.append(node)
-    return path[1:]
-
-
 def replay_item(
     engine: Engine, prompt: Ids, output: Ids, max_nodes: int, cost_curve: CostCurve | None = None
 ) -> list[Step]:
@@ -80,7 +67,7 @@ def replay_item(
     while at < output.size:
         tree = session.draft(max_nodes, cost_curve)
         is_accepted = np.zeros(len(tree), np.bool_)
-        is_accepted[accepted_nodes(tree, output[at:])] = True
+        is_accepted[accepted_path(tree, output[at:])] = True
         steps.append(Step(tree.path_probs(), is_accepted))
         news = steps[-1].num_accepted + 1
         session.commit(output[at : at + news])

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from retrieval_spec import __version__
 from retrieval_spec.commands.admin_arguments import add_admin_arguments
 from retrieval_spec.commands.connecting import add_credentials
+from retrieval_spec.commands.replay_arguments import add_replay_arguments
 from retrieval_spec.commands.settings import add_flags
 
 BAD_INPUT = 2
@@ -31,7 +32,7 @@ def new_parser() -> Parser:
     parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     datastores = (_add_build, _add_append, _add_remove, _add_compact, _add_inspect, _add_verify, _add_export)
-    for add in (*datastores, _add_serve, _add_history, _add_admin, _add_generate, _add_demo):
+    for add in (*datastores, _add_replay, _add_serve, _add_history, _add_admin, _add_generate, _add_demo):
         add(commands)
     return parser
 
@@ -287,6 +288,17 @@ def _add_export(commands: Any) -> None:
         "--max-continuations", type=int, metavar="N", help="after each 2-gram, the N most frequent ones"
     )
     parser.add_argument("--replace", action="store_true", help="replace an existing file")
+    _add_json(parser)
+
+
+def _add_replay(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "replay",
+        "Show what drafts would gain on recorded prompts and outputs, without a model.",
+        "retrieval-spec replay traces.jsonl --datastore datastores/docs --max-nodes 16 --json",
+    )
+    add_replay_arguments(parser)
     _add_json(parser)
 
 

@@ -1,0 +1,144 @@
+"""Replays without a model: what is accepted, what is counted, and what the command prints of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieval_spec.cli import main
+from retrieval_spec.engine import Engine
+from retrieval_spec.errors import InvalidTokens
+from retrieval_spec.replay import Tally, accepted_path, replay
+from retrieval_spec.traces import Trace
+from retrieval_spec.tree import DraftTree
+from tests.fake_drafters import CountingDrafter
+from tests.reference.acceptance import accept_by_paths
+from tests.strategies import as_int32, draft_trees
+
+
+def trace(prompt, output, family="code") -> Trace:
+    return Trace(family, as_int32(prompt), as_int32(output))
+
+
+@given(draft_trees(), st.lists(st.integers(0, 5), min_size=1, max_size=8))
+def test_a_step_accepts_what_the_verifier_would(tree: DraftTree, continuation):
+    path = accepted_path(tree, as_int32(continuation))
+    decided, num_drafted = accept_by_paths(
+        tree, lambda so_far: continuation[len(so_far)], lambda so_far: len(so_far) == len(continuation)
+    )
+    assert [tree.token_ids[node] for node in path] == decided[:num_drafted]
+    assert not path or tree.path_to(path[-1]) == path
+
+
+def test_steps_nodes_and_positions_are_counted():
+    engine = Engine(
+        100, drafters={"counting": CountingDrafter(100, 0.5), "other": CountingDrafter(100, 0.25)}
+    )
+    # Four drafted a step: 11 12 13 come true, then nothing, then the last two.
+    tally = replay(engine, [trace([10], [11, 12, 13, 50, 70, 71, 72])], 4)
+    assert (tally.traces, tally.tokens, tally.steps) == (1, 7, 3)
+    assert (tally.drafted_nodes, tally.accepted_tokens) == (12, 5)
+    assert tally.mean_acceptance_length == 1 + 5 / 3
+    assert tally.accepted_at[:4].tolist() == [2, 2, 1, 0]
+    counting, other = tally.sources["counting"], tally.sources["other"]
+    assert (counting.drafted_nodes, counting.accepted_nodes, counting.won_nodes) == (12, 5, 0)
+    assert (other.drafted_nodes, other.accepted_nodes, other.won_nodes) == (12, 5, 0)
+    assert tally.speedup(0.0) == 7 / 3
+    assert tally.speedup(0.25) == 7 / 6
+    assert len(tally.draft_us) == 3
+
+
+def test_a_source_wins_what_it_alone_drafted():
+    engine = Engine(100, drafters={"counting": CountingDrafter(100), "small": CountingDrafter(20)})
+    tally = replay(engine, [trace([18], [19, 20, 21])], 16)
+    assert tally.sources["counting"].won_nodes == 2
+    assert tally.sources["small"].won_nodes == 0
+
+
+def test_the_calibration_error_is_that_of_the_predictions():
+    tally = replay(Engine(100, drafters={"c": CountingDrafter(100, 1.0)}), [trace([10], [11, 50])], 4)
+    assert tally.calibration_error == pytest.approx(3 / 4)
+    assert Tally().calibration_error == 0.0
+
+
+def test_an_output_is_learned_when_it_ends():
+    text = np.random.default_rng(0).permutation(100).tolist()
+    engine = Engine(100)
+    first = replay(engine, [trace(text[:3], text[3:])], 8)
+    second = replay(engine, [trace(text[:3], text[3:])], 8)
+    assert first.accepted_tokens == 0
+    assert second.accepted_tokens > 70
+    first.merge(second)
+    assert (first.traces, first.tokens) == (2, 194)
+    assert first.sources["history"].accepted_nodes == second.sources["history"].accepted_nodes > 0
+
+
+def test_a_trace_of_another_vocabulary_is_refused():
+    with pytest.raises(InvalidTokens):
+        replay(Engine(50), [trace([1], [60])], 4)
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(1)
+    paths = []
+    for family in ("code", "chat"):
+        rows = [
+            {"prompt_ids": rng.integers(0, 4, 20).tolist(), "output_ids": rng.integers(0, 4, 30).tolist()}
+            for _ in range(4)
+        ]
+        paths.append(tmp_path / f"{family}.jsonl")
+        paths[-1].write_text("\n".join(map(json.dumps, rows)))
+    return list(map(str, paths))
+
+
+def replayed(capsys, *arguments: str) -> dict:
+    assert main(["replay", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_command_says_the_same_however_many_processes_there_are(files, capsys):
+    alone, shared = (replayed(capsys, *files, "--processes", number) for number in ("1", "2"))
+    for result in (alone, shared):
+        for facts in (result["all"], *result["families"].values()):
+            assert facts.pop("draft_us_p50") <= facts.pop("draft_us_p99")
+    assert alone == shared
+    assert list(alone["families"]) == ["code", "chat"]
+    assert alone["all"]["tokens"] == 240
+    assert alone["all"]["mean_acceptance_length"] > 1.2
+
+
+def test_the_command_shows_a_table(files, capsys):
+    assert main(["replay", *files, "--cost-per-node", "0.01", "--preset", "session+history"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["family", "traces", "tokens"]
+    assert [line.split()[0] for line in lines[1:4]] == ["code", "chat", "all"]
+    assert float(lines[3].split()[-1]) > 1.0
+    assert [line.split()[0] for line in lines[5:]] == ["source", "session", "history"]
+
+
+def test_outputs_may_be_cut(files, capsys):
+    assert replayed(capsys, *files, "--max-output-tokens", "7")["all"]["tokens"] == 8 * 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--max-nodes", "0"], "--max-nodes is out of range"),
+        (["--processes", "0"], "--processes is out of range"),
+        (["--preset", "nobody"], "nobody"),
+        (["--preset", "session+nobody"], "nobody"),
+        (["--datastore", "nowhere"], "nowhere"),
+        (["--vocab-size", "2"], "code.jsonl:1"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_exit_code_2(files, capsys, arguments, words):
+    assert main(["replay", *files, *arguments]) == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said
+    assert said.startswith("retrieval-spec replay: ")
+    assert "\n" not in said
