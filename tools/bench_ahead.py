@@ -28,10 +28,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from bench_rows import Row, percentiles, print_rows, write_json  # noqa: E402
 from replays import VOCAB_SIZE, Ids, traces  # noqa: E402
 
-from retrieval_spec.replay import accepted_path  # noqa: E402
-
 from retrieval_spec.client import DraftClient  # noqa: E402
 from retrieval_spec.engine import Engine  # noqa: E402
+from retrieval_spec.replay import accepted_path  # noqa: E402
 from tests.service_process import server_process  # noqa: E402
 
 MAX_NODES = 16

@@ -32,9 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 from replays import VOCAB_SIZE, preset_of, traces
 
-from retrieval_spec.replay import accepted_path
-
 from retrieval_spec.engine import Engine
+from retrieval_spec.replay import accepted_path
 from retrieval_spec.tree import DraftTree
 
 Ids = NDArray[np.int32]

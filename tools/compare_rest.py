@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from retrieval_spec.replay import accepted_path
 
 from retrieval_spec.build import build_datastore
 from retrieval_spec.commands.progress_bar import progress_bar
@@ -36,6 +35,7 @@ from retrieval_spec.drafters.corpus_rest import Rest, RestCursor
 from retrieval_spec.drafters.preset import Source
 from retrieval_spec.drafters.presets import preset
 from retrieval_spec.engine import Engine
+from retrieval_spec.replay import accepted_path
 from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.tree import DraftTree, Tokens
 
