@@ -21,7 +21,7 @@ from retrieval_spec.integrations.vllm import RetrievalProposer, SuffixDecodingCa
 from tests.integrations import hosts
 from tests.integrations.generations import check_gain, recorded_generations
 from tests.integrations.vllm_engine import NUM_TOKENS, VllmEngine, config_of, custom_class, suffix_method
-from tests.service_process import VOCAB_SIZE, server_process, server_thread
+from tests.service_process import VOCAB_SIZE, server_thread
 
 SLOW = {"timeout_s": 20.0}  # a test waits for each draft, however busy the machine is
 
@@ -50,32 +50,6 @@ def test_requests_asked_about_one_at_a_time_are_decided_as_recorded_in_fewer_ste
     check_gain(generations, 1.4)
     assert len(cache.active_requests) <= 5
     assert cache.cached_requests == {one.name for one in generations}
-
-
-def test_a_server_that_dies_costs_drafts_and_one_warning(tmp_path, caplog):
-    caplog.set_level(logging.WARNING, "retrieval_spec")
-    with server_process(f"unix:{tmp_path}/s.sock", "default") as (process, address):
-        for method in (
-            custom_class(proposer_of(server=address, timeout_s=2.0)),
-            suffix_method(cache_of(server=address, timeout_s=2.0)),
-        ):
-            engine = VllmEngine(method, seed=5)
-            generations = recorded_generations(8, seed=6)
-            drafted = []
-
-            def on_step(number, drafted=drafted, engine=engine):
-                drafted.append(engine.num_drafted)
-                if number == 8:
-                    process.kill()
-                    process.wait()
-
-            engine.run(generations, on_step)
-            for one in generations:
-                one.check()
-            assert process.poll() is not None
-            assert drafted[-1] == drafted[10]
-            assert 1 <= len(caplog.records) <= 2  # one a client
-    assert all("generation goes on without" in record.message for record in caplog.records)
 
 
 def test_a_server_that_was_never_there_costs_drafts_and_is_found_later(tmp_path, caplog):
