@@ -143,6 +143,28 @@ def test_all_ranks_verify_what_the_first_one_drafted():
     assert found[0][0] == [4, 1, 2, 3]
 
 
+SHARE = """
+import sys
+from types import SimpleNamespace
+import numpy as np, torch
+from retrieval_spec.integrations.sglang import _share_in
+
+rank = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+share = _share_in(SimpleNamespace(ranks=[0, 1], cpu_group=torch.distributed.group.WORLD))
+print(share(np.arange(12).reshape(2, 3, 2) * (1 - rank)).tolist())
+"""
+
+
+@pytest.mark.long
+def test_processes_of_a_group_get_the_first_ones_drafts(tmp_path):
+    pytest.importorskip("torch")
+    commands = [[sys.executable, "-c", SHARE, str(rank), f"{tmp_path}/meeting"] for rank in (0, 1)]
+    ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    said = [rank.communicate(timeout=120)[0].strip() for rank in ranks]
+    assert said[0] == said[1] == str(np.arange(12).reshape(2, 3, 2).tolist())
+
+
 def test_ancestors_are_the_path_to_a_node():
     masks = ancestors(np.array([[0, 0, 1, 1, 0], [0, 0, 0, 2, 3]]))
     assert masks[0].tolist() == [
