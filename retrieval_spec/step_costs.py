@@ -153,13 +153,17 @@ class BatchCostMeter:
     def __init__(self) -> None:
         self._meters: defaultdict[int, StepCostMeter] = defaultdict(StepCostMeter)
 
+    def of(self, num_sessions: int) -> StepCostMeter:
+        """Returns the meter of passes with so many sessions."""
+        return self._meters[num_sessions.bit_length()]
+
     def plan(self, max_nodes: int, num_sessions: int) -> Plan:
         """Returns how to draft for the next step of so many sessions."""
-        return self._meters[num_sessions.bit_length()].plan(max_nodes)
+        return self.of(num_sessions).plan(max_nodes)
 
     def observe(self, num_nodes: int, cost: float, num_sessions: int) -> None:
         """Takes in a finished step, as `StepCostMeter.observe` does."""
-        self._meters[num_sessions.bit_length()].observe(num_nodes, cost)
+        self.of(num_sessions).observe(num_nodes, cost)
 
 
 class KnownCosts:
@@ -176,18 +180,22 @@ class KnownCosts:
         """Does nothing: there is nothing to learn."""
 
 
-def planner_of(step_costs: CostCurve | StepCostMeter | None) -> KnownCosts | StepCostMeter:
+def planner_of(
+    step_costs: CostCurve | StepCostMeter | BatchCostMeter | None,
+) -> KnownCosts | StepCostMeter | BatchCostMeter:
     """Returns what plans the steps of a generation.
 
     Raises:
         InvalidRequest: neither a cost curve nor a meter.
     """
-    if isinstance(step_costs, StepCostMeter):
+    if isinstance(step_costs, StepCostMeter | BatchCostMeter):
         return step_costs
     if step_costs is None or isinstance(step_costs, CostCurve):
         return KnownCosts(step_costs)
     raise InvalidRequest(
-        "no step costs", got=repr(step_costs)[:80], expected="a CostCurve, a StepCostMeter or None"
+        "no step costs",
+        got=repr(step_costs)[:80],
+        expected="a CostCurve, a StepCostMeter, a BatchCostMeter or None",
     )
 
 

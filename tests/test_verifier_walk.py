@@ -66,15 +66,42 @@ def test_a_node_sees_its_own_path_and_nothing_else(tree):
         assert seen == {path[:length] for length in range(len(path) + 1)}
 
 
-@given(draft_trees(), st.integers(0, 5))
-def test_all_see_the_past_but_its_padding(tree, past_tokens):
-    layout = lay_out(ROOT_ID, tree, 99, NO_ENDS)
-    padding = torch.arange(past_tokens) != 1
-    for wanted, given_padding in ((torch.ones(past_tokens, dtype=torch.bool), None), (padding, padding)):
-        mask = tree_mask(layout, past_tokens, given_padding)
-        assert mask.shape == (1, 1, len(layout), past_tokens + len(layout))
-        assert torch.equal(mask[0, 0, :, :past_tokens], wanted.expand(len(layout), -1))
-        assert np.array_equal(mask[0, 0, :, past_tokens:].numpy(), ancestors(layout.parents))
+@given(
+    st.lists(st.tuples(draft_trees(), st.integers(0, 9)), min_size=1, max_size=3),
+    st.integers(0, 4),
+    st.data(),
+)
+def test_a_node_sees_its_row_and_its_path_and_nothing_else(rows, first, data):
+    """Against the definition, place by place: rows of unequal length, padding, windows, dropped keys."""
+    layouts = [lay_out(ROOT_ID, tree, 99, NO_ENDS) for tree, _ in rows]
+    lengths = [max(first, 3) + length for _, length in rows]  # the prompts were padded to one length
+    idle = data.draw(st.integers(-1, len(rows) - 1)) if len(rows) > 1 else -1
+    if idle >= 0:
+        layouts[idle] = None
+    window = data.draw(st.none() | st.integers(1, 6))
+    padding = data.draw(st.none() | st.just(np.arange(3) % 2 == 0))
+    padded = None if padding is None else np.tile(padding, (len(rows), 1))
+    num_nodes = max(len(layout) for layout in layouts if layout is not None)
+    end = max(lengths)
+    width = end - first + num_nodes + 2
+    options = {"first": first, "window_tokens": window, "padding": padded}
+    mask = tree_mask(layouts, lengths, width, **options).numpy()
+    assert mask.shape == (len(rows), 1, num_nodes, width)
+    for row, node, column in np.ndindex(len(rows), num_nodes, width):
+        layout, place = layouts[row], first + column
+        other = place - end
+        if layout is None or node >= len(layout):
+            wanted = other == node
+        elif place < lengths[row]:
+            is_padding = padding is not None and place < 3 and not padding[place]
+            is_near = window is None or lengths[row] + layout.depths[node] - place < window
+            wanted = is_near and not is_padding
+        else:
+            is_near = window is None or (
+                0 <= other < len(layout) and (layout.depths[node] - layout.depths[other] < window)
+            )
+            wanted = 0 <= other < len(layout) and is_near and ancestors(layout.parents)[node, other]
+        assert mask[row, 0, node, column] == wanted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

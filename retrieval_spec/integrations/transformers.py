@@ -20,7 +20,7 @@ from retrieval_spec.integrations.tokenizers import check_datastores
 if TYPE_CHECKING:
     from retrieval_spec.budget import CostCurve
     from retrieval_spec.client import DraftSource
-    from retrieval_spec.step_costs import StepCostMeter
+    from retrieval_spec.step_costs import BatchCostMeter, StepCostMeter
     from retrieval_spec.verifier.statistics import Statistics
 
 __all__ = ["attach", "check_host", "generate"]
@@ -55,7 +55,7 @@ def generate(
     draft_streamer: Any = None,
     draft_tokenizer: Any = None,
     max_nodes: int = 16,
-    step_costs: CostCurve | StepCostMeter | None = None,
+    step_costs: CostCurve | StepCostMeter | BatchCostMeter | None = None,
     namespace: str = "default",
     seed: int = 0,
     emit_every: int = 1,

@@ -52,6 +52,19 @@ def check_source(source: DraftSource, model_vocab_size: int) -> None:
         )
 
 
+class OneWarning:
+    """Says once what goes wrong, however many sessions of a generation it goes wrong in."""
+
+    def __init__(self) -> None:
+        self._is_said = False
+
+    def __call__(self, error: RetrievalSpecError) -> None:
+        """Warns, the first time."""
+        if not self._is_said:
+            self._is_said = True
+            logger.warning("going on without drafts where they fail: %s", error)
+
+
 class GuardedSession:
     """One generation's draft session, in which every typed error becomes an empty tree and one warning.
 
@@ -63,6 +76,7 @@ class GuardedSession:
         prompt_ids: the prompt's tokens.
         namespace: whose history the session reads and joins.
         vocab_size: the target model's; a tree with another token never reaches the model.
+        warn: where errors are said, common to the sessions of a batch.
 
     Attributes:
         proposals: which nodes of the tree drafted last have children that were drawn at random; sources
@@ -70,12 +84,19 @@ class GuardedSession:
             like any other draft, only less often.
     """
 
-    def __init__(self, source: DraftSource, prompt_ids: list[int], namespace: str, vocab_size: int) -> None:
+    def __init__(
+        self,
+        source: DraftSource,
+        prompt_ids: list[int],
+        namespace: str,
+        vocab_size: int,
+        warn: OneWarning | None = None,
+    ) -> None:
         self._vocab_size = vocab_size
         self._prompt_length = len(prompt_ids)
         self._output_ids: list[int] = []
         self._last_step: tuple[int, Feedback | None] = (0, None)
-        self._warned = False
+        self._warn = warn or OneWarning()
         self.proposals: Proposals = {}
         self._session: DraftSession | None = None
         try:
@@ -98,16 +119,29 @@ class GuardedSession:
             return _EMPTY
         try:
             self._catch_up(self._session)
-            tree = self._drafted(self._session, max_nodes, cost_curve).prefix(max_nodes)
-            if len(tree) == 0:
-                return _EMPTY
-            tree.check(self._vocab_size)
-            self.proposals = self._checked_proposals(self._session)
-            return tree
+            return self._checked(self._drafted(self._session, max_nodes, cost_curve), max_nodes)
         except RetrievalSpecError as error:
-            self._warn(error)
-            if isinstance(error, InvalidInput):
-                self.close()  # the same tokens or the same source would fail in every step
+            self._give_up(error)
+            return _EMPTY
+
+    def up_to_date(self) -> DraftSession | None:
+        """Returns the source's own session, told of everything; None where nothing can be drafted."""
+        self.proposals = {}
+        if self._session is None:
+            return None
+        try:
+            self._catch_up(self._session)
+        except RetrievalSpecError as error:
+            self._give_up(error)
+            return None
+        return self._session
+
+    def taken(self, tree: DraftTree, max_nodes: int) -> DraftTree:
+        """Returns the first nodes of a tree that the source drafted; none of one that breaks the contract."""
+        try:
+            return self._checked(tree, max_nodes)
+        except RetrievalSpecError as error:
+            self._give_up(error)
             return _EMPTY
 
     def truncate(self, length: int) -> None:
@@ -143,6 +177,19 @@ class GuardedSession:
         except RetrievalSpecError as error:
             self._warn(error)
 
+    def _checked(self, tree: DraftTree, max_nodes: int) -> DraftTree:
+        tree = tree.prefix(max_nodes)
+        if len(tree) == 0 or self._session is None:
+            return _EMPTY
+        tree.check(self._vocab_size)
+        self.proposals = self._checked_proposals(self._session)
+        return tree
+
+    def _give_up(self, error: RetrievalSpecError) -> None:
+        self._warn(error)
+        if isinstance(error, InvalidInput):
+            self.close()  # the same tokens or the same source would fail in every step
+
     def _drafted(self, session: DraftSession, max_nodes: int, cost_curve: CostCurve | None) -> DraftTree:
         # A source of the user's own need not know of costs as long as nobody tells any.
         return session.draft(max_nodes) if cost_curve is None else session.draft(max_nodes, cost_curve)
@@ -166,10 +213,35 @@ class GuardedSession:
         drawn: Proposals = getattr(session, "proposals", {})
         return {path: proposal.check(self._vocab_size) for path, proposal in drawn.items()}
 
-    def _warn(self, error: RetrievalSpecError) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning("going on without drafts where they fail: %s", error)
+
+def draft_together(
+    source: DraftSource,
+    sessions: Sequence[GuardedSession],
+    max_nodes: int,
+    total_nodes: int,
+    cost_curve: CostCurve | None,
+    warn: OneWarning,
+) -> list[DraftTree]:
+    """Returns a tree for every session of a batch, of at most `max_nodes` nodes each: one question for all.
+
+    What the source refuses for one of them is asked again one by one, so that the others have theirs.
+    """
+    if len(sessions) == 1 or max_nodes <= 0:
+        return [session.draft(max_nodes, cost_curve) for session in sessions]
+    trees = [_EMPTY] * len(sessions)
+    asked = {index: own for index, one in enumerate(sessions) if (own := one.up_to_date()) is not None}
+    if not asked:
+        return trees
+    try:
+        drafted = source.draft_batch(list(asked.values()), total_nodes, cost_curve)
+    except InvalidInput:
+        return [session.draft(max_nodes, cost_curve) for session in sessions]
+    except RetrievalSpecError as error:
+        warn(error)
+        return trees
+    for index, tree in zip(asked, drafted, strict=False):
+        trees[index] = sessions[index].taken(tree, max_nodes)
+    return trees
 
 
 class NoDrafts:

@@ -55,17 +55,21 @@ class FeedbackCollector:
         except ServiceUnavailable:
             return cls(model, 0, None)  # nothing can be drafted either, and the session says so
 
-    def of(self, layout: Layout, logits: Any, last_node: int) -> Feedback | None:
+    def of(
+        self, layout: Layout, logits: Any, last_node: int, row: int = 0, num_nodes: int | None = None
+    ) -> Feedback | None:
         """Returns the feedback on one pass over `layout`.
 
         Args:
             layout: the nodes that went through the target.
             logits: float[n, vocab_size]  theirs.
             last_node: the accepted node that decided the newest token.
+            row: which row of the batch they are.
+            num_nodes: nodes of every row in the pass, the row's own where nothing is said.
         """
         if not self._wanted_topk and self._tap is None:
             return None
-        state = self._state(len(layout), last_node)
+        state = self._state(row, last_node - (num_nodes or len(layout)))
         if not self._wanted_topk:
             return Feedback(hidden_state=state)
         k = min(self._wanted_topk, logits.shape[-1])
@@ -85,11 +89,11 @@ class FeedbackCollector:
         if self._tap is not None:
             self._tap.close()
 
-    def _state(self, num_nodes: int, last_node: int) -> Float32s:
+    def _state(self, row: int, place: int) -> Float32s:
         if self._tap is None or self._projection is None:
             return _NO_STATE
         # Counted from the end: a prompt's pass may keep all its states, and its one node is the last.
-        state = self._tap.states[0, last_node - num_nodes]
+        state = self._tap.states[row, place]
         try:
             return self._projection.apply(state.float().cpu().numpy())
         except InvalidFeedback:

@@ -91,6 +91,7 @@ def generate(
         if generation_options.get(name) is not None:
             raise InvalidRequest("an option that drafts cannot be combined with", got=name)
     prompt = _as_prompt(input_ids, model)
+    _check_one_sequence(model, prompt, generation_options)
     streamer = generation_options.get("streamer")
     verifier = TreeVerifier(
         draft_source,
@@ -111,6 +112,19 @@ def generate(
         verifier.accepted_tokens,
         verifier.drafted_nodes,
     )
+
+
+def _check_one_sequence(model: Any, prompt: Any, options: dict[str, Any]) -> None:
+    configs = (options.get("generation_config"), model.generation_config)
+    outputs = [options.get("num_return_sequences")]
+    outputs += [getattr(config, "num_return_sequences", None) for config in configs]
+    num_sequences = prompt.shape[0] * next((number for number in outputs if number), 1)
+    if num_sequences != 1:
+        raise InvalidRequest(
+            "the statistics are of one sequence at a time",
+            got=f"{num_sequences} sequences",
+            remedy="give integrations.transformers.generate to model.generate as custom_generate",
+        )
 
 
 def _as_prompt(input_ids: Any, model: Any) -> Any:

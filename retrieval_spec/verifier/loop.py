@@ -7,34 +7,29 @@ The loop drafts, forwards, accepts, and cuts the cache back; one token at least 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.generation import GenerateDecoderOnlyOutput
 
 from retrieval_spec.errors import InvalidRequest
-from retrieval_spec.step_costs import StepCostMeter, planner_of
+from retrieval_spec.step_costs import BatchCostMeter, KnownCosts, StepCostMeter, planner_of
 from retrieval_spec.verifier.acceptance import Outcome, accept
-from retrieval_spec.verifier.cache import window_tokens
-from retrieval_spec.verifier.drafts import GuardedSession, check_source
+from retrieval_spec.verifier.cache import capacity_tokens
+from retrieval_spec.verifier.drafts import GuardedSession, OneWarning, check_source, draft_together
 from retrieval_spec.verifier.feedback import FeedbackCollector
 from retrieval_spec.verifier.layout import Layout, lay_out
 from retrieval_spec.verifier.mixed import MixedSampler
-from retrieval_spec.verifier.sampling import KeyedSampler, greedy, highest
+from retrieval_spec.verifier.results import result, wants_scores
+from retrieval_spec.verifier.rows import Chooser, ContextBuffer, Row, check_stopping, processors_of_rows
+from retrieval_spec.verifier.sampling import KeyedSampler, greedy, row_seed
 from retrieval_spec.verifier.stopping import StopRule
-from retrieval_spec.verifier.support import (
-    check_model,
-    check_request,
-    check_rotation,
-    check_window,
-)
+from retrieval_spec.verifier.support import check_model, check_request, check_rotation, check_window
 from retrieval_spec.verifier.target import Target
 
 if TYPE_CHECKING:
     from retrieval_spec.budget import CostCurve
     from retrieval_spec.client import DraftSource
-    from retrieval_spec.model_tree import Proposals
+    from retrieval_spec.tree import DraftTree
 
 
 class TreeVerifier:
@@ -44,16 +39,17 @@ class TreeVerifier:
         model.generate(input_ids, custom_generate=verifier, max_new_tokens=100)
 
     The output equals the host's own greedy output token for token; a sampled one equals the sampled
-    output of the same verifier with the same seed and any other draft source. Statistics of the last
-    generation stand in the attributes; one generation at a time.
+    output of the same verifier with the same seed and any other draft source. The rows of a batch are
+    verified in one pass, and each goes on from its own accepted path. Statistics of the last generation
+    stand in the attributes; one generation at a time.
 
     Args:
         draft_source: where trees come from.
-        max_nodes: drafted nodes in one step at most.
+        max_nodes: drafted nodes of a row in one step at most.
         step_costs: what a step costs by its drafted nodes, or a meter to learn it with; then only nodes
             that pay are drafted.
-        namespace: whose history the session reads and joins.
-        seed: decides every sampled token, together with its position.
+        namespace: whose history the sessions read and join.
+        seed: decides every sampled token, together with its position and its row.
         streamer: gets every decided token; the host keeps its own `streamer` argument to itself.
         emit_every: so many tokens go to the streamer at once, so that a piece does not show how many drafts a
             step accepted; the last piece holds what is left.
@@ -62,7 +58,7 @@ class TreeVerifier:
         InvalidRequest: `emit_every` is no number of tokens.
 
     Attributes:
-        steps: forward passes after the prompt's.
+        steps: forward passes after the prompt's, counted once for each row that was not finished.
         accepted_tokens: decided tokens that had been drafted.
         drafted_nodes: nodes that went through the target model, roots not counted.
     """
@@ -72,7 +68,7 @@ class TreeVerifier:
         draft_source: DraftSource,
         *,
         max_nodes: int = 16,
-        step_costs: CostCurve | StepCostMeter | None = None,
+        step_costs: CostCurve | StepCostMeter | BatchCostMeter | None = None,
         namespace: str = "default",
         seed: int = 0,
         streamer: Any = None,
@@ -88,6 +84,7 @@ class TreeVerifier:
         self.streamer = streamer
         self.emit_every = emit_every
         self.steps = self.accepted_tokens = self.drafted_nodes = 0
+        self.warn = OneWarning()
 
     def __call__(
         self,
@@ -102,112 +99,77 @@ class TreeVerifier:
 
         Raises:
             UnsupportedModel: see `check_model`, `check_window` and `check_rotation` in `support`.
-            InvalidRequest: see `support.check_request` and `drafts.check_source`.
+            InvalidRequest: see `check_request` in `support`, `check_source` in `drafts`, and `rows`.
             ModelMismatch: the source drafts from hidden states of another model.
         """
         check_model(model)
         check_request(input_ids, generation_config, model_inputs)
+        is_cache_seen = _is_cache_seen(generation_config, model_inputs["past_key_values"])
+        self._check_batch(input_ids.shape[0], model_inputs["past_key_values"], is_cache_seen)
         vocab_size = model.config.get_text_config(decoder=True).vocab_size
         check_source(self.draft_source, vocab_size)
         stop_rule = StopRule(stopping_criteria)
-        check_window(model, stop_rule.max_length_tokens)
+        check_stopping(stopping_criteria, stop_rule, input_ids.shape[0])
+        check_window(model, model_inputs["past_key_values"], stop_rule.max_length_tokens)
         check_rotation(model, input_ids.shape[1], stop_rule.max_length_tokens)
-        target = Target(model, model_inputs)
+        processors = processors_of_rows(logits_processor, input_ids.shape[0])
+        target = Target(model, model_inputs, is_cache_seen)
         self.steps = self.accepted_tokens = self.drafted_nodes = 0
-        context = ContextBuffer(input_ids)
-        chooser = Chooser(
-            context,
-            logits_processor,
-            KeyedSampler(self.seed) if generation_config.do_sample else greedy,
-            MixedSampler(self.seed) if generation_config.do_sample else None,
-            keep_scores=_wants_scores(generation_config),
-        )
         collector = FeedbackCollector.of_source(model, self.draft_source)
-        session = GuardedSession(self.draft_source, input_ids[0].tolist(), self.namespace, vocab_size)
-        run = _Run(self, model, target, session, chooser, stop_rule, context, collector)
+        rows = self._rows(input_ids, processors, generation_config, stop_rule, vocab_size)
+        run = _Run(self, model, target, rows, stop_rule, collector)
         try:
-            with torch.inference_mode():
+            # What the caller goes on with must be open to changes in place.
+            with torch.no_grad() if is_cache_seen else torch.inference_mode():
                 run.to_the_end(input_ids, generation_config.prefill_chunk_size)
-            session.finish()
+            for row in rows:
+                row.session.finish()
         finally:
-            session.close()
+            for row in rows:
+                row.session.close()
             collector.close()
-        return _result(generation_config, context, chooser, target)
+            target.finish()
+        return result(generation_config, rows, target.cache)
 
+    def planner_for(self, num_rows: int) -> KnownCosts | StepCostMeter:
+        """Returns what plans the steps of so many rows."""
+        return self.planner.of(num_rows) if isinstance(self.planner, BatchCostMeter) else self.planner
 
-class ContextBuffer:
-    """All tokens decided so far, as the processors and criteria of the host read them.
+    def _rows(
+        self, input_ids: Any, processors: list[Any], config: Any, rule: StopRule, vocab_size: int
+    ) -> list[Row]:
+        self.warn = OneWarning()
+        rows = []
+        for index, own in enumerate(processors):
+            context = ContextBuffer(input_ids[index : index + 1])
+            seed = row_seed(self.seed, index)
+            chooser = Chooser(
+                context,
+                own,
+                KeyedSampler(seed) if config.do_sample else greedy,
+                MixedSampler(seed) if config.do_sample else None,
+                keep_scores=wants_scores(config),
+            )
+            prompt = input_ids[index].tolist()
+            session = GuardedSession(self.draft_source, prompt, self.namespace, vocab_size, self.warn)
+            rows.append(Row(index, context, chooser, session, rule))
+        return rows
 
-    Args:
-        prompt_ids: int64[1, n]  the prompt.
-    """
-
-    def __init__(self, prompt_ids: Any) -> None:
-        self.length = int(prompt_ids.shape[1])
-        self._buffer = torch.empty((1, 2 * self.length + 64), dtype=torch.long, device=prompt_ids.device)
-        self._buffer[:, : self.length] = prompt_ids
-
-    def append(self, token_id: int) -> None:
-        """Adds one decided token."""
-        if self.length == self._buffer.shape[1]:
-            self._buffer = torch.cat([self._buffer, torch.empty_like(self._buffer)], dim=1)
-        self._buffer[0, self.length] = token_id
-        self.length += 1
-
-    def ids(self) -> Any:
-        """Returns int64[1, length], a view whose content never changes."""
-        return self._buffer[:, : self.length]
-
-
-class Chooser:
-    """The target's own choice at a node: the host's processors, then greedy or the keyed draw.
-
-    Processors see the prompt and the path's own tokens, once for each decided token and in order, as
-    they do in the host's loop: also those that keep state are right.
-
-    Attributes:
-        proposals: the children that a draft model drew at random for the next step; a sampled token is
-            tested against them first.
-    """
-
-    def __init__(
-        self,
-        context: ContextBuffer,
-        processors: Any,
-        pick: Callable[[Any, int], int],
-        mixed: MixedSampler | None,
-        *,
-        keep_scores: bool,
-    ) -> None:
-        self._context = context
-        self._processors = processors
-        self._pick = pick
-        self._mixed = mixed
-        self._step_start = context.length
-        self.proposals: Proposals = {}
-        self._is_plain = pick is greedy and not processors and not keep_scores
-        self.scores: tuple[Any, ...] | None = () if keep_scores else None
-        self.logits: tuple[Any, ...] = ()
-
-    def at(self, logits: Any) -> Callable[[int], int]:
-        """Returns the choice by node, given logits[n, vocab_size] of all nodes."""
-        if self._is_plain:
-            return highest(logits.float()).__getitem__
-        self._step_start = self._context.length
-        return lambda node: self._choose(logits[node : node + 1])
-
-    def _choose(self, logits: Any) -> int:
-        # Processors work on float32 in the host's loop, whatever the model computes in.
-        raw = logits.to(copy=True, dtype=torch.float32, device=self._context.ids().device)
-        scores = self._processors(self._context.ids(), raw.clone() if self.scores is not None else raw)
-        if self.scores is not None:
-            self.scores += (scores,)
-            self.logits += (raw,)
-        if self._mixed is not None and self.proposals:
-            path = tuple(self._context.ids()[0, self._step_start :].tolist())
-            if path in self.proposals:
-                return self._mixed(scores, self._context.length, self.proposals[path])
-        return self._pick(scores, self._context.length)
+    def _check_batch(self, num_rows: int, cache: Any, is_cache_seen: bool) -> None:
+        if num_rows == 1:
+            return
+        remedy = "generate one sequence at a time"
+        if self.streamer is not None:
+            raise InvalidRequest("a streamer takes one sequence", got=f"{num_rows} of them", remedy=remedy)
+        if isinstance(self.planner, StepCostMeter):
+            raise InvalidRequest(
+                "the meter is for one sequence", got="StepCostMeter", expected="BatchCostMeter"
+            )
+        if is_cache_seen and capacity_tokens(cache) is not None:
+            raise InvalidRequest(
+                "a static cache of several sequences cannot be handed back",
+                remedy="leave out past_key_values and return_dict_in_generate, or cache_implementation",
+            )
 
 
 class _Run:
@@ -218,59 +180,85 @@ class _Run:
         verifier: TreeVerifier,
         model: Any,
         target: Target,
-        session: GuardedSession,
-        chooser: Chooser,
+        rows: list[Row],
         stop_rule: StopRule,
-        context: ContextBuffer,
         collector: FeedbackCollector,
     ) -> None:
         self._verifier = verifier
         self._target = target
-        self._session = session
-        self._chooser = chooser
+        self._rows = rows
         self._stop_rule = stop_rule
-        self._context = context
         self._collector = collector
-        self._is_stopped = False
         self._held: list[int] = []  # decided, and not streamed yet
         limits = (stop_rule.max_length_tokens, getattr(model.config, "max_position_embeddings", None))
         self._end_tokens = min(limit for limit in limits if limit is not None)
-        self._window_tokens = window_tokens(target.cache.layers) or 2**31 - 1
 
     def to_the_end(self, input_ids: Any, chunk_tokens: int | None) -> None:
         """Decides tokens until the host's criteria say stop."""
-        prompt = Layout([int(input_ids[0, -1])], [-1], [0], [{}])
-        outcome = self._decide(prompt, self._target.prefill(input_ids, chunk_tokens))
-        self._stream(outcome)
-        while not self._is_stopped:
+        logits = self._target.prefill(input_ids, chunk_tokens)
+        roots = input_ids[:, -1].tolist()
+        for row in self._rows:
+            prompt = Layout([roots[row.index]], [-1], [0], [{}])
+            self._stream(self._decide(row, prompt, logits[row.index, None], 1))
+        while active := [row for row in self._rows if not row.is_stopped]:
             began_s = time.perf_counter()
-            outcome, num_nodes = self._step(outcome.token_ids[-1])
-            self._verifier.planner.observe(num_nodes, time.perf_counter() - began_s)
-            self._stream(outcome)
+            planner = self._verifier.planner_for(len(active))
+            outcomes, num_nodes = self._step(active, planner)
+            planner.observe(num_nodes, time.perf_counter() - began_s)
+            for outcome in outcomes:
+                self._stream(outcome)
         if self._verifier.streamer is not None:
             self._emit(len(self._held) or 1)
             self._verifier.streamer.end()
 
-    def _step(self, root_id: int) -> tuple[Outcome, int]:
+    def _step(self, active: list[Row], planner: KnownCosts | StepCostMeter) -> tuple[list[Outcome], int]:
         """Drafts, verifies and decides; returns what came out and how many nodes were verified."""
-        # The root stands at `length - 1`; the token after the deepest node must still be wanted.
-        room = self._end_tokens - self._context.length - 1
-        # A windowed layer drops its oldest keys when the pass itself overflows the window.
-        width = min(self._verifier.max_nodes, self._window_tokens - self._context.length - 1)
-        plan = self._verifier.planner.plan(width if room > 0 else 0)
-        tree = self._session.draft(*plan)
-        self._chooser.proposals = self._session.proposals
-        layout = lay_out(root_id, tree, room, self._stop_rule.end_ids)
-        outcome = self._decide(layout, self._target.verify(layout))
-        self._target.keep(outcome.path, len(layout))
-        self._verifier.steps += 1
-        self._verifier.drafted_nodes += len(layout) - 1
-        self._verifier.accepted_tokens += outcome.num_accepted
-        return outcome, len(layout) - 1
+        layouts: list[Layout | None] = [None] * len(self._rows)
+        paths: list[list[int] | None] = [None] * len(self._rows)
+        trees = self._draft(active, planner)
+        laid_out = []
+        for row, tree in zip(active, trees, strict=True):
+            row.chooser.proposals = row.session.proposals
+            laid_out.append(lay_out(row.root, tree, self._room(row), self._stop_rule.end_ids))
+            layouts[row.index] = laid_out[-1]
+        logits = self._target.verify(layouts)
+        num_nodes = int(logits.shape[1])
+        outcomes = []
+        for row, layout in zip(active, laid_out, strict=True):
+            outcomes.append(self._decide(row, layout, logits[row.index, : len(layout)], num_nodes))
+            paths[row.index] = outcomes[-1].path
+        self._target.keep(paths, num_nodes, [row.index for row in active if row.is_stopped])
+        return outcomes, self._count(laid_out, outcomes)
 
-    def _decide(self, layout: Layout, logits: Any) -> Outcome:
-        outcome = accept(layout, self._chooser.at(logits), self._stops)
-        self._session.commit(outcome.token_ids, self._collector.of(layout, logits, outcome.path[-1]))
+    def _draft(self, active: list[Row], planner: KnownCosts | StepCostMeter) -> list[DraftTree]:
+        """Returns a tree for each row."""
+        wanted = max(self._room(row) for row in active) > 0
+        width = min(self._verifier.max_nodes, self._target.max_nodes) if wanted else 0
+        plan = planner.plan(width * len(active))
+        return draft_together(
+            self._verifier.draft_source,
+            [row.session for row in active],
+            min(width, plan.max_nodes),
+            *plan,
+            self._verifier.warn,
+        )
+
+    def _room(self, row: Row) -> int:
+        # The root stands at `length - 1`; the token after the deepest node must still be wanted.
+        return self._end_tokens - row.context.length - 1
+
+    def _count(self, layouts: list[Layout], outcomes: list[Outcome]) -> int:
+        num_nodes = sum([len(layout) - 1 for layout in layouts])
+        self._verifier.steps += len(outcomes)
+        self._verifier.drafted_nodes += num_nodes
+        self._verifier.accepted_tokens += sum([outcome.num_accepted for outcome in outcomes])
+        return num_nodes
+
+    def _decide(self, row: Row, layout: Layout, logits: Any, num_nodes: int) -> Outcome:
+        outcome = accept(layout, row.chooser.at(logits), row.stops)
+        row.root = outcome.token_ids[-1]
+        feedback = self._collector.of(layout, logits, outcome.path[-1], row.index, num_nodes)
+        row.session.commit(outcome.token_ids, feedback)
         return outcome
 
     def _stream(self, outcome: Outcome) -> None:
@@ -284,25 +272,6 @@ class _Run:
             self._verifier.streamer.put(torch.tensor(self._held[:num_tokens]))
             del self._held[:num_tokens]
 
-    def _stops(self, token_id: int) -> bool:
-        self._context.append(token_id)
-        self._is_stopped = self._stop_rule.stops(token_id, self._context, self._chooser.scores)
-        return self._is_stopped
 
-
-def _wants_scores(generation_config: Any) -> bool:
-    wanted = generation_config.output_scores or generation_config.output_logits
-    return bool(generation_config.return_dict_in_generate and wanted)
-
-
-def _result(generation_config: Any, context: ContextBuffer, chooser: Chooser, target: Target) -> Any:
-    # A copy made here is an ordinary tensor, free of the buffer and of inference mode.
-    sequences = context.ids().clone()
-    if not generation_config.return_dict_in_generate:
-        return sequences
-    return GenerateDecoderOnlyOutput(
-        sequences=sequences,
-        scores=chooser.scores if generation_config.output_scores else None,
-        logits=chooser.logits if generation_config.output_logits else None,
-        past_key_values=target.cache,
-    )
+def _is_cache_seen(generation_config: Any, cache: Any) -> bool:
+    return bool(generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False))

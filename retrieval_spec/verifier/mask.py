@@ -1,7 +1,8 @@
-"""Attention mask of a draft tree, in the two forms that the host's attention code takes."""
+"""Attention mask of draft trees, in the two forms that the host's attention code takes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,20 +28,58 @@ def ancestors(parents: list[int]) -> NDArray[np.bool_]:
     return visible
 
 
-def tree_mask(layout: Layout, past_tokens: int, padding: Any) -> Any:
-    """Returns bool[1, 1, n, past_tokens + n]: True where a node attends to a key.
+def tree_mask(
+    layouts: Sequence[Layout | None],
+    lengths: Sequence[int],
+    width: int,
+    *,
+    first: int = 0,
+    window_tokens: int | None = None,
+    padding: Any = None,
+) -> Any:
+    """Returns bool[rows, 1, n, width]: True where a node attends to a key; n nodes has the largest tree.
+
+    A row's keys are its `lengths[row]` tokens; the nodes stand behind the longest row's. Nodes that only
+    fill a row up see themselves, so that their softmax has something to sum.
 
     Args:
-        layout: the nodes of the forward pass.
-        past_tokens: keys in the cache.
-        padding: bool[past_tokens], False at padded keys, or None where there are none.
+        layouts: the nodes of every row; None for a row without any.
+        lengths: tokens that every row has in the cache.
+        width: keys that the attention finds.
+        first: place of the first of these keys.
+        window_tokens: a token sees those less than so many places before it.
+        padding: bool[rows, m], False at padded ones of the first m tokens, or None where there are none.
     """
-    num_nodes = len(layout)
-    mask = torch.ones((1, 1, num_nodes, past_tokens + num_nodes), dtype=torch.bool)
-    mask[0, 0, :, past_tokens:] = torch.from_numpy(ancestors(layout.parents))
-    if padding is not None:
-        mask[0, 0, :, :past_tokens] = padding
-    return mask
+    num_nodes = max(len(layout) for layout in layouts if layout is not None)
+    mask = np.zeros((len(layouts), num_nodes, width), np.bool_)
+    own = max(lengths) - first
+    for row, layout in enumerate(layouts):
+        known_nodes = 0 if layout is None else len(layout)
+        if layout is not None:
+            past = mask[row, :known_nodes, : lengths[row] - first]
+            past[:] = True
+            if padding is not None and padding.shape[1] > first:
+                past[:, : padding.shape[1] - first] &= padding[row, first:]
+            tree = mask[row, :known_nodes, own : own + known_nodes]
+            tree[:] = ancestors(layout.parents)
+            if window_tokens is not None:
+                _hide(past, tree, np.array(layout.depths), lengths[row] - first, window_tokens)
+        fill = np.arange(known_nodes, num_nodes)
+        mask[row, fill, own + fill] = True
+    return torch.from_numpy(mask)[:, None]
+
+
+def _hide(
+    past: NDArray[np.bool_],
+    tree: NDArray[np.bool_],
+    depths: NDArray[np.int64],
+    length: int,
+    window_tokens: int,
+) -> None:
+    """Hides keys outside the window: counted in places of the path, not in places of the pass."""
+    oldest = length + depths - window_tokens + 1
+    past &= np.arange(past.shape[1]) >= oldest[:, None]
+    tree &= depths[:, None] - depths < window_tokens
 
 
 def additive(mask: Any, dtype: Any) -> Any:

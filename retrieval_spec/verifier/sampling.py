@@ -33,6 +33,11 @@ def highest(scores: Any) -> list[int]:
     return token_ids
 
 
+def row_seed(seed: int, row: int) -> int:
+    """Returns the seed of a row of a batch: that of the batch for the first, others for the others."""
+    return seed + row * _GOLDEN
+
+
 class KeyedSampler:
     """Draws from softmax(scores) with noise that is a pure function of seed, position and token.
 

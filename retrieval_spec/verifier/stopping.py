@@ -31,6 +31,11 @@ class StopRule:
             else:
                 self._others.append(criterion)
 
+    @property
+    def has_others(self) -> bool:
+        """Whether anything but length and end-of-sequence tokens may end the generation."""
+        return bool(self._others)
+
     def stops(self, token_id: int, context: Any, scores: Any) -> bool:
         """Returns whether `token_id`, the last of `context`, is the last token.
 

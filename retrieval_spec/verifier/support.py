@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from transformers.generation import GenerationMode
 
 from retrieval_spec.errors import InvalidRequest, UnsupportedModel
-from retrieval_spec.verifier.cache import check_cache, check_layers, window_tokens
+from retrieval_spec.verifier.cache import capacity_tokens, check_cache, check_layers, window_tokens
 
 ATTENTION = ("eager", "sdpa")
 # What the host hands over and the loop carries on; anything else would be lost without a word.
@@ -41,19 +41,25 @@ def check_model(model: Any) -> None:
     check_layers(_cache_layers(model))
 
 
-def check_window(model: Any, max_length_tokens: int) -> None:
-    """Refuses a generation so long that an attention window would hide keys.
+def check_window(model: Any, cache: Any, max_length_tokens: int) -> None:
+    """Refuses a generation so long that keys would be lost or hidden in a way that no tree mask tells.
 
     Raises:
-        UnsupportedModel: prompt and output may grow longer than the window.
+        UnsupportedModel: prompt and output may grow longer than a chunk of chunked attention, or than a
+            static cache's window.
     """
-    window = window_tokens(_cache_layers(model))
-    if window is not None and max_length_tokens > window:
+    config = model.config.get_text_config(decoder=True)
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        limit, what = window_tokens(_cache_layers(model)), "the model attends within chunks"
+    else:
+        capacity = capacity_tokens(cache)
+        limit, what = None if capacity is None else capacity + 1, "the static cache forgets keys"
+    if limit is not None and max_length_tokens > limit:
         raise UnsupportedModel(
-            "the model's attention window is shorter than the generation may become",
+            f"{what} that are shorter than the generation may become",
             got=f"{max_length_tokens} tokens",
-            expected=f"<= {window}",
-            remedy="lower max_new_tokens, or generate without drafts",
+            expected=f"<= {limit}",
+            remedy="lower max_new_tokens, leave cache_implementation out, or generate without drafts",
         )
 
 
@@ -91,20 +97,14 @@ def check_request(input_ids: Any, generation_config: Any, model_inputs: dict[str
     """Refuses what the loop does not do.
 
     Raises:
-        InvalidRequest: several sequences, another search than greedy or sampling, no cache, outputs
-            that the loop does not collect, or inputs beside token ids.
+        InvalidRequest: another search than greedy or sampling, no cache, outputs that the loop does not
+            collect, or inputs beside token ids.
         UnsupportedModel: a cache that cannot be cut back, or a model without plain position ids.
     """
     _check_mode(generation_config)
-    if input_ids.shape[0] != 1 or generation_config.num_return_sequences not in (None, 1):
-        raise InvalidRequest(
-            "drafts are verified for one sequence at a time",
-            got=f"{input_ids.shape[0]} sequences",
-            remedy="call generate once a prompt, with num_return_sequences=1",
-        )
     check_cache(model_inputs.get("past_key_values"))
     for name in ("output_attentions", "output_hidden_states"):
-        if model_inputs.get(name):
+        if model_inputs.get(name) or getattr(generation_config, name, None):
             raise InvalidRequest("not collected over draft trees", got=f"{name}=True", remedy="leave it out")
     unknown = sorted(
         name for name, value in model_inputs.items() if value is not None and name not in _KNOWN_INPUTS

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 # ruff: noqa: E402
 from transformers.generation import StoppingCriteria
 
-from retrieval_spec.verifier import NoDrafts, generate, layout, loop, mask, sampling, stopping, target
+from retrieval_spec.verifier import NoDrafts, cache, generate, layout, loop, mask, sampling, stopping, target
 from retrieval_spec.verifier.acceptance import Outcome
 from tests.exactness.sources import FakeSource, bushy, oracle, partly_wrong
 from tests.tiny_models import tiny_model
@@ -110,23 +110,22 @@ def boolean_mask_for_eager(patch):
 
 
 def cache_without_compaction(patch):
-    patch.setattr(target, "keep_path", lambda *arguments: None)
+    patch.setattr(cache, "_moves", lambda *arguments: [])
+    patch.setattr(cache.PathCache, "_cut", lambda *arguments: None)
 
 
 def cache_cut_but_not_gathered(patch):
-    right = target.keep_path
-    patch.setattr(
-        target, "keep_path", lambda cache, past, path, n: right(cache, past, list(range(len(path))), n)
-    )
+    patch.setattr(cache, "_moves", lambda *arguments: [])
 
 
 def cache_of_the_sibling(patch):
-    right = target.keep_path
-    patch.setattr(
-        target,
-        "keep_path",
-        lambda cache, past, path, n: right(cache, past, [*path[:-1], min(path[-1] + 1, n - 1)], n),
-    )
+    right = cache.PathCache.keep
+
+    def wrong(self, paths, num_nodes, finished):
+        wrong_paths = [path and [*path[:-1], min(path[-1] + 1, num_nodes - 1)] for path in paths]
+        right(self, wrong_paths, num_nodes, finished)
+
+    patch.setattr(cache.PathCache, "keep", wrong)
 
 
 def bonus_from_the_parent(patch):
