@@ -28,7 +28,7 @@ from retrieval_spec.model_tree import (
     grow,
 )
 from retrieval_spec.tree import TOKEN, DraftTree
-from retrieval_spec.verifier.drafts import GuardedSession
+from retrieval_spec.verifier.drafts import GuardedSession, OneWarning, draft_together
 
 if TYPE_CHECKING:
     from retrieval_spec.client import DraftSource
@@ -157,10 +157,20 @@ class FusedSource:
         cost_curve: CostCurve | None = None,
         max_nodes: int | None = None,
     ) -> list[DraftTree]:
-        """Returns one tree a session, together at most `total_nodes` nodes, and only such as pay."""
-        share = total_nodes // max(len(sessions), 1)
-        most = share if max_nodes is None else min(share, max_nodes)
-        trees = [session.draft(most) for session in sessions]
+        """Returns one tree a session, together at most `total_nodes` nodes, and only such as pay.
+
+        Every source is asked once for all of them.
+        """
+        share = total_nodes // len(sessions)
+        grown = [session.ask_model(share) for session in sessions]
+        by_part = [
+            draft_together(part, [one.retrieval[place] for one in sessions], share, total_nodes, None, warn)
+            for place, (part, warn) in enumerate(zip(self.sources, sessions[0].warnings, strict=True))
+        ]
+        trees = [
+            session.fused(own, [drafted[index] for drafted in by_part], share)
+            for index, (session, own) in enumerate(zip(sessions, grown, strict=True))
+        ]
         return share_nodes(trees, max(total_nodes, 0), cost_curve)
 
     def close(self) -> None:
@@ -180,13 +190,17 @@ class FusedSession:
 
     Attributes:
         proposals: the children in the last tree that were drawn at random.
+        retrieval: the sessions of the sources.
+        warnings: where their errors are said.
     """
 
     def __init__(self, source: FusedSource, prompt_ids: list[int], namespace: str) -> None:
         self._source = source
         self._context = prompt_ids
-        self._retrieval = [
-            GuardedSession(part, prompt_ids.copy(), namespace, source.vocab_size) for part in source.sources
+        self.warnings = [OneWarning() for _ in source.sources]
+        self.retrieval = [
+            GuardedSession(part, prompt_ids.copy(), namespace, source.vocab_size, warn)
+            for part, warn in zip(source.sources, self.warnings, strict=True)
         ]
         self._predictions = self._started()
         self._warned = False
@@ -199,15 +213,18 @@ class FusedSession:
 
     def draft(self, max_nodes: int = 16, cost_curve: CostCurve | None = None) -> DraftTree:
         """Returns at most `max_nodes` nodes that continue the context; only nodes that pay, with a curve."""
+        grown = self.ask_model(max_nodes)
+        tree = self.fused(grown, [session.draft(max_nodes) for session in self.retrieval], max_nodes)
+        return tree if cost_curve is None else cut(tree, cost_curve)
+
+    def fused(self, grown: ModelTree | None, trees: list[DraftTree], max_nodes: int) -> DraftTree:
+        """Returns the sources' trees and the model's as one."""
         self.proposals = {}
-        grown = self._ask_model(max_nodes)
-        trees = [session.draft(max_nodes) for session in self._retrieval]
         if grown is not None:
             trees = [prune(tree, grown.first_probs, self._source.pruning) for tree in trees]
             trees.append(grown.tree)
             self.proposals = grown.proposals
-        tree = fuse(self._labelled(trees, has_model=grown is not None), max_nodes)
-        return tree if cost_curve is None else cut(tree, cost_curve)
+        return fuse(self._labelled(trees, has_model=grown is not None), max_nodes)
 
     def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
         """Appends decided tokens, accepted ones and the bonus token, to the context."""
@@ -215,20 +232,20 @@ class FusedSession:
         self._context = self._context + tokens
         if self._predictions is not None:
             self._predictions.observe(np.array(tokens, TOKEN))
-        for session in self._retrieval:
+        for session in self.retrieval:
             session.commit(tokens, feedback)
 
     def truncate(self, length: int) -> None:
         """Cuts the context to its first `length` tokens."""
         self._context = self._context[:length]
-        for session in self._retrieval:
+        for session in self.retrieval:
             session.truncate(length)
         if self._predictions is not None:
             self._predictions = self._started()
 
     def close(self) -> None:
         """Ends the session, so that the sources learn from it; closing twice is harmless."""
-        for session in self._retrieval:
+        for session in self.retrieval:
             session.finish()
         self._predictions = None
 
@@ -239,7 +256,8 @@ class FusedSession:
         predictions.observe(np.array(self._context, TOKEN))
         return predictions
 
-    def _ask_model(self, max_nodes: int) -> ModelTree | None:
+    def ask_model(self, max_nodes: int) -> ModelTree | None:
+        """Returns the draft model's tree; None without a model, or where it fails."""
         if self._predictions is None or max_nodes <= 0 or not self._context:
             return None
         try:
