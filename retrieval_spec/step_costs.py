@@ -180,22 +180,18 @@ class KnownCosts:
         """Does nothing: there is nothing to learn."""
 
 
-def planner_of(
-    step_costs: CostCurve | StepCostMeter | BatchCostMeter | None,
-) -> KnownCosts | StepCostMeter | BatchCostMeter:
+def planner_of(step_costs: CostCurve | StepCostMeter | None) -> KnownCosts | StepCostMeter:
     """Returns what plans the steps of a generation.
 
     Raises:
         InvalidRequest: neither a cost curve nor a meter.
     """
-    if isinstance(step_costs, StepCostMeter | BatchCostMeter):
+    if isinstance(step_costs, StepCostMeter):
         return step_costs
     if step_costs is None or isinstance(step_costs, CostCurve):
         return KnownCosts(step_costs)
     raise InvalidRequest(
-        "no step costs",
-        got=repr(step_costs)[:80],
-        expected="a CostCurve, a StepCostMeter, a BatchCostMeter or None",
+        "no step costs", got=repr(step_costs)[:80], expected="a CostCurve, a StepCostMeter or None"
     )
 
 

@@ -78,7 +78,7 @@ class TreeVerifier:
             raise InvalidRequest("emit_every is too small", got=emit_every, expected=">= 1")
         self.draft_source = draft_source
         self.max_nodes = max_nodes
-        self.planner = planner_of(step_costs)
+        self.planner = step_costs if isinstance(step_costs, BatchCostMeter) else planner_of(step_costs)
         self.namespace = namespace
         self.seed = seed
         self.streamer = streamer
