@@ -220,7 +220,7 @@ def _check_kept_arguments() -> None:
     if frame.f_code.co_name != "generate" or "custom_generate" not in given:
         return
     for name, remedy in _KEPT_BY_HOST.items():
-        if given.get(name):
+        if given.get(name) not in (None, False):
             raise InvalidRequest(
                 "the host keeps an argument from custom_generate functions", got=name, remedy=remedy
             )

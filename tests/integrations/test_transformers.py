@@ -217,7 +217,7 @@ def test_a_source_of_a_larger_vocabulary_is_refused():
         pass
 
 
-@pytest.mark.parametrize("way", ["custom_generate", "attach"])
+@pytest.mark.parametrize("way", ["custom_generate", "attach", "batch"])
 def test_without_a_server_the_output_is_plain_after_one_warning(tmp_path, caplog, way):
     model = tiny_model()
     with caplog.at_level(logging.WARNING), DraftClient(f"unix:{tmp_path}/none.sock") as client:
@@ -225,8 +225,9 @@ def test_without_a_server_the_output_is_plain_after_one_warning(tmp_path, caplog
             with attach(model, client):
                 found = model.generate(IDS, **GREEDY)
         else:
-            found = model.generate(IDS, custom_generate=generate, draft_source=client, **GREEDY)
-    assert found[0].tolist() == plain(model)
+            ids = IDS.repeat(3, 1) if way == "batch" else IDS
+            found = model.generate(ids, custom_generate=generate, draft_source=client, **GREEDY)
+    assert all(row.tolist() == plain(model) for row in found)
     assert len([record for record in caplog.records if record.name.startswith("retrieval_spec")]) == 1
 
 
