@@ -245,6 +245,26 @@ def test_two_sessions_of_a_namespace_draft_and_commit_in_two_threads():
     assert min(in_threads(work, range(2))) > 5_000
 
 
+def test_batches_over_several_namespaces_are_drafted_in_several_threads():
+    shared, names = engine(), ("one", "two", "three")
+
+    def work(number: int) -> int:
+        rng, num_nodes = np.random.default_rng(number), 0
+        for _ in range(8):
+            order = rng.permutation(names).tolist()  # locks are taken in one order all the same
+            sessions = [shared.open_session(rng.integers(0, 6, 60).tolist(), name) for name in order * 2]
+            for _ in range(20):
+                trees = shared.draft_batch(sessions, 24)
+                for session, tree in zip(sessions, trees, strict=True):
+                    num_nodes += len(tree.check(VOCAB_SIZE))
+                    session.commit(tree.token_ids[:1].tolist() + rng.integers(0, 6, 2).tolist())
+            for session in sessions:
+                session.close()
+        return num_nodes
+
+    assert min(in_threads(work, range(4))) > 3_000
+
+
 @pytest.mark.parametrize("max_nodes", [0, 1, 2, 7, 64, 256])
 @pytest.mark.parametrize("max_depth_nodes", [0, 1, 2, 64])
 def test_trees_keep_their_budget(max_nodes, max_depth_nodes):

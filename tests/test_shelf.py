@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+from itertools import cycle
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from retrieval_spec.errors import (
 from retrieval_spec.grow import append_token_documents, compact
 from retrieval_spec.shelf import Shelf
 from tests.stores import write_corpus
+from tests.threads import in_threads
 
 VOCAB_SIZE = 1_000
 FINGERPRINT = "sha256:" + "0" * 64
@@ -220,6 +223,28 @@ def test_presets_that_rank_their_sources_take_none_but_exchange_theirs(docs, new
     assert first_token(session) == 15  # a published rule's session ends over what it began with
     assert first_token(engine.open_session([*PROMPT, *range(50, 55)])) == 55
     assert shelf.get("docs").retired.num_bytes > 0
+
+
+def test_a_datastore_is_exchanged_while_another_thread_drafts_from_it(docs, newer):
+    engine, _ = engine_over(docs, preset="default")
+    (corpus,) = [drafter for name, drafter in engine.drafters.items() if name.startswith("corpus")]
+    others = [engine_over(place)[0].drafters["corpus:" + place.name] for place in (newer, docs)]
+
+    is_done = Event()
+
+    def work(is_drafting: bool) -> set[int]:
+        first = set()
+        if is_drafting:
+            for _ in range(60):
+                sessions = [engine.open_session(PROMPT) for _ in range(2)]
+                first |= {int(tree.token_ids[0]) for tree in engine.draft_batch(sessions, 16)}
+            is_done.set()
+        turns = cycle(others)
+        while not is_done.is_set():
+            corpus.take_up(next(turns))
+        return first
+
+    assert in_threads(work, [True, False])[0] == {10, 50}
 
 
 def test_a_source_that_learned_is_not_exchanged(docs, newer):
