@@ -235,12 +235,12 @@ def test_a_datastore_is_exchanged_while_another_thread_drafts_from_it(docs, newe
     def work(is_drafting: bool) -> set[int]:
         first = set()
         if is_drafting:
-            for _ in range(60):
+            for _ in range(300):
                 sessions = [engine.open_session(PROMPT) for _ in range(2)]
                 first |= {int(tree.token_ids[0]) for tree in engine.draft_batch(sessions, 16)}
             is_done.set()
         turns = cycle(others)
-        while not is_done.is_set():
+        while not is_done.wait(0.0002):
             corpus.take_up(next(turns))
         return first
 
