@@ -11,7 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrieval_spec.datastore.background import Background, let_others_go_first
 from retrieval_spec.datastore.generation import GENERATION_NAME
@@ -19,10 +19,12 @@ from retrieval_spec.datastore.manifest import MANIFEST_NAME
 from retrieval_spec.datastore.segments import Segments
 from retrieval_spec.datastore.snapshot import snapshot
 from retrieval_spec.errors import InvalidRequest, RetrievalSpecError
-from retrieval_spec.grow import Changed, append_token_documents
 from retrieval_spec.service.changes import FileChanges
 from retrieval_spec.shelf import Prepared, Shelf
 from retrieval_spec.tree import Tokens
+
+if TYPE_CHECKING:
+    from retrieval_spec.grow import Changed
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,9 @@ class Keeper:
 
     async def append(self, name: str, documents: Sequence[Tokens], origin: str, fingerprint: str) -> Changed:
         """Adds documents to a datastore on disk, and takes its next generation up."""
+
+        # What builds datastores takes long to import, and a server that starts has to be there soon.
+        from retrieval_spec.grow import append_token_documents
 
         async def work() -> Changed:
             folder = self.shelf.get(name).place
