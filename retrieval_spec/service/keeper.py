@@ -83,7 +83,6 @@ class Keeper:
 
     async def append(self, name: str, documents: Sequence[Tokens], origin: str, fingerprint: str) -> Changed:
         """Adds documents to a datastore on disk, and takes its next generation up."""
-
         # What builds datastores takes long to import, and a server that starts has to be there soon.
         from retrieval_spec.grow import append_token_documents
 
