@@ -114,6 +114,13 @@ def _replay(arguments: argparse.Namespace) -> None:
     print(json.dumps(result) if arguments.json else table_of(result))
 
 
+def _measure_cost(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.commands.measure_cost import measure_cost_command, table_of
+
+    result = measure_cost_command(arguments)
+    print(json.dumps(result) if arguments.json else table_of(result))
+
+
 def _serve(arguments: argparse.Namespace) -> None:
     from retrieval_spec.commands.serve import serve_command
 
@@ -162,6 +169,7 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "verify": _verify,
     "export": _export,
     "replay": _replay,
+    "measure-cost": _measure_cost,
     "serve": _serve,
     "history": _history,
     "admin": _admin,

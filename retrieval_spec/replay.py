@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.engine import Engine
 from retrieval_spec.traces import Trace
 from retrieval_spec.tree import CONTEXT, DraftTree, Tokens
@@ -54,6 +55,7 @@ class Tally:
         sources: by name.
         predicted: number, sum of path probabilities and accepted nodes of each bin of path probabilities.
         draft_us: what drafts took, in microseconds.
+        cost: of all passes, where a plain one costs 1; 0 where nobody knows.
     """
 
     traces: int = 0
@@ -65,6 +67,7 @@ class Tally:
     sources: dict[str, SourceTally] = field(default_factory=dict)
     predicted: Any = field(default_factory=lambda: np.zeros((3, NUM_BINS)))
     draft_us: list[float] = field(default_factory=list)
+    cost: float = 0.0
 
     @property
     def mean_acceptance_length(self) -> float:
@@ -77,9 +80,10 @@ class Tally:
         nodes, expected, accepted = self.predicted
         return float(np.abs(expected - accepted).sum() / max(nodes.sum(), 1.0))
 
-    def speedup(self, cost_per_node: float) -> float:
-        """Returns tokens per cost where plain decoding has 1 and a drafted node adds so much of a pass."""
-        return self.tokens / max(self.steps + cost_per_node * self.drafted_nodes, 1.0)
+    @property
+    def speedup(self) -> float:
+        """Tokens per cost, where plain decoding has 1."""
+        return self.tokens / self.cost if self.cost else 1.0
 
     def add(self, tree: DraftTree, path: list[int], latency_us: float) -> None:
         """Counts one step: its tree, and the nodes of it that came true."""
@@ -108,7 +112,7 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         """Adds what another one counted."""
-        for name in ("traces", "tokens", "steps", "drafted_nodes", "accepted_tokens"):
+        for name in ("traces", "tokens", "steps", "drafted_nodes", "accepted_tokens", "cost"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.accepted_at += other.accepted_at
         self.predicted += other.predicted
@@ -120,13 +124,20 @@ class Tally:
             ours.won_nodes += theirs.won_nodes
 
 
-def replay(engine: Engine, traces: Iterable[Trace], max_nodes: int, tally: Tally | None = None) -> Tally:
+def replay(
+    engine: Engine,
+    traces: Iterable[Trace],
+    max_nodes: int,
+    cost_curve: CostCurve | None = None,
+    tally: Tally | None = None,
+) -> Tally:
     """Replays generations one after the other, each closed before the next one opens.
 
     Args:
         engine: what drafts, and learns on the way.
         traces: in the order in which they were asked.
         max_nodes: nodes of a draft tree at most.
+        cost_curve: of a pass of the target: only nodes that pay are drafted, and costs are counted.
         tally: what is counted goes in here; None makes one.
 
     Raises:
@@ -134,18 +145,22 @@ def replay(engine: Engine, traces: Iterable[Trace], max_nodes: int, tally: Tally
     """
     tally = tally or Tally()
     for trace in traces:
-        _replay_one(engine, trace, max_nodes, tally)
+        _replay_one(engine, trace, max_nodes, cost_curve, tally)
     return tally
 
 
-def _replay_one(engine: Engine, trace: Trace, max_nodes: int, tally: Tally) -> None:
+def _replay_one(
+    engine: Engine, trace: Trace, max_nodes: int, cost_curve: CostCurve | None, tally: Tally
+) -> None:
     session, output, at = engine.open_session(trace.prompt), trace.output, 0
     while at < output.shape[0]:
         began_ns = time.perf_counter_ns()
-        tree = session.draft(max_nodes)
+        tree = session.draft(max_nodes, cost_curve)
         latency_us = (time.perf_counter_ns() - began_ns) / 1e3
         path = accepted_path(tree, output[at:])
         tally.add(tree, path, latency_us)
+        if cost_curve is not None:
+            tally.cost += cost_curve.at(len(tree)) / cost_curve.at(0)
         session.commit(output[at : at + len(path) + 1])
         at += len(path) + 1
     session.close()

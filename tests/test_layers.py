@@ -63,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
     },
     "traces": {"datastore", "tree", "errors"},
-    "replay": {"traces", "engine", "tree"},
+    "replay": {"traces", "engine", "budget", "tree"},
     "shelf": {"engine", "drafters", "datastore", "projection", "tree", "errors"},
     "suffixes": {"engine", "budget", "tree", "errors"},
     "near_duplicates": {"kernels", "errors"},

@@ -9,15 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.cli import main
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidTokens
 from retrieval_spec.replay import Tally, accepted_path, replay
 from retrieval_spec.traces import Trace
 from retrieval_spec.tree import DraftTree
+from tests.conftest import REPOSITORY
 from tests.fake_drafters import CountingDrafter
 from tests.reference.acceptance import accept_by_paths
 from tests.strategies import as_int32, draft_trees
+
+MODEL = str(REPOSITORY / "retrieval_spec" / "demo_model")
 
 
 def trace(prompt, output, family="code") -> Trace:
@@ -47,9 +51,17 @@ def test_steps_nodes_and_positions_are_counted():
     counting, other = tally.sources["counting"], tally.sources["other"]
     assert (counting.drafted_nodes, counting.accepted_nodes, counting.won_nodes) == (12, 5, 0)
     assert (other.drafted_nodes, other.accepted_nodes, other.won_nodes) == (12, 5, 0)
-    assert tally.speedup(0.0) == 7 / 3
-    assert tally.speedup(0.25) == 7 / 6
+    assert tally.speedup == 1.0  # nobody said what a pass costs
     assert len(tally.draft_us) == 3
+
+
+def test_with_a_cost_curve_what_pays_is_drafted_and_the_gain_is_projected():
+    engine = Engine(100, drafters={"counting": CountingDrafter(100, 0.5)})
+    told = [trace([10], [11, 12, 13, 14, 15])]
+    cheap, dear = (replay(engine, told, 4, CostCurve.linear(cost)) for cost in (0.01, 5.0))
+    assert (cheap.steps, cheap.drafted_nodes, cheap.cost) == (1, 4, 1.04)
+    assert cheap.speedup == 5 / 1.04
+    assert (dear.steps, dear.drafted_nodes, dear.speedup) == (5, 0, 1.0)
 
 
 def test_a_source_wins_what_it_alone_drafted():
@@ -131,6 +143,8 @@ def test_outputs_may_be_cut(files, capsys):
         (["--max-nodes", "0"], "--max-nodes is out of range"),
         (["--processes", "0"], "--processes is out of range"),
         (["--preset", "nobody"], "nobody"),
+        (["--cost-curve", "nowhere"], "nowhere holds no cost curve"),
+        (["--cost-per-node", "-1"], "cost"),
         (["--preset", "session+nobody"], "nobody"),
         (["--datastore", "nowhere"], "nowhere"),
         (["--vocab-size", "2"], "code.jsonl:1"),
@@ -142,3 +156,22 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(files, capsys, arguments, 
     assert words in said
     assert said.startswith("retrieval-spec replay: ")
     assert "\n" not in said
+
+
+def test_a_measured_curve_is_replayed_with(files, tmp_path, capsys):
+    measure = ["measure-cost", "--model", MODEL, "--nodes", "0", "4", "64", "--rounds", "2"]
+    assert main([*measure, "--context-tokens", "40", "--json"]) == 0
+    curve = json.loads(capsys.readouterr().out)
+    assert curve["node_counts"] == [0, 4, 64]
+    assert 0 < curve["costs"][0] < curve["costs"][2]
+    (tmp_path / "curve.json").write_text(json.dumps(curve))
+    facts = replayed(capsys, *files, "--cost-curve", str(tmp_path / "curve.json"))["all"]
+    assert facts["tokens"] / facts["steps"] > facts["projected_speedup"] > 0.8  # drafts cost something
+
+
+@pytest.mark.parametrize("arguments", [["--nodes", "-1"], ["--rounds", "0"], ["--context-tokens", "0"]])
+def test_nothing_to_measure_is_said(arguments, capsys):
+    assert (
+        main(["measure-cost", "--model", str(REPOSITORY / "retrieval_spec" / "demo_model"), *arguments]) == 2
+    )
+    assert "nothing to measure" in capsys.readouterr().err

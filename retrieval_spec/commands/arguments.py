@@ -7,13 +7,18 @@ from typing import Any, NoReturn
 
 from retrieval_spec import __version__
 from retrieval_spec.commands.admin_arguments import add_admin_arguments
+from retrieval_spec.commands.building_arguments import (
+    add_engine,
+    add_limits,
+    add_near_duplicates,
+    add_reading,
+)
 from retrieval_spec.commands.connecting import add_credentials
-from retrieval_spec.commands.replay_arguments import add_replay_arguments
+from retrieval_spec.commands.replay_arguments import add_cost_arguments, add_replay_arguments
 from retrieval_spec.commands.settings import add_flags
 
 BAD_INPUT = 2
 """The exit code for it."""
-_NEARLY = 0.8
 _PRUNED_NGRAM_TOKENS = 5
 
 
@@ -32,7 +37,16 @@ def new_parser() -> Parser:
     parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     datastores = (_add_build, _add_append, _add_remove, _add_compact, _add_inspect, _add_verify, _add_export)
-    for add in (*datastores, _add_replay, _add_serve, _add_history, _add_admin, _add_generate, _add_demo):
+    for add in (
+        *datastores,
+        _add_replay,
+        _add_measure_cost,
+        _add_serve,
+        _add_history,
+        _add_admin,
+        _add_generate,
+        _add_demo,
+    ):
         add(commands)
     return parser
 
@@ -79,9 +93,9 @@ def _add_build(commands: Any) -> None:
         metavar="DIR",
         help="where the datastore goes; a translation: beside the old one, and used again the next time",
     )
-    _add_reading(parser)
+    add_reading(parser)
     parser.add_argument("--drop-duplicates", action="store_true", help="leave out documents that came before")
-    _add_near_duplicates(parser)
+    add_near_duplicates(parser)
     parser.add_argument(
         "--prune",
         nargs="?",
@@ -91,66 +105,10 @@ def _add_build(commands: Any) -> None:
         help="index one of all places with the same N tokens in a row: a smaller datastore that drafts no "
         f"worse ({_PRUNED_NGRAM_TOKENS} if none is given); stands behind the paths",
     )
-    _add_limits(parser)
-    _add_engine(parser)
+    add_limits(parser)
+    add_engine(parser)
     parser.add_argument("--replace", action="store_true", help="replace an existing datastore")
     _add_json(parser)
-
-
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--engine",
-        choices=["local", "ray"],
-        default="local",
-        help="build on this machine, or on a Ray cluster, whose nodes all see inputs, tokenizer and output; "
-        "there --memory-limit and --threads are those of each task (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--address",
-        metavar="ADDRESS",
-        help="ray: the cluster's head, HOST:PORT (default: the cluster that this machine is part of)",
-    )
-
-
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text-field", metavar="NAME", help="the field or column that holds the text")
-    parser.add_argument(
-        "--include",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="in folders, read only what this name or pattern is meant for, such as '*.py'; may be repeated",
-    )
-    parser.add_argument(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="in folders, leave this out, such as 'tests' or 'build/**'; may be repeated",
-    )
-    parser.add_argument(
-        "--on-error",
-        choices=["stop", "skip"],
-        default="stop",
-        help="what cannot be read: stop, or pass over it and say how much it was (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--skip-licence-headers",
-        action="store_true",
-        help="read source files without the comment at their top that states a licence",
-    )
-
-
-def _add_near_duplicates(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--drop-near-duplicates",
-        nargs="?",
-        type=float,
-        const=_NEARLY,
-        metavar="THRESHOLD",
-        help="leave out documents that are nearly one that came before: the share of all runs of 5 tokens "
-        f"that both have, 0.5 to 1.0 ({_NEARLY} if none is given); stands behind the paths",
-    )
 
 
 def _add_append(commands: Any) -> None:
@@ -164,9 +122,9 @@ def _add_append(commands: Any) -> None:
     parser.add_argument("inputs", nargs="+", metavar="PATH", help="files or folders, as for build")
     parser.add_argument("--tokenizer", metavar="PATH", help="the one that it was built with")
     parser.add_argument("--model", metavar="DIR", help="a dense datastore: the model that it was built with")
-    _add_reading(parser)
-    _add_near_duplicates(parser)
-    _add_limits(parser)
+    add_reading(parser)
+    add_near_duplicates(parser)
+    add_limits(parser)
     _add_json(parser)
 
 
@@ -199,15 +157,8 @@ def _add_compact(commands: Any) -> None:
     parser.add_argument(
         "--all", action="store_true", help="make one of all segments, also where that writes much again"
     )
-    _add_limits(parser)
+    add_limits(parser)
     _add_json(parser)
-
-
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, metavar="N", help="threads for sorting (default: all cores)")
-    parser.add_argument(
-        "--memory-limit", metavar="SIZE", help="such as 4G; a longer corpus becomes several segments"
-    )
 
 
 def _add_inspect(commands: Any) -> None:
@@ -299,6 +250,17 @@ def _add_replay(commands: Any) -> None:
         "retrieval-spec replay traces.jsonl --datastore datastores/docs --max-nodes 16 --json",
     )
     add_replay_arguments(parser)
+    _add_json(parser)
+
+
+def _add_measure_cost(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "measure-cost",
+        "Measure what a step of a local model costs by its drafted nodes, for replay --cost-curve.",
+        "retrieval-spec measure-cost --model MODEL_DIR --json > curve.json",
+    )
+    add_cost_arguments(parser)
     _add_json(parser)
 
 

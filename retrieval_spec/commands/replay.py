@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.tokenizer import load_tokenizer
@@ -40,6 +42,7 @@ def replay_command(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("max_nodes", "processes"):
         if getattr(arguments, name) < 1:
             raise InvalidRequest(f"--{name.replace('_', '-')} is out of range", expected="1 or more")
+    cost_curve = _cost_curve(arguments)
     with progress_bar() as progress:
         families, vocab_size = _families(arguments, progress)
         work = partial(
@@ -48,9 +51,26 @@ def replay_command(arguments: argparse.Namespace) -> dict[str, Any]:
             sources=arguments.preset,
             datastores=arguments.datastore,
             max_nodes=arguments.max_nodes,
+            cost_curve=cost_curve,
         )
         tallies = dict(_replayed(families, work, arguments.processes, progress))
-    return _result(tallies, arguments)
+    return _result(tallies, arguments, has_costs=cost_curve is not None)
+
+
+def _cost_curve(arguments: argparse.Namespace) -> CostCurve | None:
+    if arguments.cost_per_node is not None:
+        return CostCurve.linear(arguments.cost_per_node)
+    if arguments.cost_curve is None:
+        return None
+    try:
+        said = json.loads(Path(arguments.cost_curve).read_text())
+        return CostCurve(tuple(said["node_counts"]), tuple(said["costs"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidRequest(
+            f"{arguments.cost_curve} holds no cost curve",
+            got=error,
+            remedy="write one with `retrieval-spec measure-cost --json`",
+        ) from error
 
 
 def _families(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, list[Trace]], int]:
@@ -91,11 +111,12 @@ def _replay_family(
     sources: str,
     datastores: list[str],
     max_nodes: int,
+    cost_curve: CostCurve | None,
     advance: Any = None,
 ) -> Tally:
     engine, tally = Engine(vocab_size, preset=_preset(sources), datastores=datastores), Tally()
     for trace in traces:
-        replay(engine, [trace], max_nodes, tally)
+        replay(engine, [trace], max_nodes, cost_curve, tally)
         if advance is not None:
             advance(trace.output.shape[0])
     return tally
@@ -110,19 +131,21 @@ def _preset(sources: str) -> Preset:
     )
 
 
-def _result(tallies: Mapping[str, Tally], arguments: argparse.Namespace) -> dict[str, Any]:
+def _result(
+    tallies: Mapping[str, Tally], arguments: argparse.Namespace, *, has_costs: bool
+) -> dict[str, Any]:
     total = Tally()
     for tally in tallies.values():
         total.merge(tally)
     return {
         "preset": arguments.preset,
         "max_nodes": arguments.max_nodes,
-        "all": _facts(total, arguments.cost_per_node),
-        "families": {name: _facts(tally, arguments.cost_per_node) for name, tally in tallies.items()},
+        "all": _facts(total, has_costs=has_costs),
+        "families": {name: _facts(tally, has_costs=has_costs) for name, tally in tallies.items()},
     }
 
 
-def _facts(tally: Tally, cost_per_node: float | None) -> dict[str, Any]:
+def _facts(tally: Tally, *, has_costs: bool) -> dict[str, Any]:
     latencies = np.percentile(tally.draft_us, [50, 99]).tolist()
     facts = {
         "traces": tally.traces,
@@ -143,7 +166,7 @@ def _facts(tally: Tally, cost_per_node: float | None) -> dict[str, Any]:
             for name, source in tally.sources.items()
         },
     }
-    return facts if cost_per_node is None else {**facts, "projected_speedup": tally.speedup(cost_per_node)}
+    return {**facts, "projected_speedup": tally.speedup} if has_costs else facts
 
 
 def table_of(result: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What `retrieval-spec replay` takes."""
+"""What `retrieval-spec replay` and `measure-cost` take; nothing that takes time to import."""
 
 from __future__ import annotations
 
@@ -21,12 +21,32 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-nodes", type=int, default=16, metavar="N", help="nodes of a draft tree at most"
     )
     parser.add_argument("--max-output-tokens", type=int, metavar="N", help="of an output, replay so many")
-    parser.add_argument(
+    cost = parser.add_mutually_exclusive_group()
+    cost.add_argument(
         "--cost-per-node",
         type=float,
         metavar="C",
-        help="what a drafted node adds to a pass of the target, such as 0.01: projects the speed-up",
+        help="what a drafted node adds to a plain pass of the target, such as 0.01: only nodes that pay are "
+        "drafted, and the speed-up is projected",
+    )
+    cost.add_argument(
+        "--cost-curve", metavar="FILE", help="the same, as `measure-cost --json` measured it with the target"
     )
     parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="replay so many families at once"
     )
+
+
+def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what `retrieval-spec measure-cost` takes: the model, and what is measured."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="a local model folder")
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2, 4, 8, 16, 32, 64],
+        metavar="N",
+        help="drafted nodes of a step (default: 0 1 2 4 8 16 32 64)",
+    )
+    parser.add_argument("--context-tokens", type=int, default=512, metavar="N", help="of the prompt")
+    parser.add_argument("--rounds", type=int, default=12, metavar="N", help="steps of each size")
