@@ -262,6 +262,15 @@ def test_a_step_of_a_batch_is_one_question():
     assert source.questions == 2
 
 
+def test_beside_a_draft_model_a_step_of_a_batch_is_one_question_too():
+    model = model_of("Llama")
+    options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "eos_token_id": None}
+    truth = truth_of(model, PROMPTS, options)
+    source, statistics = OneQuestionAStep(partly_wrong, truth.tolist(), VOCAB_SIZE), Statistics()
+    run(model, PROMPTS, source, draft_model=tiny_model("Qwen2"), statistics=statistics, **options)
+    assert 0 < source.questions < NEW_TOKENS
+
+
 def test_a_meter_of_batches_learns_and_one_of_single_steps_is_refused():
     model = model_of("Llama")
     options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "eos_token_id": None}
