@@ -315,6 +315,7 @@ class Session:
         self._joint.observe(tokens, feedback)
         self._num_paid = self._num_drafted
         if self.context_length >= self._measured_length:
+            self._joint.settle()  # what waits to be worked in is not in what the sources hold
             self._measure()
 
     def look_ahead(self) -> Lookahead:
