@@ -47,7 +47,13 @@ def test_requests_that_come_and_go_are_decided_as_recorded_in_fewer_steps(
     target = Target(VOCAB_SIZE)
     worker = worker_class(arguments_of(disable_overlap_schedule=not overlaps), 0, 0, target)
     generations = recorded_generations(14, seed=2)
-    SglangEngine(worker, overlaps, seed=1).run(generations)
+    decided = {one.name: one.tokens for one in generations}
+
+    def sessions_hold_what_was_decided(number):
+        for name, held in worker.ngram_corpus._book._held.items():
+            assert held.session.context.tolist() == decided[name][: held.length]
+
+    SglangEngine(worker, overlaps, seed=1).run(generations, sessions_hold_what_was_decided)
     check_gain(generations, 1.5)
     assert target.num_drafted > 200
     assert len(worker.ngram_corpus._book.names) <= 5
