@@ -46,20 +46,23 @@ def measure_step_costs(
     vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
     prompt = np.random.default_rng(0).integers(0, vocab_size, context_tokens)
     meter = _Turns(counts)
-    num_tokens = len(counts) * (rounds + WARM_UP_ROUNDS) + 1
-    while len(meter.costs_ms[-1]) < rounds + WARM_UP_ROUNDS:
-        generate(
-            model,
-            prompt,
-            _RandomTrees(vocab_size),
-            max_nodes=counts[-1],
-            step_costs=meter,
-            max_new_tokens=num_tokens,
-            min_new_tokens=num_tokens,
-            do_sample=False,
-        )
-    costs = [median(costs[WARM_UP_ROUNDS:]) for costs in meter.costs_ms]
-    return CostCurve(tuple(counts), tuple(costs))
+    # Near the end there is no room for the deepest nodes, and a random token may be accepted now and then.
+    num_tokens = (len(counts) + 1) * (rounds + WARM_UP_ROUNDS) + 2 * counts[-1].bit_length()
+    generate(
+        model,
+        prompt,
+        _RandomTrees(vocab_size),
+        max_nodes=counts[-1],
+        step_costs=meter,
+        max_new_tokens=num_tokens,
+        min_new_tokens=num_tokens,
+        do_sample=False,
+    )
+    counted = [costs[WARM_UP_ROUNDS:] for costs in meter.costs_ms]
+    if not all(counted):
+        unseen = [count for count, costs in zip(counts, counted, strict=True) if not costs]
+        raise InvalidRequest("no step had as many nodes", got=unseen, expected="trees that the cache holds")
+    return CostCurve(tuple(counts), tuple(map(median, counted)))
 
 
 class _Turns(StepCostMeter):
