@@ -153,40 +153,15 @@ def _move_on(card, tokens, block):
 
 
 @inlined_kernel
-def _search(corpus, reliability, max_depth_nodes, block, token_ids, parents, probs):
-    """Drafts from one corpus; returns the size of the tree."""
-    positions = array_at(corpus[POSITIONS], (corpus[NUM_POSITIONS],), np.uint32)
-    buckets = array_at(corpus[BUCKETS], (corpus[NUM_BUCKETS],), np.uint32)
-    context = array_at(corpus[CONTEXT], (corpus[NUM_CONTEXT],), np.int32)
-    if context.shape[0] == 0:
-        return np.int64(0)
-    depth = corpus[SORTED_TOKENS]
-    if corpus[IS_WIDE] != 0:
-        wide = array_at(corpus[TOKENS], (corpus[NUM_TOKENS],), np.int32)
-        return np.int64(
-            context_draft.draft(
-                wide,
-                positions,
-                buckets,
-                context,
-                reliability,
-                depth,
-                max_depth_nodes,
-                block,
-                token_ids,
-                parents,
-                probs,
-            )
-        )
-    narrow = array_at(corpus[TOKENS], (corpus[NUM_TOKENS],), np.uint16)
+def _search_in(tokens, corpus, reliability, max_depth_nodes, block, token_ids, parents, probs):
     return np.int64(
         context_draft.draft(
-            narrow,
-            positions,
-            buckets,
-            context,
+            tokens,
+            array_at(corpus[POSITIONS], (corpus[NUM_POSITIONS],), np.uint32),
+            array_at(corpus[BUCKETS], (corpus[NUM_BUCKETS],), np.uint32),
+            array_at(corpus[CONTEXT], (corpus[NUM_CONTEXT],), np.int32),
             reliability,
-            depth,
+            corpus[SORTED_TOKENS],
             max_depth_nodes,
             block,
             token_ids,
@@ -194,6 +169,19 @@ def _search(corpus, reliability, max_depth_nodes, block, token_ids, parents, pro
             probs,
         )
     )
+
+
+@inlined_kernel
+def _search(corpus, reliability, max_depth_nodes, block, token_ids, parents, probs):
+    """Drafts from one corpus; returns the size of the tree."""
+    if corpus[NUM_CONTEXT] == 0:
+        return np.int64(0)
+    num_tokens = (corpus[NUM_TOKENS],)
+    if corpus[IS_WIDE] != 0:
+        wide = array_at(corpus[TOKENS], num_tokens, np.int32)
+        return _search_in(wide, corpus, reliability, max_depth_nodes, block, token_ids, parents, probs)
+    narrow = array_at(corpus[TOKENS], num_tokens, np.uint16)
+    return _search_in(narrow, corpus, reliability, max_depth_nodes, block, token_ids, parents, probs)
 
 
 @allocation_free_kernel

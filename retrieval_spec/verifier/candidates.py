@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation import CandidateGenerator
 
-from retrieval_spec.errors import UnsupportedModel
 from retrieval_spec.verifier.drafts import GuardedSession, check_source
+from retrieval_spec.verifier.support import check_state
 
 if TYPE_CHECKING:
     from retrieval_spec.client import DraftSource
@@ -81,13 +81,5 @@ def check_assisted(model: Any, source: DraftSource) -> None:
         UnsupportedModel: recurrent state, or an encoder.
         InvalidRequest: a source with a larger vocabulary than the model's.
     """
-    name = type(model).__name__
-    if model.config.is_encoder_decoder:
-        raise UnsupportedModel("the target model has an encoder", got=name, expected="a causal model")
-    if getattr(model, "_is_stateful", False):
-        raise UnsupportedModel(
-            "the target model keeps recurrent state, which cannot go back to an accepted path",
-            got=name,
-            remedy="generate with it without drafts",
-        )
+    check_state(model)
     check_source(source, model.config.get_text_config(decoder=True).vocab_size)

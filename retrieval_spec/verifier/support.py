@@ -15,11 +15,11 @@ ATTENTION = ("eager", "sdpa")
 _KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 
 
-def check_model(model: Any) -> None:
-    """Refuses models whose state cannot be cut back to an accepted path or whose mask cannot be a tree.
+def check_state(model: Any) -> None:
+    """Refuses models whose state cannot be cut back to what was accepted.
 
     Raises:
-        UnsupportedModel: an encoder, recurrent state, or an attention code that takes no 4D mask.
+        UnsupportedModel: an encoder, or recurrent state.
     """
     name = type(model).__name__
     if model.config.is_encoder_decoder:
@@ -30,6 +30,15 @@ def check_model(model: Any) -> None:
             got=name,
             remedy="generate with it without drafts",
         )
+
+
+def check_model(model: Any) -> None:
+    """Refuses models whose state cannot be cut back to an accepted path or whose mask cannot be a tree.
+
+    Raises:
+        UnsupportedModel: an encoder, recurrent state, or an attention code that takes no 4D mask.
+    """
+    check_state(model)
     attention = model.config.get_text_config(decoder=True)._attn_implementation
     if attention not in ATTENTION:
         raise UnsupportedModel(
