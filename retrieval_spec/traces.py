@@ -7,7 +7,6 @@ says which kind of traffic it is, if it stands there; otherwise the file's name 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrieval_spec.datastore.chat_template import ChatTemplate
+from retrieval_spec.datastore.readers.jsonl import MAX_LINE_BYTES, parse_line
 from retrieval_spec.datastore.readers.messages import messages_of
 from retrieval_spec.datastore.readers.reading import Advance, Reading
 from retrieval_spec.datastore.readers.streams import bytes_of
@@ -22,7 +22,6 @@ from retrieval_spec.datastore.tokenizer import Tokenizer
 from retrieval_spec.errors import InvalidRequest, InvalidTokens, MissingPath
 from retrieval_spec.tree import MAX_VOCAB_SIZE, Tokens, as_tokens
 
-MAX_LINE_BYTES = 64 << 20
 _SUFFIXES = (".gz", ".zst", ".jsonl", ".json")
 
 
@@ -73,7 +72,7 @@ class TraceReader:
                     yield self._trace(line, family, f"{path}:{number}")
 
     def _trace(self, line: bytes, family: str, where: str) -> Trace:
-        row = _row(line, where)
+        row = parse_line(line, where)
         try:
             prompt, output = self._sides(row, where)
             sides = as_tokens(prompt, self._vocab_size), as_tokens(output, self._vocab_size)
@@ -112,18 +111,6 @@ class TraceReader:
             raise InvalidRequest(f"{where}: prompt or output is no text", expected="strings, or ids")
         asked, written = self._tokenizer.encode_batch([prompt, output])
         return np.concatenate([self._tokenizer.prefix_ids(), asked]), written
-
-
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    if len(line) > MAX_LINE_BYTES:
-        raise InvalidRequest(f"{where}: the line is too long", expected=f"at most {MAX_LINE_BYTES} bytes")
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{where}: not JSON", got=error, expected="one object a line") from error
-    if not isinstance(row, dict):
-        raise InvalidRequest(f"{where}: no object", got=type(row).__name__, expected="one object a line")
-    return row
 
 
 def _exchanged(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:

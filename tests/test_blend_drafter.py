@@ -197,6 +197,8 @@ def test_of_a_batch_the_most_probable_nodes_are_drafted_and_no_more(steps, promp
     trees = shared.draft_batch(sessions, total_nodes)
     most = min(total_nodes, MAX_SHARE * -(-total_nodes // len(prompts)))
     assert trees == share_nodes([session.draft(most) for session in sessions], total_nodes)
+    budgets = [Budget(most)] * len(sessions)
+    assert shared.joining.draft_all([session.joint for session in sessions], budgets, total_nodes) == trees
 
 
 def test_a_session_that_stands_in_a_batch_twice_moves_on_once():
@@ -210,6 +212,26 @@ def test_a_session_that_stands_in_a_batch_twice_moves_on_once():
     assert trees == [expected, expected]
     session.commit([3, 1])
     assert session.draft(8, None).token_ids.tolist() == [2, 3, 1, 2, 3, 1, 2, 3]
+
+
+@pytest.mark.parametrize("end", ["close", "truncate"])
+def test_what_was_committed_last_is_learned_although_no_draft_follows(end):
+    one, other = engine(), engine()
+    for either, is_drafted in ((one, True), (other, False)):
+        session = either.open_session(PASSAGE)
+        session.commit([*PASSAGE[:5], 7, *PASSAGE[:5]])
+        session.draft(8)
+        session.commit([7, 8])
+        if is_drafted:
+            session.draft(8)
+        if end == "close":
+            session.close()
+        else:
+            session.truncate(len(PASSAGE))
+    np.testing.assert_array_equal(one.joining.cells_of("default"), other.joining.cells_of("default"))
+    assert not np.array_equal(one.joining.cells_of("default"), engine().joining.cells_of("default"))
+    if end == "close":
+        assert drafted(one, [8, 9, PASSAGE[4]]) == drafted(other, [8, 9, PASSAGE[4]])
 
 
 def test_sessions_of_several_namespaces_share_the_nodes_of_a_batch():

@@ -30,8 +30,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from replays import VOCAB_SIZE, preset_of, traces
+from replays import VOCAB_SIZE, traces
 
+from retrieval_spec.drafters.presets import preset_or_sources
 from retrieval_spec.engine import Engine
 from retrieval_spec.replay import accepted_path
 from retrieval_spec.tree import DraftTree
@@ -63,7 +64,7 @@ class Ours:
     """A preset, in process."""
 
     def __init__(self, preset: str, max_nodes: int) -> None:
-        self._engine = Engine(VOCAB_SIZE, preset=preset_of(preset))
+        self._engine = Engine(VOCAB_SIZE, preset=preset_or_sources(preset))
         self._max_nodes = max_nodes
 
     def open(self, prompt: Ids) -> None:

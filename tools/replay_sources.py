@@ -30,9 +30,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from replays import VOCAB_SIZE, Step, preset_of, replay_item, traces
+from replays import VOCAB_SIZE, Step, replay_item, traces
 
 from retrieval_spec.budget import CostCurve
+from retrieval_spec.drafters.presets import preset_or_sources
 from retrieval_spec.engine import Engine
 
 FIXED_NODES = (0, 2, 4, 8, 16, 32, 64)
@@ -96,7 +97,7 @@ def replay(
     job: Job, data: Path, subset: dict[str, list[str]] | None, cut: int, stores: list[str]
 ) -> list[Replayed]:
     """Replays families one after the other, item by item."""
-    engine = Engine(VOCAB_SIZE, preset=preset_of(job.name), datastores=stores)
+    engine = Engine(VOCAB_SIZE, preset=preset_or_sources(job.name), datastores=stores)
     curve = None if job.cost is None else CostCurve.linear(job.cost)
     replayed: list[Replayed] = []
     for family in job.families:

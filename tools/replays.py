@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec.budget import CostCurve
-from retrieval_spec.drafters.preset import Preset, Source
-from retrieval_spec.drafters.presets import PRESETS, preset
 from retrieval_spec.engine import Engine
 from retrieval_spec.replay import accepted_path
 
@@ -38,13 +36,6 @@ class Step(NamedTuple):
     def num_accepted(self) -> int:
         """Returns how many drafted tokens came true."""
         return int(self.is_accepted.sum())
-
-
-def preset_of(name: str) -> Preset:
-    """Returns a preset by its name, or one that fuses the sources in `session+history`."""
-    if name in PRESETS:
-        return preset(name)
-    return Preset(tuple(Source(kind) for kind in name.split("+")))
 
 
 def traces(path: Path, wanted: set[str] | None, max_output_tokens: int) -> Iterator[tuple[Ids, Ids]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from retrieval_spec.commands.generate import check_model_folder, load_model
+from retrieval_spec.commands.generate import load_model
 
 
 def measure_cost_command(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -16,7 +16,6 @@ def measure_cost_command(arguments: argparse.Namespace) -> dict[str, Any]:
         MissingDependency: torch or transformers is not installed.
         RetrievalSpecError: what `measure_step_costs` refuses.
     """
-    check_model_folder(arguments.model)
     model, _ = load_model(arguments.model)
     from retrieval_spec.verifier.costs import measure_step_costs
 

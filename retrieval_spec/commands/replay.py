@@ -17,8 +17,7 @@ from retrieval_spec.budget import CostCurve
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.tokenizer import load_tokenizer
-from retrieval_spec.drafters.preset import Preset, Source
-from retrieval_spec.drafters.presets import PRESETS, preset
+from retrieval_spec.drafters.presets import preset_or_sources
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.replay import Tally, replay
@@ -114,21 +113,12 @@ def _replay_family(
     cost_curve: CostCurve | None,
     advance: Any = None,
 ) -> Tally:
-    engine, tally = Engine(vocab_size, preset=_preset(sources), datastores=datastores), Tally()
+    engine, tally = Engine(vocab_size, preset=preset_or_sources(sources), datastores=datastores), Tally()
     for trace in traces:
         replay(engine, [trace], max_nodes, cost_curve, tally)
         if advance is not None:
             advance(trace.output.shape[0])
     return tally
-
-
-def _preset(sources: str) -> Preset:
-    """Returns a preset by its name, or one that fuses the sources in `session+history`."""
-    return (
-        preset(sources)
-        if sources in PRESETS or "+" not in sources
-        else Preset(tuple(map(Source, sources.split("+"))))
-    )
 
 
 def _result(

@@ -13,6 +13,7 @@ from importlib import import_module
 from retrieval_spec.drafters.blend import Blend
 from retrieval_spec.drafters.combination import trust_last
 from retrieval_spec.drafters.preset import Preset, Source
+from retrieval_spec.drafters.registry import DRAFTERS
 from retrieval_spec.errors import InvalidRequest
 
 
@@ -88,3 +89,14 @@ def preset(name: str) -> Preset:
     module, _, function = PRESETS[name].partition(":")
     made: Preset = getattr(import_module(f"retrieval_spec.drafters.{module}"), function)()
     return made
+
+
+def preset_or_sources(name: str) -> Preset:
+    """Returns a preset by its name, or one that fuses sources: `history`, or `session+history`.
+
+    Raises:
+        InvalidRequest: there is no such preset.
+    """
+    if name in PRESETS or not ("+" in name or name in DRAFTERS):
+        return preset(name)
+    return Preset(tuple(Source(kind) for kind in name.split("+")))

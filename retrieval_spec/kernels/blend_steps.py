@@ -1,7 +1,7 @@
 """Steps of many sessions in one call: each learns from what was committed, moves on and drafts.
 
-A kernel call costs by its arguments, and finds cold caches where a server drafts once in a millisecond:
-so there is one for all that happens between a question and its answer.
+What Python does for each session of a batch takes as long as the search, so little is left to it: it says
+where a session's arrays lie (`kernels.cards`).
 """
 
 from __future__ import annotations

@@ -31,13 +31,18 @@ def read_jsonl(reading: Reading) -> Iterator[Content]:
 
 
 def _content(line: bytes, where: str, reading: Reading) -> Content:
-    if len(line) > MAX_LINE_BYTES:
-        raise InvalidRequest(f"{where}: the line is too long", expected=f"at most {MAX_LINE_BYTES} bytes")
-    row = _parse_line(line, where)
+    row = parse_line(line, where)
     return content_of(row, choose_fields(row, reading.text_field, where), where, reading)
 
 
-def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+def parse_line(line: bytes, where: str) -> dict[str, Any]:
+    """Returns a line's object.
+
+    Raises:
+        InvalidRequest: the line is longer than `MAX_LINE_BYTES`, no JSON, or no object.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        raise InvalidRequest(f"{where}: the line is too long", expected=f"at most {MAX_LINE_BYTES} bytes")
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
