@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ print(insert(trie, 1, *columns, 0), trie[0].tolist())
 def start(cache: Path, **environment: str) -> subprocess.CompletedProcess:
     variables = {**os.environ, jit.CACHE_DIR_VARIABLE: str(cache), **environment}
     return subprocess.run(
-        [sys.executable, "-c", CALL], env=variables, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", CALL], cwd=cache, env=variables, capture_output=True, text=True, timeout=120
     )
 
 
@@ -44,6 +45,13 @@ def test_the_cache_is_private_and_filled(warm_cache):
     folder = folder_of(warm_cache)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert list(folder.glob("**/*.nbi"))
+
+
+def test_a_copy_of_the_same_sources_compiles_nothing(warm_cache, tmp_path):
+    shutil.copytree(Path(jit.__file__).parent.parent, tmp_path / "retrieval_spec")
+    before = {path: path.stat().st_mtime_ns for path in warm_cache.glob("**/*.nb?")}
+    assert start(warm_cache, PYTHONPATH=str(tmp_path)).stdout == "2 [0, 4]\n"
+    assert {path: path.stat().st_mtime_ns for path in warm_cache.glob("**/*.nb?")} == before
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])

@@ -1,8 +1,9 @@
 """The one decorator of all kernels, and the private compile cache behind it.
 
-numba keys its cache on the time stamp of the function's own file, so a changed callee in another
+numba keys its cache on the path and the bytes of the function's own file, so a changed callee in another
 file goes unnoticed. Here the cache folder's name is a hash of all kernel sources instead: any change
-starts a fresh folder. The cache holds pickles, so the folder is private (0700) and ours, or unused.
+starts a fresh folder, and every copy of the same sources shares one. The cache holds pickles, so the folder
+is private (0700) and ours, or unused.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numba
-from numba.core import config
+from numba.core import caching
 
 logger = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -109,13 +110,33 @@ def inlined_kernel(function: Function) -> Function:
     return numba.njit(inline="always")(function)  # type: ignore[no-any-return]
 
 
+class _InFolder(caching._CacheLocator):  # type: ignore[misc]
+    """Finds compiled code by function and line alone: the folder's name stands for the sources."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._line = function.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return str(_FOLDER)
+
+    def get_source_stamp(self) -> str:
+        return _FOLDER.name
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., object], py_file: str) -> _InFolder:
+        return cls(py_func)
+
+
 def _compiled(function: Function, **options: bool) -> Function:
-    # numba reads the folder while it decorates; other users of numba in the process keep theirs.
-    theirs, config.CACHE_DIR = config.CACHE_DIR, str(_FOLDER)
+    # numba asks for the folder while it decorates; other users of numba in the process keep theirs.
+    theirs, caching.CacheImpl._locator_classes = caching.CacheImpl._locator_classes, [_InFolder]
     try:
         return numba.njit(nogil=True, cache=True, **options)(function)  # type: ignore[no-any-return]
     finally:
-        config.CACHE_DIR = theirs
+        caching.CacheImpl._locator_classes = theirs
 
 
 _FOLDER = cache_dir()
