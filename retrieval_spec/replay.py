@@ -8,9 +8,10 @@ drafts itself, but for a datastore that holds it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +25,22 @@ MAX_POSITIONS = 64
 NUM_BINS = 20
 MAX_LATENCIES = 200_000
 """Drafts that are timed; of more traffic the first ones."""
+
+
+class Observer(Protocol):
+    """Is told of every step of a replay; `Tally` is one."""
+
+    def step(self, trace: Trace, at: int, tree: DraftTree, path: list[int], latency_us: float) -> None:
+        """Sees one step before its tokens are committed.
+
+        Args:
+            trace: what is replayed.
+            at: tokens of its output before the step; 0 in the first one.
+            tree: what was drafted.
+            path: its nodes that came true, the first one first; the step decides one token more.
+            latency_us: what the draft took, in microseconds.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -51,6 +68,7 @@ class Tally:
         steps: passes of the target.
         drafted_nodes: nodes of all trees.
         accepted_tokens: drafted ones that came true.
+        tree_sizes: steps by their drafted nodes.
         accepted_at: steps that accepted a token at each position, the first one first.
         sources: by name.
         predicted: number, sum of path probabilities and accepted nodes of each bin of path probabilities.
@@ -63,6 +81,7 @@ class Tally:
     steps: int = 0
     drafted_nodes: int = 0
     accepted_tokens: int = 0
+    tree_sizes: Counter[int] = field(default_factory=Counter)
     accepted_at: Any = field(default_factory=lambda: np.zeros(MAX_POSITIONS, np.int64))
     sources: dict[str, SourceTally] = field(default_factory=dict)
     predicted: Any = field(default_factory=lambda: np.zeros((3, NUM_BINS)))
@@ -85,10 +104,18 @@ class Tally:
         """Tokens per cost, where plain decoding has 1."""
         return self.tokens / self.cost if self.cost else 1.0
 
-    def add(self, tree: DraftTree, path: list[int], latency_us: float) -> None:
-        """Counts one step: its tree, and the nodes of it that came true."""
+    def cost_under(self, curve: CostCurve) -> float:
+        """Returns what all passes cost, where a plain one costs 1."""
+        return sum(count * curve.at(size) for size, count in self.tree_sizes.items()) / curve.at(0)
+
+    def step(self, trace: Trace, at: int, tree: DraftTree, path: list[int], latency_us: float) -> None:
+        """Counts one step: its tree, and the nodes of it that came true; with the first one, the trace."""
+        if at == 0:
+            self.traces += 1
+            self.tokens += trace.output.shape[0]
         self.steps += 1
         self.drafted_nodes += len(tree)
+        self.tree_sizes[len(tree)] += 1
         self.accepted_tokens += len(path)
         self.accepted_at[: len(path)] += 1
         if len(self.draft_us) < MAX_LATENCIES:
@@ -114,6 +141,7 @@ class Tally:
         """Adds what another one counted."""
         for name in ("traces", "tokens", "steps", "drafted_nodes", "accepted_tokens", "cost"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.tree_sizes += other.tree_sizes
         self.accepted_at += other.accepted_at
         self.predicted += other.predicted
         self.draft_us += other.draft_us[: MAX_LATENCIES - len(self.draft_us)]
@@ -130,6 +158,7 @@ def replay(
     max_nodes: int,
     cost_curve: CostCurve | None = None,
     tally: Tally | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Tally:
     """Replays generations one after the other, each closed before the next one opens.
 
@@ -139,18 +168,25 @@ def replay(
         max_nodes: nodes of a draft tree at most.
         cost_curve: of a pass of the target: only nodes that pay are drafted, and costs are counted.
         tally: what is counted goes in here; None makes one.
+        observers: told of every step too, after the tally.
 
     Raises:
         RetrievalSpecError: a trace that the engine does not take.
     """
     tally = tally or Tally()
     for trace in traces:
-        _replay_one(engine, trace, max_nodes, cost_curve, tally)
+        _replay_one(engine, trace, max_nodes, cost_curve, (tally, *observers))
+    if cost_curve is not None:
+        tally.cost = tally.cost_under(cost_curve)
     return tally
 
 
 def _replay_one(
-    engine: Engine, trace: Trace, max_nodes: int, cost_curve: CostCurve | None, tally: Tally
+    engine: Engine,
+    trace: Trace,
+    max_nodes: int,
+    cost_curve: CostCurve | None,
+    observers: Sequence[Observer],
 ) -> None:
     session, output, at = engine.open_session(trace.prompt), trace.output, 0
     while at < output.shape[0]:
@@ -158,14 +194,11 @@ def _replay_one(
         tree = session.draft(max_nodes, cost_curve)
         latency_us = (time.perf_counter_ns() - began_ns) / 1e3
         path = accepted_path(tree, output[at:])
-        tally.add(tree, path, latency_us)
-        if cost_curve is not None:
-            tally.cost += cost_curve.at(len(tree)) / cost_curve.at(0)
+        for observer in observers:
+            observer.step(trace, at, tree, path, latency_us)
         session.commit(output[at : at + len(path) + 1])
         at += len(path) + 1
     session.close()
-    tally.traces += 1
-    tally.tokens += output.shape[0]
 
 
 def accepted_path(tree: DraftTree, continuation: Tokens) -> list[int]:

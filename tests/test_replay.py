@@ -55,6 +55,19 @@ def test_steps_nodes_and_positions_are_counted():
     assert len(tally.draft_us) == 3
 
 
+def test_an_observer_is_told_of_every_step():
+    told: list[tuple] = []
+
+    class Observer:
+        def step(self, trace, at, tree, path, latency_us) -> None:
+            told.append((trace.output.shape[0], at, tree.token_ids.tolist(), path, latency_us >= 0))
+
+    engine = Engine(100, drafters={"counting": CountingDrafter(100, 0.5)})
+    tally = replay(engine, [trace([10], [11, 12, 50, 51, 52])], 2, observers=[Observer()])
+    assert told == [(5, 0, [11, 12], [0, 1], True), (5, 3, [51, 52], [0, 1], True)]
+    assert tally.tree_sizes == {2: 2}
+
+
 def test_with_a_cost_curve_what_pays_is_drafted_and_the_gain_is_projected():
     engine = Engine(100, drafters={"counting": CountingDrafter(100, 0.5)})
     told = [trace([10], [11, 12, 13, 14, 15])]
