@@ -76,6 +76,9 @@ class Draft:
 
         Between them the place is empty; after a crash there, `sweep` puts the old folder back.
         """
+        sync_folder(
+            self.target.parent
+        )  # else a half-deleted older one may come back, and pass for the old one
         old = _sibling(self.target, "old")
         os.rename(self.target, old)
         try:
@@ -176,10 +179,14 @@ def sweep(target: Path) -> None:
     """Removes what crashed writers of `target` left beside it; folders of living writers stay."""
     check_parent(target)
     leftover = re.compile(re.escape(f".{target.name}.") + r"(tmp|old)-[0-9a-f]{16}")
-    for path in sorted(target.parent.iterdir()):
-        match = leftover.fullmatch(path.name)
-        if match is None:
-            continue
+    found = [
+        (path, match) for path in sorted(target.parent.iterdir()) if (match := leftover.fullmatch(path.name))
+    ]
+    if found:
+        # A writer may have been killed before it synced its renames. What is deleted now may be what a disk
+        # that loses power still calls by the name of the datastore.
+        sync_folder(target.parent)
+    for path, match in found:
         if match[1] == "old" and not os.path.lexists(target):
             os.rename(path, target)  # the crash came between the two renames of an exchange
         elif match[1] == "old" or not _is_alive(path):
