@@ -3,15 +3,29 @@ PYTHON ?= python3
 VENV   ?= .venv
 # The CPU build where the index offers one; any torch that is already in the environment is kept.
 TORCH  ?= torch==2.13.0
+MORE_EXAMPLES ?= 20
 BIN    := $(VENV)/bin
 STAMPS := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-quick test-long check bench clean
 demo: $(STAMPS)-demo
 	$(BIN)/retrieval-spec demo
 
 test: $(STAMPS)-test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --rows
+
+# What is most likely to notice a broken promise within a minute.
+test-quick: $(STAMPS)-test
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --rows -m quick $$(grep -rl 'mark\.quick' tests --include='test_*.py')
+
+# What takes minutes each, then properties on many more examples: see docs/promises.md. Both are run whatever the
+# first one finds.
+test-long: $(STAMPS)-test
+	status=0; \
+	$(BIN)/python -m pytest -q -n 2 --dist load --rows -m long || status=1; \
+	$(BIN)/python -m pytest -q -n 2 --dist load --rows --more-examples $(MORE_EXAMPLES) --timeout 3000 \
+	  $(foreach row,A1 F1 P1 C2/C3 L1 F-fuzz,--row $(row)) || status=1; \
+	exit $$status
 
 check: $(STAMPS)-dev
 	PATH="$(abspath $(BIN)):$$PATH" tools/check

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.rows import pytest_addoption, pytest_collection_modifyitems, pytest_terminal_summary
+
+__all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_terminal_summary"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 IN_MEMORY = Path("/dev/shm")
 ROOM_BYTES = 4 << 30

@@ -16,6 +16,8 @@ from retrieval_spec.structures.adjacency_rows import WIDTH, AdjacencyRows, new_c
 from tests.reference.adjacency_rows import DictRows
 from tests.strategies import as_int32
 
+pytestmark = pytest.mark.row("A1")
+
 NO_LOGPROBS = np.zeros((0, 0), np.float32)
 tokens = st.integers(0, 11)
 steps = st.lists(
@@ -34,6 +36,7 @@ def nodes_of(step):
     return token_ids, parents, [row for _, _, row in step]
 
 
+@pytest.mark.quick
 @given(steps=steps, num_pairs=st.sampled_from([0, 1024]))
 @settings(max_examples=150, deadline=None)
 def test_rows_hold_what_the_dictionaries_hold(steps, num_pairs):

@@ -257,12 +257,14 @@ BAD_APPENDS = {
 }
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize(("fields", "status"), BAD_APPENDS.values(), ids=BAD_APPENDS)
 def test_malformed_documents_are_refused_before_anything_is_written(folder, admin, fields, status):
     assert refusal(admin.Append, append_request([[5]], **fields))[0] == status
     assert open_segments(folder / "root" / "docs").generation == 0
 
 
+@pytest.mark.row("C2/C3")
 def test_bytes_that_are_no_message_are_refused(folder, server):
     with grpc.insecure_channel(f"unix:{folder}/admin.sock") as channel:
         call = channel.unary_unary("/retrieval_spec.v1.DatastoreService/Swap")
@@ -271,6 +273,7 @@ def test_bytes_that_are_no_message_are_refused(folder, server):
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.row("K3")
 def test_each_draft_of_the_traffic_is_of_one_generation(folder, admin, server):
     families, errors, stopping = set(), [], threading.Event()
 
@@ -308,6 +311,7 @@ def wait_until(holds) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.row("K3")
 def test_sighup_takes_up_what_writers_left_and_keeps_the_old_where_that_is_damaged(
     folder, server, admin, client
 ):
@@ -362,6 +366,7 @@ def test_the_command_line_does_all_of_it(folder, server, admin, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.row("C1")
 def test_messages_are_bounded_and_of_one_origin():
     documents = [(np.zeros(10, np.int32), "a")] * (MESSAGE_DOCUMENTS + 1) + [(np.zeros(2, np.int32), "b")]
     parts = list(messages_of(documents))
@@ -452,11 +457,13 @@ def to_be_killed(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.row("D5")
 def test_a_server_killed_while_it_appends_leaves_one_generation_whole(to_be_killed):
     segments = to_be_killed / "root" / "docs" / "segments"
     killed_while_appending(to_be_killed, lambda _: segments.exists() and any(segments.iterdir()))
 
 
+@pytest.mark.row("D5")
 @pytest.mark.long
 @pytest.mark.parametrize("wait_s", [0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3])
 def test_killed_at_any_time(to_be_killed, wait_s):

@@ -166,6 +166,7 @@ def test_a_message_holds_a_tree_for_each_outcome():
     assert read(message_of(())) == {}
 
 
+@pytest.mark.row("V3")
 @pytest.mark.parametrize(
     "columns",
     [

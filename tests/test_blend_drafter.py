@@ -70,6 +70,7 @@ TOKENS = st.lists(st.integers(0, 5), max_size=25)
 STEPS = st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=4)
 
 
+@pytest.mark.row("T1")
 @given(STEPS, STEPS, TOKENS)
 @settings(max_examples=40, deadline=None)
 def test_nothing_that_another_namespace_writes_changes_a_draft(ours, theirs, prompt):
@@ -81,6 +82,7 @@ def test_nothing_that_another_namespace_writes_changes_a_draft(ours, theirs, pro
     assert drafted(alone, prompt) == drafted(shared, prompt)
 
 
+@pytest.mark.row("T1")
 def test_no_token_of_another_namespace_is_drafted():
     shared = engine()
     write(shared, [1, 2, *PASSAGE, 1, 2, 3], [1, 2, *PASSAGE, 1, 2, 3], namespace="theirs")
@@ -250,6 +252,7 @@ def test_a_run_of_one_token_is_drafted_on():
         session.commit([1] * 50)
 
 
+@pytest.mark.row("K2")
 def test_two_sessions_of_a_namespace_draft_and_commit_in_two_threads():
     shared = engine()
 
@@ -267,6 +270,7 @@ def test_two_sessions_of_a_namespace_draft_and_commit_in_two_threads():
     assert min(in_threads(work, range(2))) > 5_000
 
 
+@pytest.mark.row("K2")
 def test_batches_over_several_namespaces_are_drafted_in_several_threads():
     shared, names = engine(), ("one", "two", "three")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,8 @@ from retrieval_spec.client import breaker
 from retrieval_spec.client.breaker import Breaker, State
 from retrieval_spec.errors import ServiceUnavailable
 from tests.reference.breaker import state_after
+
+pytestmark = pytest.mark.row("V1")
 
 GONE = ServiceUnavailable("gone")
 EVENTS = st.lists(

@@ -165,6 +165,7 @@ def test_recorded_ids_stand_among_texts_as_they_are(tmp_path, place, tokenizer):
     assert open_datastore(place).columns["tokens"].tolist() == [0, 1, end, 7, 1, 300, 0, end, 7, end]
 
 
+@pytest.mark.row("F8")
 def test_ids_of_another_tokenizer_stop_the_build_or_are_passed_over(tmp_path, place, tokenizer, caplog):
     rows = [{"output_ids": [1]}, {"output_ids": [65_535]}, {"output_ids": [0]}]
     (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -203,6 +204,7 @@ class FullDisk:
         raise self.error
 
 
+@pytest.mark.row("D3")
 def test_a_full_disk_is_named(tmp_path, place, tokenizer, monkeypatch):
     lines = write_lines(tmp_path / "one.jsonl", ["a b"])
     full = FullDisk(OSError(28, "No space left on device"))
@@ -213,6 +215,7 @@ def test_a_full_disk_is_named(tmp_path, place, tokenizer, monkeypatch):
         build_datastore(Corpus([lines]), tokenizer=tokenizer, out=place)
 
 
+@pytest.mark.row("D3")
 @pytest.mark.parametrize("stage", ["encoding", "sorting", "writing"])
 def test_an_interrupt_in_any_stage_leaves_nothing(tmp_path, place, tokenizer, stage):
     lines = write_lines(tmp_path / "one.jsonl", TEXTS)

@@ -270,6 +270,7 @@ def test_generate_gives_the_same_text_wherever_the_drafts_come_from(server, stor
     assert max(steps[0], steps[2]) < steps[1]
 
 
+@pytest.mark.row("F8")
 def test_a_server_with_datastores_of_another_tokenizer_is_refused(tmp_path):
     from tests.stores import write_corpus
 

@@ -148,6 +148,7 @@ def test_a_curve_of_a_step_without_answer_is_told_again(scripted):
         assert [step.HasField("cost_curve") for step in servicer.steps] == [True, True]
 
 
+@pytest.mark.row("P1")
 def test_closing_tells_the_last_tokens(scripted):
     servicer, address = scripted
     with DraftClient(address, timeout_s=PATIENCE_S) as client:
@@ -160,6 +161,7 @@ def test_closing_tells_the_last_tokens(scripted):
     assert np.frombuffer(request.commit_token_ids, "<i4").tolist() == [5, 6]
 
 
+@pytest.mark.row("V1")
 @both_transports
 def test_without_a_server_opening_says_what_to_do(tmp_path, transport):
     with DraftClient(f"unix:{tmp_path}/none.sock", transport=transport) as client:
@@ -168,6 +170,7 @@ def test_without_a_server_opening_says_what_to_do(tmp_path, transport):
                 call()
 
 
+@pytest.mark.row("V1", "V4")
 @both_transports
 def test_a_killed_server_costs_empty_trees_until_its_successor_is_up(
     tmp_path, transport, caplog, quick_retries
@@ -196,6 +199,7 @@ def test_a_killed_server_costs_empty_trees_until_its_successor_is_up(
     assert len(warnings(caplog)) == 2, "one line when drafts stop, one when they are back"
 
 
+@pytest.mark.row("V4")
 @both_transports
 def test_all_sessions_come_back_at_once(tmp_path, transport, quick_retries):
     """One outage, however many sessions it hit, is one failure."""
@@ -216,6 +220,7 @@ def test_all_sessions_come_back_at_once(tmp_path, transport, quick_retries):
     client.close()
 
 
+@pytest.mark.row("V1")
 @both_transports
 def test_a_hung_server_is_waited_for_once(tmp_path, transport, caplog, monkeypatch):
     monkeypatch.setattr(asking, "STALE_S", 0.3)
@@ -323,6 +328,7 @@ HOSTILE = {
 UNARY_TOO = {"wrong step number", "token past the vocabulary", "cut column", "an empty message", "a crash"}
 
 
+@pytest.mark.row("V3")
 @pytest.mark.parametrize(
     ("kind", "transport"),
     [(kind, "stream") for kind in HOSTILE] + [(kind, "unary") for kind in sorted(UNARY_TOO)],
@@ -347,6 +353,7 @@ def test_a_hostile_answer_is_dropped(scripted, kind, transport, caplog, quick_re
         assert drafts_come_back(session).token_ids.tolist() == [8, 9]
 
 
+@pytest.mark.row("P1")
 def test_a_late_answer_is_not_taken_for_the_one_awaited(scripted, quick_retries):
     servicer, address = scripted
     with DraftClient(address, timeout_s=0.05) as client:
@@ -360,6 +367,7 @@ def test_a_late_answer_is_not_taken_for_the_one_awaited(scripted, quick_retries)
         assert drafts_come_back(session).token_ids.tolist() == [21, 22]
 
 
+@pytest.mark.row("P1")
 @pytest.mark.parametrize("damage", ["closed", "cut", "grown"])
 def test_a_session_that_the_server_lost_is_opened_again_unseen(scripted, damage):
     servicer, address = scripted
@@ -403,6 +411,8 @@ def damages(servicer, session, address):
     }
 
 
+@pytest.mark.quick
+@pytest.mark.row("P1")
 def test_whatever_happens_to_a_session_it_is_right_again_within_two_round_trips(scripted):
     servicer, address = scripted
     generator = random.Random(11)
@@ -424,6 +434,7 @@ def test_whatever_happens_to_a_session_it_is_right_again_within_two_round_trips(
         assert client.counters.failures == client.counters.bad_answers == client.counters.bugs == 0
 
 
+@pytest.mark.row("V3")
 def test_an_answer_that_nobody_asked_for_ends_the_stream(scripted, quick_retries):
     """Else a server could fill the memory of its client."""
     _, address = scripted
@@ -436,6 +447,7 @@ def test_an_answer_that_nobody_asked_for_ends_the_stream(scripted, quick_retries
         assert stream._answers.empty()
 
 
+@pytest.mark.row("V4")
 def test_opening_again_does_not_hold_up_the_generation(scripted):
     servicer, address = scripted
     with DraftClient(address, timeout_s=0.2) as client:
@@ -480,6 +492,7 @@ class Deferred:
         return Future()
 
 
+@pytest.mark.row("C1")
 def test_a_context_that_outgrows_the_server_goes_on_without_drafts(scripted, caplog):
     _, address = scripted
     with DraftClient(address, timeout_s=PATIENCE_S) as client:
@@ -495,6 +508,7 @@ def test_a_context_that_outgrows_the_server_goes_on_without_drafts(scripted, cap
         assert session.draft(2).token_ids.tolist() == [1, 2]
 
 
+@pytest.mark.row("V4")
 def test_a_parked_session_is_tried_again(scripted, monkeypatch):
     monkeypatch.setattr(session_module, "PARKED_S", 0.0)
     servicer, address = scripted
@@ -506,6 +520,7 @@ def test_a_parked_session_is_tried_again(scripted, monkeypatch):
         assert opened.draft(2).token_ids.tolist() == [2, 3]
 
 
+@pytest.mark.row("V4")
 def test_a_successor_with_another_vocabulary_is_not_believed(tmp_path, quick_retries):
     listen = f"unix:{tmp_path}/s.sock"
     with server_thread(listen, counting_engine()):

@@ -20,6 +20,8 @@ from retrieval_spec.errors import (
 from retrieval_spec.feedback import Feedback
 from tests.service_process import LIMITS, VOCAB_SIZE, server_process, session_engine
 
+pytestmark = pytest.mark.row("C6")
+
 TIMEOUT_S = 20.0
 """Nothing here is about time, and a loaded machine must not look like a broken server."""
 
@@ -204,6 +206,7 @@ def test_bad_feedback_is_refused_and_the_session_goes_on(either, feedback):
     assert session.draft(1).token_ids.tolist() == [4]
 
 
+@pytest.mark.row("C6", "P1")
 @pytest.mark.parametrize("sent", [0, 1, 2, 3])
 @pytest.mark.parametrize("length", [0, 2, 3, 4, 5])
 def test_truncating_works_whatever_the_server_has_seen(local, remote, sent, length):
@@ -240,6 +243,7 @@ def test_a_prompt_of_200_000_tokens(local, remote):
 BAD_TOKENS = [[-1], [VOCAB_SIZE], [2**32 - 1], [2**70], [1.5], [[1]], ["1"], [None]]
 
 
+@pytest.mark.row("C1", "C6")
 @pytest.mark.parametrize("tokens", BAD_TOKENS, ids=repr)
 def test_bad_tokens_are_refused_at_the_door(either, tokens):
     with pytest.raises(InvalidTokens):

@@ -14,6 +14,8 @@ from retrieval_spec.kernels.commonest import MAX_PAIRS, ROW_WORDS, row_of
 from retrieval_spec.structures.shared_automaton import SharedAutomaton
 from tests.strategies import as_int32
 
+pytestmark = pytest.mark.row("A1")
+
 COUNTED = 128
 STATE, TOTAL, NUM_EDGES, NUM_PAIRS, PAIRS = range(5)
 

@@ -129,6 +129,7 @@ class HeldUp:
         self.process.communicate()
 
 
+@pytest.mark.row("K3")
 def test_documents_are_appended_while_a_compaction_runs(tmp_path, store, tokenizer):
     compaction = HeldUp(store, tmp_path / "flags")
     append(store, tokenizer, 3)
@@ -140,6 +141,7 @@ def test_documents_are_appended_while_a_compaction_runs(tmp_path, store, tokeniz
     assert_whole(store)
 
 
+@pytest.mark.row("T2")
 def test_what_was_removed_meanwhile_does_not_come_back(tmp_path, store, tokenizer):
     compaction = HeldUp(store, tmp_path / "flags")
     remove_documents(store, origins=["*1.jsonl"])
@@ -162,6 +164,7 @@ def test_a_compaction_waits_for_a_writer_that_is_at_work_when_it_is_done(tmp_pat
     assert_whole(store)
 
 
+@pytest.mark.row("K3")
 def test_two_compactions_exclude_each_other(tmp_path, store):
     compaction = HeldUp(store, tmp_path / "flags")
     with pytest.raises(DatastoreError, match="another process is compacting"):
@@ -169,6 +172,7 @@ def test_two_compactions_exclude_each_other(tmp_path, store):
     assert compaction.finish() == [3, 1, 0]
 
 
+@pytest.mark.row("D1", "D4")
 def test_what_a_killed_compaction_left_is_deleted_by_the_next_writer(tmp_path, store, tokenizer):
     compaction = HeldUp(store, tmp_path / "flags")
     (store / WORK_NAME / "0123456789abcdef").mkdir()
@@ -209,6 +213,7 @@ while not Path(sys.argv[2]).exists():
 """
 
 
+@pytest.mark.row("K3")
 def test_appends_removals_and_compactions_at_once_lose_and_double_nothing(tmp_path, store, tokenizer):
     stop = tmp_path / "stop"
     process = subprocess.Popen([sys.executable, "-c", LOOP, str(store), str(stop)], cwd=REPOSITORY)

@@ -16,6 +16,8 @@ from retrieval_spec.structures import context_array
 from retrieval_spec.structures.context_array import ContextArray, separator_of
 from tests.reference.context_array import ReferenceContextArray, reference_draft
 
+pytestmark = pytest.mark.row("A1")
+
 NARROW, WIDE = np.uint16, np.int32
 K = NUM_NEIGHBOURS
 compiling = settings(deadline=None)  # the first example compiles
@@ -48,6 +50,7 @@ def test_positions_stand_in_the_order_of_their_contexts(case, depth):
         assert all(tokens[i - 1] == token for i in bucket)
 
 
+@pytest.mark.quick
 @compiling
 @given(corpora(), st.integers(1, 7))
 def test_counts_are_exact(case, depth):
@@ -63,6 +66,7 @@ def test_counts_are_exact(case, depth):
     assert list(zip(token_ids.tolist(), counts.tolist(), strict=True)) == expected
 
 
+@pytest.mark.quick
 @compiling
 @given(corpora(), st.integers(1, 7), st.integers(1, 9))
 def test_nearest_neighbours_are_the_longest_matches(case, depth, k):
@@ -78,6 +82,7 @@ def test_nearest_neighbours_are_the_longest_matches(case, depth, k):
     assert [length for _, length in taken] == [length for length in longest[:k] if length]
 
 
+@pytest.mark.quick
 @compiling
 @given(corpora(), st.integers(1, 7), st.integers(1, 20), st.integers(1, 5))
 def test_drafts_equal_the_reference(case, depth, max_nodes, max_depth):
@@ -124,6 +129,7 @@ def test_larger_corpora_are_sorted_too(tokens, depth, monkeypatch):
     assert one.positions.tolist() == reference.positions
 
 
+@pytest.mark.row("A2")
 def test_one_repeated_token_costs_linear_time():
     calls = []
     array = ContextArray.build(np.zeros(300_000, NARROW), progress=calls.append)
@@ -202,6 +208,7 @@ def changed(name, column):
     return lambda columns: {**columns, name: column(columns[name])}
 
 
+@pytest.mark.row("F2")
 @pytest.mark.parametrize(
     "change",
     [
@@ -225,6 +232,7 @@ def test_wrong_columns_are_refused(change):
         ContextArray.from_columns(change(columns), depth_tokens=32)
 
 
+@pytest.mark.row("F3")
 @settings(compiling, max_examples=200)
 @given(st.data(), st.sampled_from([NARROW, WIDE]))
 def test_damaged_columns_give_trees_within_the_contract(data, dtype):
@@ -245,6 +253,7 @@ def test_damaged_columns_give_trees_within_the_contract(data, dtype):
     array.continuation_counts(context[-32:])
 
 
+@pytest.mark.row("F3")
 def test_a_damaged_directory_does_not_crash_queries():
     array = ContextArray.build(np.random.default_rng(1).integers(0, 4, 200).astype(NARROW))
     # from_columns refuses this; the file may change after it was checked.
@@ -305,6 +314,7 @@ for dtype in (np.uint16, np.int32):
 """
 
 
+@pytest.mark.row("A1", "F3")
 def test_plain_python_gives_the_same_and_stays_in_bounds():
     outputs = []
     for disabled in ("0", "1"):

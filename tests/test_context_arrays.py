@@ -17,6 +17,8 @@ from tests.reference.context_array import ReferenceContextArray, reference_draft
 from tests.reference.context_arrays import ReferenceContextArrays
 from tests.threads import in_threads
 
+pytestmark = pytest.mark.row("A1")
+
 NARROW, WIDE = np.uint16, np.int32
 END = None
 compiling = settings(deadline=None)  # the first example compiles
@@ -144,6 +146,7 @@ def test_nothing_to_search_drafts_nothing(num_segments):
     assert (arrays.num_ids, arrays.num_bytes) == (0, 4 * num_segments)
 
 
+@pytest.mark.row("F3")
 @settings(compiling, max_examples=200)
 @given(st.data())
 def test_damaged_segments_give_trees_within_the_contract(data):
@@ -167,6 +170,7 @@ def test_damaged_segments_give_trees_within_the_contract(data):
     assert np.all((probs >= 0) & (probs <= 1))
 
 
+@pytest.mark.row("K1")
 def test_threads_share_segments():
     rng = np.random.default_rng(7)
     texts = [[*rng.integers(0, 9, 3_000).tolist(), END] for _ in range(3)]
@@ -199,6 +203,7 @@ for _ in range(20):
 """
 
 
+@pytest.mark.row("A1", "F3")
 def test_plain_python_gives_the_same_and_stays_in_bounds():
     outputs = []
     for disabled in ("0", "1"):

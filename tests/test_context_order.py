@@ -16,6 +16,8 @@ from retrieval_spec.structures.context_order import check_order, sampled_order, 
 from tests.golden import GOLDEN, change_column, copy_golden
 from tests.stores import array_of, write_corpus
 
+pytestmark = pytest.mark.row("F3")
+
 documents = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=6)
 
 
@@ -52,6 +54,7 @@ def test_any_other_positions_are_refused_without_a_crash(corpus, data):
     assert is_accepted(changed) == (others == array.positions.tolist())
 
 
+@pytest.mark.row("F9")
 @pytest.mark.parametrize("name", ["uint16", "int32", "empty"])
 @pytest.mark.parametrize("order", ["sampled", "whole"])
 def test_golden_stores_are_in_order(name, order):

@@ -139,6 +139,7 @@ def test_budgets_bound_nodes_and_depth(drafter):
     assert len(cursor.propose(Budget(64, max_depth_nodes=0))) == 0
 
 
+@pytest.mark.row("K1")
 def test_threads_share_one_drafter():
     rng = np.random.default_rng(0)
     text = rng.integers(0, 6, 50_000).astype(np.int32)

@@ -310,6 +310,7 @@ def test_a_damaged_table_is_named(tmp_path, kind, damage):
         texts(path)
 
 
+@pytest.mark.row("F-fuzz")
 @pytest.mark.parametrize("kind", TABLE_WRITERS)
 def test_altered_bytes_of_a_table_give_one_kind_of_error(tmp_path, kind):
     name, write_table = TABLE_WRITERS[kind]

@@ -18,6 +18,8 @@ from tests import standin
 from tests.fault_proxy import fault_proxy
 from tests.service_process import server_process
 
+pytestmark = pytest.mark.row("V1")
+
 STEP_S = 0.005
 MARGIN = 0.1
 USELESS = standin.some_text(128, 0.0)

@@ -210,6 +210,7 @@ def test_a_state_of_another_size_or_without_a_value_is_refused_before_anything_i
     assert session.context_length == 1
 
 
+@pytest.mark.row("F7")
 @pytest.mark.parametrize("where", [0, 4, 60, -1])
 def test_an_altered_index_is_refused_before_it_is_read(store, where, monkeypatch):
     data = bytearray((store / "index.bin").read_bytes())

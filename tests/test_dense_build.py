@@ -124,6 +124,7 @@ def run_killed(corpus, out, after):
     return warm_processes.run("-c", KILLED, corpus, out, after)
 
 
+@pytest.mark.row("D1")
 def test_a_killed_build_goes_on_from_its_finished_parts(corpus, tmp_path):
     killed = run_killed(corpus, tmp_path / "dense", 2)
     assert killed.returncode == -signal.SIGKILL
@@ -166,6 +167,7 @@ def test_a_place_that_is_taken_is_refused_before_the_model_runs(model, corpus, b
         build_dense(Corpus([corpus]), model=model, tokenizer=demo_model_dir(), out=built.path)
 
 
+@pytest.mark.row("F8")
 def test_a_tokenizer_of_another_model_is_refused(corpus, tmp_path):
     with pytest.raises(InvalidRequest, match="not the model's"):
         build_dense(

@@ -173,6 +173,7 @@ def second_segment(store):
     return open_segments(store).stores[1].path
 
 
+@pytest.mark.row("F7")
 @pytest.mark.parametrize("where", [0, 4, 60, -1])
 def test_an_altered_index_of_a_later_segment_is_refused_before_it_is_read(grown, where, monkeypatch):
     file = second_segment(grown) / "index.bin"
@@ -306,6 +307,7 @@ def test_what_does_not_fit_is_refused(tmp_path, store, tokenizer):
     assert open_segments(store).generation == 0
 
 
+@pytest.mark.row("D1")
 def test_after_kill_9_at_any_call_the_old_or_the_new_generation_is_there(tmp_path, store, tokenizer):
     corpus = as_lines(tmp_path / "more.jsonl", DOCUMENTS[20:24])
 

@@ -88,6 +88,7 @@ LIES = {
 }
 
 
+@pytest.mark.row("F7")
 @pytest.mark.parametrize("lie", LIES)
 def test_a_header_that_lies_is_refused_before_faiss_reads_it(index, lie, monkeypatch):
     monkeypatch.setattr(faiss, "deserialize_index", None)
@@ -95,6 +96,7 @@ def test_a_header_that_lies_is_refused_before_faiss_reads_it(index, lie, monkeyp
         DenseIndex.from_bytes(changed(index.to_bytes(), *LIES[lie]), DIMENSIONS, NUM_VECTORS)
 
 
+@pytest.mark.row("F7")
 @pytest.mark.parametrize("num_bytes", [0, 3, 40, 60, 1_000])
 def test_a_cut_index_is_refused(index, num_bytes):
     with pytest.raises(DatastoreCorrupt):
@@ -165,6 +167,7 @@ def test_indexes_of_another_training_are_not_compared(index):
         check_trained_alike([index, DenseIndex.build(VECTORS[:900] * 0.5)])
 
 
+@pytest.mark.row("F7")
 def test_more_lists_than_the_bytes_hold_are_refused_before_faiss_reads_them(monkeypatch):
     monkeypatch.setattr(dense_index, "MAX_FLAT", 1_000)
     data = DenseIndex.build(VECTORS).to_bytes()

@@ -22,6 +22,8 @@ from retrieval_spec.service.sessions import SessionTable
 from retrieval_spec.v1 import draft_pb2 as pb
 from tests.service_process import counting_engine
 
+pytestmark = pytest.mark.row("C4")
+
 
 class Clock:
     now_s = 1_000.0

@@ -17,6 +17,8 @@ from retrieval_spec.client.economy import (
     Move,
 )
 
+pytestmark = pytest.mark.row("V1")
+
 CEILING_S = 0.1
 STEP_S = 0.005
 

@@ -61,6 +61,7 @@ def test_an_empty_context_is_a_context():
     assert session.draft(1).token_ids.tolist() == [6]
 
 
+@pytest.mark.row("P1")
 @given(st.lists(st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=400), max_size=6), st.data())
 @settings(max_examples=50, deadline=None)
 def test_truncate_equals_a_session_that_never_went_further(commits, data):
@@ -155,6 +156,8 @@ def test_nodes_that_nobody_verified_do_not_count_as_refused(draft):
     assert float(session.draft(16).path_probs().sum()) >= sure > 12
 
 
+@pytest.mark.quick
+@pytest.mark.row("C1")
 @pytest.mark.parametrize("bad", [[VOCAB_SIZE], [-1], [2**31], [0.5]])
 def test_bad_tokens_leave_the_session_as_it_was(bad):
     session = engine().open_session([1])
@@ -165,6 +168,7 @@ def test_bad_tokens_leave_the_session_as_it_was(bad):
         engine().open_session(bad)
 
 
+@pytest.mark.row("C1")
 def test_limits_hold():
     small = engine(limits=Limits(max_context_tokens=4, max_nodes=2, max_sessions=1))
     with pytest.raises(LimitExceeded, match="context too long"):
@@ -180,6 +184,7 @@ def test_limits_hold():
     assert small.open_session([1]).context_length == 1
 
 
+@pytest.mark.row("P1")
 def test_a_step_for_another_state_is_refused():
     session = engine().open_session([1, 2])
     session.expect(2)
@@ -198,6 +203,7 @@ def test_a_closed_session_is_unknown():
             call()
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize("namespace", ["", "a b", "x" * 65, "a/b/c", "/a", "a/", "../a", "ü"])
 def test_a_namespace_is_a_name(namespace):
     with pytest.raises(InvalidRequest, match="namespace"):

@@ -39,6 +39,7 @@ def test_a_hidden_state_that_nobody_asks_for_is_not_looked_at():
     Feedback(hidden_state=np.full(9, np.nan, np.float32)).check(VOCAB_SIZE)
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -23,6 +23,8 @@ from tests.conftest import REPOSITORY
 from tests.golden import GOLDEN
 from tests.reference.datastore_format import Damaged, Store
 
+pytestmark = pytest.mark.row("F9")
+
 STORES = ("uint16", "int32", "empty")
 ALL_STORES = (*STORES, "rows", "pruned")
 GROWN = ("grown", "moved")
@@ -161,6 +163,7 @@ def test_a_reader_written_from_the_specification_finds_the_same(name):
         assert store.longest(one["query"]) == (one["length"], one["next"])
 
 
+@pytest.mark.row("F1", "F9")
 @pytest.mark.parametrize("name", [*STORES, "rows", *GROWN])
 def test_both_readers_find_a_flipped_bit_in_any_file(tmp_path, name):
     for file, data in bytes_of(GOLDEN / name).items():

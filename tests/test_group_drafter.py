@@ -69,6 +69,7 @@ def test_prompts_and_what_strangers_wrote_are_not_shared():
     assert len(drafted(drafter, "a/x")) == 0
 
 
+@pytest.mark.row("T2")
 def test_what_a_forgotten_tenant_wrote_counts_no_longer_and_its_open_sessions_add_nothing():
     drafter = opened()
     for namespace in ("a/x", "b/x", "c/x"):
@@ -149,6 +150,7 @@ def test_memory_is_bounded_and_told(monkeypatch):
     assert max(sizes.values()) <= 100 * 450
 
 
+@pytest.mark.row("K2")
 def test_threads_share_one_group():
     drafter = opened(min_tenants=2, ngram_tokens=3)
 
@@ -184,6 +186,7 @@ def teach(engine, namespace):
     session.close()
 
 
+@pytest.mark.row("T1")
 def test_an_engine_blends_what_is_shared_and_strangers_get_the_same_as_without():
     shared, alone = engine(), engine()
     for namespace in ("a/x", "b/x", "c/x"):

@@ -39,6 +39,7 @@ def test_what_one_session_wrote_is_drafted_for_the_next():
     assert tree.parents.tolist() == list(range(-1, 9))
 
 
+@pytest.mark.row("T1")
 def test_no_namespace_reads_another():
     drafter = opened(learn="live")
     write(drafter, PASSAGE, namespace="theirs")
@@ -143,6 +144,7 @@ def test_a_live_output_outlives_the_automaton_that_it_began_in():
     assert len(drafted(drafter, output[:20].tolist())) == 0
 
 
+@pytest.mark.row("K1", "K2")
 def test_threads_share_one_history():
     drafter = opened(max_bytes=MIN_BYTES, learn="live")
 

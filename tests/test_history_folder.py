@@ -113,6 +113,7 @@ def test_one_process_has_it_at_a_time(tmp_path, folder):
     HistoryFolder.open_existing(tmp_path / "history").close()
 
 
+@pytest.mark.row("F8")
 def test_tokenizers_are_told_apart_where_both_are_known(tmp_path):
     mine, other = "sha256:" + "a" * 64, "sha256:" + "b" * 64
     HistoryFolder.open(tmp_path / "h", VOCAB_SIZE, mine).close()
@@ -132,6 +133,7 @@ def test_a_long_session_keeps_its_newest_tokens(folder):
     np.testing.assert_array_equal(found.output, output[3:])
 
 
+@pytest.mark.row("F1")
 @given(
     st.lists(st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=8), min_size=1, max_size=5),
     st.data(),
@@ -155,6 +157,7 @@ def test_any_cut_and_any_changed_bit_costs_the_records_behind_it_alone(outputs, 
             assert content.num_valid_bytes == ends[num_whole - 1]
 
 
+@pytest.mark.row("F-fuzz")
 @given(st.binary(max_size=300))
 def test_no_bytes_break_the_reader(data):
     assert read_segment(data, VOCAB_SIZE) is None
@@ -162,12 +165,14 @@ def test_no_bytes_break_the_reader(data):
     assert content.texts == []
 
 
+@pytest.mark.row("F2")
 def test_ids_of_no_vocabulary_are_not_read():
     for wrong in (VOCAB_SIZE, -1, 2**31 - 1):
         data = header_bytes("default") + record_bytes(text([1])) + record_bytes(text([2, wrong]))
         assert lists(read_segment(data, VOCAB_SIZE).texts) == [([], [1])]
 
 
+@pytest.mark.row("F2")
 def test_lengths_that_lie_take_no_memory():
     for lengths in ((2**32 - 1, 2**32 - 1), (MAX_PROMPT_TOKENS, MAX_OUTPUT_TOKENS)):
         data = header_bytes("default") + np.array(lengths, "<u4").tobytes() + bytes(100)
@@ -179,6 +184,7 @@ def test_lengths_that_lie_take_no_memory():
             tracemalloc.stop()
 
 
+@pytest.mark.row("D4")
 def test_a_torn_end_is_cut_off_before_more_is_written(tmp_path, folder):
     folder.append("default", [text([1]), text([2] * 100)], NOW_S)
     folder.close()
@@ -216,6 +222,7 @@ def test_a_damaged_segment_costs_no_other_one(tmp_path):
     again.close()
 
 
+@pytest.mark.row("F5/F6")
 def test_what_belongs_to_nobody_is_removed_and_links_are_not_followed(tmp_path, folder):
     folder.append("default", [text([1])], NOW_S)
     folder.close()
@@ -262,6 +269,7 @@ def test_a_namespace_keeps_its_newest_segments(tmp_path):
     history.close()
 
 
+@pytest.mark.row("S2")
 def test_no_namespace_and_no_flood_of_them_keeps_more_than_it_may(tmp_path, monkeypatch):
     monkeypatch.setattr(history_folder, "MAX_NAMESPACES", 4)
     history = opened(tmp_path / "history", max_bytes=20_000)
@@ -293,6 +301,7 @@ def test_nothing_is_older_than_it_may_be_and_what_is_young_stays(tmp_path):
     history.close()
 
 
+@pytest.mark.row("T2")
 def test_a_forgotten_namespace_is_nowhere_in_the_folder(tmp_path, folder):
     canary = as_int32(CANARY).tobytes()
     for number in range(5):
@@ -355,6 +364,7 @@ def write_and_forget(path):
     history.forget("theirs")
 
 
+@pytest.mark.row("D1")
 @pytest.mark.parametrize("seam", [*SEAMS, "pwrite"])
 def test_a_kill_anywhere_leaves_whole_records_and_all_or_nothing_of_what_is_forgotten(tmp_path, seam):
     before = tmp_path / "before"
@@ -380,6 +390,7 @@ def test_a_kill_anywhere_leaves_whole_records_and_all_or_nothing_of_what_is_forg
     assert read_history(path)["ours"][-1] == ([], [9])
 
 
+@pytest.mark.row("D3")
 def test_a_full_disk_costs_what_could_not_be_written_alone(tmp_path, folder, monkeypatch):
     folder.append("default", [text([1])], NOW_S)
     real, left = os.pwrite, [10]
@@ -404,6 +415,7 @@ def test_a_full_disk_costs_what_could_not_be_written_alone(tmp_path, folder, mon
     again.close()
 
 
+@pytest.mark.row("D3", "D4")
 def test_nothing_stands_behind_what_is_torn_and_cannot_be_cut_off(tmp_path, folder, monkeypatch):
     def fail(*arguments):
         raise OSError(5, "Input/output error")
@@ -419,6 +431,7 @@ def test_nothing_stands_behind_what_is_torn_and_cannot_be_cut_off(tmp_path, fold
     assert lists(folder.read("default"))[-1] == ([], [3])
 
 
+@pytest.mark.row("F9")
 def test_the_golden_history_stays_readable_and_is_written_byte_for_byte(tmp_path):
     golden = shutil.copytree(GOLDEN, tmp_path / "golden")
     golden.chmod(0o700)

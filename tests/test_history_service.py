@@ -99,6 +99,7 @@ def survives_kill_9(tmp_path, learned, probes, vocab_size):
     return found
 
 
+@pytest.mark.row("V4")
 def test_a_server_drafts_after_kill_9_as_it_did_before(tmp_path):
     texts = passages(seed=1, num_outputs=14)
     fresh, before, after = survives_kill_9(tmp_path, texts[:10], texts[10:], VOCAB_SIZE)
@@ -106,6 +107,7 @@ def test_a_server_drafts_after_kill_9_as_it_did_before(tmp_path):
     assert abs(after / before - 1) <= 0.02
 
 
+@pytest.mark.row("V4")
 @pytest.mark.long
 @pytest.mark.parametrize("family", ["agent_tools", "chat", "code", "maths"])
 def test_a_server_drafts_after_kill_9_as_it_did_before_on_recorded_outputs(tmp_path, data_dir, family):
@@ -166,6 +168,7 @@ async def replies(servicer, texts, namespace):
     return answers
 
 
+@pytest.mark.row("T1")
 def test_a_tenants_replies_are_the_same_bytes_whatever_others_left_on_disk(tmp_path):
     ours, theirs = passages(2, 7), passages(2, 7)  # the same phrases: any leak would be drafted
 
@@ -254,6 +257,7 @@ def holds_canary(servicer, folder):
     return on_disk, in_memory
 
 
+@pytest.mark.row("T2")
 def test_a_forgotten_namespace_is_gone_from_memory_and_disk_and_does_not_come_back(tmp_path):
     folder = tmp_path / "history"
 
@@ -280,6 +284,7 @@ def test_a_forgotten_namespace_is_gone_from_memory_and_disk_and_does_not_come_ba
     asyncio.run(run())
 
 
+@pytest.mark.row("T2")
 def test_what_comes_while_a_namespace_is_forgotten_does_not_bring_it_back(tmp_path):
     folder = tmp_path / "history"
 
@@ -382,6 +387,7 @@ def test_a_discarded_session_teaches_nothing_and_frees_its_memory():
     assert CANARY[3] not in engine.open_session(CANARY[:3]).draft(4).token_ids
 
 
+@pytest.mark.row("D3")
 def test_a_disk_that_fails_is_told_of_once_and_costs_no_draft(tmp_path, monkeypatch, caplog):
     async def run():
         servicer = served(tmp_path / "history")
@@ -440,6 +446,7 @@ def test_what_was_told_is_told_anew_after_it_was_forgotten():
     assert len(retold.new_part("mine", prompt[:0])) == 0
 
 
+@pytest.mark.row("S2")
 def test_what_waits_for_the_disk_takes_bounded_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(keeping, "MAX_PENDING_BYTES", 1_000)
 

@@ -95,6 +95,7 @@ def replay(tmp_path, scripts, steps, others):
             yield mine.answers
 
 
+@pytest.mark.row("T1")
 @pytest.mark.parametrize(
     ("scripts", "steps"), [(2, 80), pytest.param(20, 200, marks=pytest.mark.long)], ids=["short", "long"]
 )
@@ -110,6 +111,7 @@ CANARIES = range(61_000, 61_064)
 A, B = "a-token-of-tenant-a", "b-token-of-tenant-b"
 
 
+@pytest.mark.row("T2", "T3")
 def test_canaries_of_a_tenant_show_up_nowhere_else(tmp_path):
     (tmp_path / "tokens").write_text(f"alpha {A}\nbravo {B}\n")
     (tmp_path / "tokens").chmod(0o600)
@@ -157,6 +159,7 @@ def test_canaries_of_a_tenant_show_up_nowhere_else(tmp_path):
     assert not numbers & set(map(str, CANARIES))
 
 
+@pytest.mark.row("C2/C3")
 @pytest.mark.parametrize("count", [150, pytest.param(20_000, marks=pytest.mark.long)])
 def test_garbage_harms_nobody(tmp_path, count):
     log = tmp_path / "log"
@@ -178,6 +181,7 @@ def test_garbage_harms_nobody(tmp_path, count):
         assert resident_bytes(process) - before < 24 * 2**20 + 200 * beside.num_flooded
 
 
+@pytest.mark.row("C5")
 def test_connections_that_hang_leave_others_their_drafts(tmp_path):
     with (
         served(tmp_path, "capped") as (process, stub, channel),
@@ -190,6 +194,7 @@ def test_connections_that_hang_leave_others_their_drafts(tmp_path):
         assert health(channel) == SERVING
 
 
+@pytest.mark.row("C5")
 def test_clients_that_hang_or_crawl_hold_up_nobody(tmp_path):
     with served(tmp_path, "capped") as (process, stub, channel), ExitStack() as stack:
         mine = Script(stub, 0, "mine")
@@ -222,6 +227,7 @@ def test_clients_that_hang_or_crawl_hold_up_nobody(tmp_path):
         mine.step()
 
 
+@pytest.mark.row("C4")
 @pytest.mark.parametrize(
     ("engine", "cap", "count"),
     [("roomy", 200, 260), pytest.param("capped", 1_000, 10_000, marks=pytest.mark.long)],

@@ -19,6 +19,8 @@ from tests.service_process import VOCAB_SIZE, counting_engine, server_thread
 from tests.standin import verified
 from tests.test_client import node_column
 
+pytestmark = pytest.mark.row("V3")
+
 MAX_NODES = 4
 TIMEOUT_S = 5.0
 TEXT = [7, 8, 9, 10, 40, 41, 42, 90, 11, 12, 13, 500, 501, 7, 8, 9]

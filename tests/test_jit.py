@@ -12,6 +12,8 @@ import pytest
 
 from retrieval_spec.kernels import jit
 
+pytestmark = pytest.mark.row("N1")
+
 CALL = """
 import logging; logging.basicConfig()
 import numpy as np

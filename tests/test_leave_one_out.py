@@ -148,6 +148,7 @@ def test_long_documents_are_replayed_in_part_and_always_the_same_part(tmp_path, 
     assert predicted == predict_acceptance(parts, 4, 16, ignore)
 
 
+@pytest.mark.row("F3")
 def test_damaged_positions_give_other_figures_but_no_crash(tmp_path):
     path = write_corpus(tmp_path / "store", random_documents(5, 50, 4), 10, np.uint16)
     positions = np.random.default_rng(0).integers(0, 2**32, 250, dtype=np.uint32)

@@ -23,6 +23,8 @@ from retrieval_spec.memory import LearnedMemory
 from retrieval_spec.service.sessions import SPARE_S, SessionTable
 from tests.fake_drafters import CountingDrafter
 
+pytestmark = pytest.mark.row("C1")
+
 NO_TOKENS = np.zeros(0, np.int32)
 
 
@@ -31,6 +33,7 @@ def engine(vocab_size=1_000, preset=None, **limits):
     return Engine(vocab_size, drafters, preset or "default", limits=Limits(**limits))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("entry", fields(Limits), ids=lambda entry: entry.name)
 def test_every_limit_has_a_range_and_a_meaning(entry):
     highest = entry.metadata["highest"]
@@ -42,6 +45,7 @@ def test_every_limit_has_a_range_and_a_meaning(entry):
     assert entry.metadata["meaning"]
 
 
+@pytest.mark.quick
 def test_contexts_and_commits_end_at_their_limits():
     session = engine(max_context_tokens=8, max_append_tokens=3).open_session([1] * 4)
     session.commit([1, 2, 3])
@@ -55,6 +59,7 @@ def test_contexts_and_commits_end_at_their_limits():
         engine(max_context_tokens=8).open_session([1] * 9)
 
 
+@pytest.mark.quick
 def test_draft_parameters_are_clamped():
     session = engine(max_nodes=6, max_depth_nodes=64).open_session([1])
     assert len(session.draft(1_000_000)) == 6
@@ -66,6 +71,7 @@ def test_draft_parameters_are_clamped():
     assert tree.depths().max() == 3
 
 
+@pytest.mark.quick
 def test_feedback_ends_at_its_limit():
     narrow = engine(max_topk=2).open_session([1])
     root, parent = np.array([1], np.int32), np.array([-1], np.int32)
@@ -74,6 +80,8 @@ def test_feedback_ends_at_its_limit():
         narrow.commit([3], Feedback(root, parent, np.array([[1, 2, 3]], np.int32)))
 
 
+@pytest.mark.quick
+@pytest.mark.row("C1", "C4")
 def test_sessions_are_counted_for_all_and_for_each_tenant():
     small = engine(max_sessions=3, max_tenant_sessions=2)
     first = small.open_session([1], "a/x")
@@ -97,6 +105,7 @@ def test_a_failed_opening_leaves_nothing_counted():
     assert (small.num_sessions, small.ledger.num_bytes) == (0, 0)
 
 
+@pytest.mark.row("S2")
 def test_sessions_give_back_the_memory_that_they_are_counted_with():
     default = engine(preset="default")
     rng = np.random.default_rng(0)
@@ -113,6 +122,7 @@ def test_sessions_give_back_the_memory_that_they_are_counted_with():
     assert default.ledger.num_bytes == 0
 
 
+@pytest.mark.row("C1", "S2")
 def test_no_session_grows_beyond_the_memory_of_all():
     tight = engine(preset="default", max_session_bytes=MIB)
     with pytest.raises(LimitExceeded, match="memory"):
@@ -128,6 +138,7 @@ def test_no_session_grows_beyond_the_memory_of_all():
     assert session.context_length == length
 
 
+@pytest.mark.row("C4")
 def test_a_refused_session_costs_less_than_a_millisecond():
     full = engine(max_sessions=1)
     full.open_session([])
@@ -148,6 +159,7 @@ class Clock:
         return self.now
 
 
+@pytest.mark.row("C4")
 def test_only_a_tenants_own_unused_session_makes_room_for_it():
     clock = Clock()
     table = SessionTable(engine(max_sessions=2), clock)
@@ -167,6 +179,7 @@ def test_only_a_tenants_own_unused_session_makes_room_for_it():
     assert (len(table), table.num_dropped) == (2, 1)
 
 
+@pytest.mark.row("T1")
 def test_sessions_answer_their_owner_alone():
     table = SessionTable(engine())
     mine = table.open(NO_TOKENS, "a/x")
@@ -184,6 +197,7 @@ class Learned:
         self.num_bytes = num_bytes
 
 
+@pytest.mark.row("C4")
 def test_a_tenant_with_many_namespaces_forgets_its_own():
     namespaces = Namespaces(Learned)
     kept = namespaces.of("quiet/one")
@@ -193,6 +207,7 @@ def test_a_tenant_with_many_namespaces_forgets_its_own():
     assert len(namespaces.sizes()) == MAX_NAMESPACES
 
 
+@pytest.mark.row("S2")
 def test_what_only_open_sessions_hold_is_counted_until_they_close():
     namespaces = Namespaces(Learned)
     held = namespaces.of("a")
@@ -203,6 +218,7 @@ def test_what_only_open_sessions_hold_is_counted_until_they_close():
     assert namespaces.num_bytes == 0
 
 
+@pytest.mark.row("S2")
 def test_open_sessions_do_not_keep_the_memory_of_what_is_forgotten():
     budget = 8 * MIB
     engine = Engine(50_000, limits=Limits(max_learned_bytes=budget))
@@ -222,6 +238,7 @@ def test_open_sessions_do_not_keep_the_memory_of_what_is_forgotten():
         session.close()
 
 
+@pytest.mark.row("T2")
 def test_a_forgotten_history_drafts_nothing_and_learns_nothing():
     drafter = HistoryDrafter.open(1_000)
     text = np.arange(100, dtype=np.int32)
@@ -243,6 +260,7 @@ def test_a_forgotten_history_drafts_nothing_and_learns_nothing():
     assert len(fresh.propose(Budget(4, 4))) == 0, "what nobody may draft from is nowhere"
 
 
+@pytest.mark.row("S2")
 def test_the_largest_tenant_forgets_first_and_its_oldest_namespace():
     class Source:
         namespaces = Namespaces(Learned)
@@ -256,6 +274,7 @@ def test_the_largest_tenant_forgets_first_and_its_oldest_namespace():
     assert memory.num_forgotten == 2
 
 
+@pytest.mark.row("S2")
 def test_the_history_says_what_it_holds():
     drafter = HistoryDrafter.open(1_000)
     cursor = drafter.start(NO_TOKENS)
@@ -298,6 +317,7 @@ print(json.dumps([budget, most - base, refused, engine.memory.num_bytes]))
 """
 
 
+@pytest.mark.row("S2")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads resident memory from /proc")
 def test_ten_times_the_budget_fits_in_the_budget():
     done = subprocess.run([sys.executable, "-c", FILL], capture_output=True, text=True, check=True)

@@ -23,6 +23,7 @@ def store(tmp_path):
     return write_corpus(tmp_path / "store", DOCUMENTS, 60, np.uint16)
 
 
+@pytest.mark.row("F4")
 @pytest.mark.parametrize("load", LOADS)
 def test_however_it_is_loaded_a_store_is_the_same(store, load):
     columns = open_segments(store, load).only.columns
@@ -31,6 +32,7 @@ def test_however_it_is_loaded_a_store_is_the_same(store, load):
         assert not columns[name].flags.writeable
 
 
+@pytest.mark.row("F4")
 def test_a_folder_that_others_may_change_is_read_and_not_mapped(store):
     for mode, expected in ((0o755, "mmap"), (0o775, "mmap"), (0o757, "memory")):
         store.chmod(mode)
@@ -46,6 +48,7 @@ def test_an_unknown_way_is_refused(store):
         open_segments(store, "disk")
 
 
+@pytest.mark.row("F4")
 def test_a_file_that_is_cut_while_it_is_read_is_refused(store, monkeypatch):
     real = os.preadv
 
@@ -69,6 +72,7 @@ print(len(engine.open_session([5, 6, 7]).draft(16)))
 """
 
 
+@pytest.mark.row("F4")
 @pytest.mark.parametrize("load", ["memory", "mmap"])
 def test_cutting_the_files_of_an_open_store_ends_only_who_mapped_them(store, load):
     done = subprocess.run(

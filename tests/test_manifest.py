@@ -67,6 +67,7 @@ def lies() -> list[tuple[tuple[str, ...], object]]:
     return table
 
 
+@pytest.mark.row("F2")
 @pytest.mark.parametrize(("keys", "value"), lies(), ids=repr)
 def test_a_sealed_manifest_that_lies_is_refused(tmp_path, keys, value):
     store = copy_golden(tmp_path)
@@ -87,6 +88,7 @@ def paths_of(value: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
     return [path] * bool(path) + [p for key, v in value.items() for p in paths_of(v, (*path, key))]
 
 
+@pytest.mark.row("F2")
 @pytest.mark.parametrize("keys", paths_of(json.loads(SEALED)), ids=".".join)
 def test_every_field_is_needed(tmp_path, keys):
     store = copy_golden(tmp_path)
@@ -101,6 +103,7 @@ def test_every_field_is_needed(tmp_path, keys):
         open_datastore(store)
 
 
+@pytest.mark.row("F5/F6")
 @pytest.mark.parametrize("name", NAME_LIES, ids=repr)
 def test_file_names_stay_in_the_folder(tmp_path, name):
     store = copy_golden(tmp_path)
@@ -114,6 +117,8 @@ def test_file_names_stay_in_the_folder(tmp_path, name):
         open_datastore(store)
 
 
+@pytest.mark.quick
+@pytest.mark.row("F1")
 def test_every_single_bit_flip_is_detected():
     accepted = []
     for index in range(len(SEALED)):
@@ -128,12 +133,14 @@ def test_every_single_bit_flip_is_detected():
     assert accepted == []
 
 
+@pytest.mark.row("F-fuzz")
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
 def test_garbage_is_refused(data):
     with pytest.raises(DatastoreCorrupt):
         parse_manifest(data)
 
 
+@pytest.mark.row("F2")
 @pytest.mark.parametrize(
     "data",
     [
@@ -158,12 +165,14 @@ def test_what_is_no_manifest_is_refused(data):
         parse_manifest(data)
 
 
+@pytest.mark.row("F2")
 def test_a_duplicate_key_is_refused_even_if_sealed():
     data = SEALED.replace(b'"name":', b'"name": "other", "name":')
     with pytest.raises(DatastoreCorrupt, match="occurs twice"):
         parse_manifest(reseal(data))
 
 
+@pytest.mark.row("F9")
 @pytest.mark.parametrize("version", [2, 7, 2**40])
 def test_a_newer_version_is_named_with_the_remedy(tmp_path, version):
     store = copy_golden(tmp_path)
@@ -172,6 +181,7 @@ def test_a_newer_version_is_named_with_the_remedy(tmp_path, version):
         open_datastore(store)
 
 
+@pytest.mark.row("F9")
 def test_an_unknown_kind_is_named(tmp_path):
     store = copy_golden(tmp_path)
     change_manifest(store, lambda manifest: manifest.update(kind="graph"))
@@ -179,6 +189,7 @@ def test_an_unknown_kind_is_named(tmp_path):
         open_datastore(store)
 
 
+@pytest.mark.row("F9")
 def test_unknown_keys_of_the_same_version_are_ignored(tmp_path):
     store = copy_golden(tmp_path)
     change_manifest(store, lambda manifest: manifest.update(colour={"deep": [1.5, None]}))

@@ -13,6 +13,8 @@ from retrieval_spec.structures.ngram_table import MAX_CORPUS_CONTEXTS, NGramTabl
 from tests.reference.ngram_table import ReferenceTable
 from tests.strategies import as_int32, token_streams
 
+pytestmark = pytest.mark.row("A1")
+
 SEPARATOR = 2**16 - 1
 
 
@@ -42,6 +44,7 @@ def assert_like_the_twin(table, twin):
         assert all_counts(table, table.arena, context, counts) == dict(counts)
 
 
+@pytest.mark.quick
 @given(token_streams(max_size=300, alphabet=9), st.integers(1, 4), st.integers(1, 3), st.integers(1, 6))
 @settings(deadline=None)
 def test_it_counts_what_the_twin_counts(text, max_context, min_context, max_kept):
@@ -93,6 +96,7 @@ def test_a_full_table_forgets_the_generation_before_and_halves_what_comes_back()
     assert_like_the_twin(table, twin)
 
 
+@pytest.mark.row("A1", "S2")
 def test_memory_is_bounded_whatever_comes():
     rng = np.random.default_rng(2)
     table = NGramTable(Shape(4), max_contexts=4_096)

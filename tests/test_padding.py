@@ -15,6 +15,8 @@ from retrieval_spec.tree import DraftTree
 from retrieval_spec.v1 import draft_pb2 as pb
 from tests.service_process import server_thread
 
+pytestmark = pytest.mark.row("T4")
+
 VOCAB_SIZE = 1_000
 SESSIONS = 3
 NODES = 12
@@ -88,6 +90,7 @@ def test_no_more_nodes_are_drafted_than_there_is_room_for():
     assert len(answer(servicer, ids, texts(), -1, total_nodes=5).token_ids) == 4 * 5
 
 
+@pytest.mark.row("V3")
 def test_hostile_padding_is_refused_like_any_hostile_answer():
     names = ("one",)
     for counts in ([-5], [2**31 - 1], [3]):
@@ -120,6 +123,7 @@ def test_a_client_that_asks_for_padding_gets_the_same_trees(tmp_path, transport)
         assert min(map(len, found[0])) > 1
 
 
+@pytest.mark.row("C1")
 def test_impossible_padding_is_refused_at_the_door():
     for wrong in (-1, 4_097):
         with pytest.raises(InvalidRequest, match="pad_to_nodes"):

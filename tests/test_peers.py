@@ -104,6 +104,7 @@ def test_changed_tokens_are_taken_over_and_broken_ones_are_not(tmp_path):
     assert holders.owner(Call(authorization=f"Bearer {A}")) == "acme"
 
 
+@pytest.mark.row("T1")
 def test_names_in_certificates_become_tenants_that_never_meet():
     def owner(common=(), others=()):
         shown = {"x509_common_name": common, "x509_subject_alternative_name": others}
@@ -145,6 +146,7 @@ def refusal(call, *arguments, **options):
     return caught.value.code().name
 
 
+@pytest.mark.row("T1")
 def test_tenants_do_not_reach_each_other_over_tokens(tmp_path):
     config = ServerConfig(tokens=tokens_file(tmp_path))
     with (

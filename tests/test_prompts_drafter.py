@@ -78,6 +78,7 @@ def test_of_a_long_prompt_the_newest_tokens_are_learned(num_tokens, first):
     assert drafted(drafter, [num_tokens - 2]) == [num_tokens - 1]
 
 
+@pytest.mark.row("T1")
 def test_no_namespace_reads_another():
     drafter = opened()
     ask(drafter, PASSAGE, namespace="theirs")
@@ -104,6 +105,7 @@ def test_a_cursor_is_one_that_the_blend_reads_as_prompts():
     assert cursor.kind == PROMPTS
 
 
+@pytest.mark.row("K2")
 def test_threads_ask_at_the_same_time():
     drafter = opened()
 

@@ -95,6 +95,7 @@ def test_an_n_gram_that_stands_there_twice_is_found_wherever_pieces_begin(docume
         check_pruned(wrong, ngram_tokens, pieces, lambda _: None)
 
 
+@pytest.mark.row("F3")
 @given(positions=st.lists(st.integers(0, 2**32 - 1), max_size=30), tokens=st.lists(st.integers(-5, 9)))
 def test_damaged_columns_are_no_danger(positions, tokens):
     columns = np.array(tokens, np.int32), np.array(positions, np.uint32)

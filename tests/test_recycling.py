@@ -235,6 +235,7 @@ def test_a_closed_session_leaves_its_shares_to_the_next_of_its_namespace():
     assert probs["taught"] > probs["fresh"]
 
 
+@pytest.mark.row("T1")
 @pytest.mark.parametrize("rule", [None, RankTree()], ids=["ours", "published"])
 def test_no_namespace_sees_another(rule):
     drafter = RecyclingDrafter.open(VOCAB_SIZE, rule)
@@ -258,6 +259,7 @@ def test_equal_histories_give_equal_trees():
     assert trees[0] == trees[1]
 
 
+@pytest.mark.row("K2")
 @pytest.mark.parametrize("rule", [None, RankTree()], ids=["ours", "published"])
 def test_threads_share_a_namespace(rule):
     drafter = RecyclingDrafter.open(VOCAB_SIZE, rule)

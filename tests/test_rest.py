@@ -176,6 +176,7 @@ def test_budgets_bound_nodes_and_depth():
     assert len(cursor.propose(Budget(9, max_depth_nodes=0))) == 0
 
 
+@pytest.mark.row("F3")
 def test_a_damaged_corpus_gives_other_drafts_but_no_crash():
     array = ContextArray.build(ids([1, 2, 3, SEPARATOR] * 50))
     positions = np.full_like(array.positions, 2**32 - 1)
@@ -201,6 +202,7 @@ def test_parameters_out_of_range_are_refused(parameters):
         Rest(**parameters)
 
 
+@pytest.mark.row("K1")
 def test_threads_share_one_drafter():
     text = np.random.default_rng(0).integers(0, 6, 50_000).tolist()
     drafter = drafter_over([text], Rest())

@@ -140,6 +140,7 @@ def test_what_no_document_goes_on_with_gives_no_draft(rule, context):
     assert cursor.match_length == (1 if context == [3] else 0)
 
 
+@pytest.mark.row("F3")
 @pytest.mark.parametrize("rule", [SamTree(bias_tokens=0), SamChain()], ids=str)
 def test_a_damaged_corpus_gives_other_drafts_but_no_crash(rule):
     array = array_of([[1, 2, 3]] * 50)

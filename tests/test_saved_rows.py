@@ -206,6 +206,7 @@ def test_a_datastore_of_another_kind_is_refused():
         RecyclingDrafter.open(50_000, path=GOLDEN / "uint16")
 
 
+@pytest.mark.row("F1")
 @pytest.mark.parametrize("column", layout.KINDS["adjacency_rows"])
 def test_altered_bytes_are_refused_when_rows_are_opened(tmp_path, column):
     store = copy_golden(tmp_path, "rows")
@@ -237,6 +238,7 @@ LIES = [
 ]
 
 
+@pytest.mark.row("F2")
 @pytest.mark.parametrize("chunk", [1 << 20, 16], ids=["one chunk", "a row a chunk"])
 @pytest.mark.parametrize(("column", "index", "value", "said"), LIES, ids=str)
 def test_columns_that_lie_are_refused(tmp_path, monkeypatch, column, index, value, said, chunk):
@@ -263,6 +265,7 @@ def test_a_row_of_too_many_ids_is_refused(tmp_path, extra):
         verify_datastore(store)
 
 
+@pytest.mark.row("F2")
 @pytest.mark.parametrize("column", ["orders", "places", "offered", "right"])
 def test_a_column_of_another_length_is_refused(tmp_path, column):
     store = copy_golden(tmp_path, "rows")

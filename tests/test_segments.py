@@ -99,12 +99,14 @@ def test_a_generation_is_read_as_it_was_written():
     assert parse_generation(format_generation(generation)) == generation
 
 
+@pytest.mark.row("F5/F6")
 @pytest.mark.parametrize("place", ["..", "segments/..", "/etc", "segments/0123456789ABCDEF", "segments", ""])
 def test_a_place_outside_the_store_is_refused(place):
     with pytest.raises(DatastoreCorrupt, match="place"):
         parse_generation(format_generation(Generation(1, (SegmentEntry(place, "a" * 64, 1, 1),))))
 
 
+@pytest.mark.row("F1")
 def test_every_flipped_bit_of_a_generation_is_found():
     data = format_generation(Generation(3, (ENTRY,)))
     for at in range(len(data)):
@@ -115,6 +117,7 @@ def test_every_flipped_bit_of_a_generation_is_found():
                 parse_generation(bytes(altered))
 
 
+@pytest.mark.row("F2")
 def test_a_generation_without_segments_or_with_one_twice_is_refused():
     for entries in ((), (ENTRY, ENTRY)):
         with pytest.raises(DatastoreCorrupt):
@@ -183,6 +186,7 @@ def test_appended_documents_are_held_and_those_known_are_not_added_again(tmp_pat
     assert (again.generation, again.num_added, again.num_duplicates) == (1, 0, 6)
 
 
+@pytest.mark.row("F8")
 def test_another_tokenizer_is_refused(tmp_path, store):
     other = write_tokenizer(tmp_path / "other", {**WORDS, "more": 61})
     with pytest.raises(TokenizerMismatch):
@@ -190,6 +194,7 @@ def test_another_tokenizer_is_refused(tmp_path, store):
     assert open_segments(store).generation == 0
 
 
+@pytest.mark.row("T2")
 def test_removed_documents_are_gone_also_from_the_disk(tmp_path, store, tokenizer):
     more = write_texts(tmp_path / "more.jsonl", texts(7, 4))
     append_documents(store, Corpus([more]), tokenizer=tokenizer)
@@ -266,6 +271,7 @@ def test_a_store_without_ids_can_grow(tmp_path, tokenizer):
 # Writers and readers at once
 
 
+@pytest.mark.row("K3")
 def test_two_writers_exclude_each_other(tmp_path, store, tokenizer):
     with changing(store), pytest.raises(DatastoreError, match="another process is changing"):
         remove_documents(store, origins=["*"])
@@ -279,6 +285,7 @@ def test_two_writers_exclude_each_other(tmp_path, store, tokenizer):
     assert b"another process is changing" in other.stderr
 
 
+@pytest.mark.row("F4", "K3")
 def test_a_reader_keeps_its_generation_whatever_a_writer_does(tmp_path, store, tokenizer):
     append_documents(store, Corpus([write_texts(tmp_path / "more.jsonl", texts(7, 4))]), tokenizer=tokenizer)
     reader = open_segments(store)
@@ -288,6 +295,7 @@ def test_a_reader_keeps_its_generation_whatever_a_writer_does(tmp_path, store, t
     assert [segment.columns["tokens"].tolist() for segment in reader.stores] == before
 
 
+@pytest.mark.row("K3")
 def test_readers_always_find_one_whole_generation(tmp_path, store, tokenizer):
     allowed = [ids_of(texts(0, 6)), ids_of(texts(0, 6) + texts(7, 4))]
     more = write_texts(tmp_path / "more.jsonl", texts(7, 4))
@@ -312,6 +320,7 @@ def test_readers_always_find_one_whole_generation(tmp_path, store, tokenizer):
     assert set(seen) == {0, 1}
 
 
+@pytest.mark.row("F1")
 @pytest.mark.parametrize("damage", ["missing", "truncated", "another", "no generation"])
 def test_a_damaged_generation_or_segment_is_refused(tmp_path, store, tokenizer, damage):
     append_documents(store, Corpus([write_texts(tmp_path / "more.jsonl", texts(7, 4))]), tokenizer=tokenizer)
@@ -332,6 +341,7 @@ def test_a_damaged_generation_or_segment_is_refused(tmp_path, store, tokenizer, 
 # Crashes
 
 
+@pytest.mark.row("D1")
 @pytest.mark.parametrize("change", ["append", "remove", "compact"])
 def test_after_kill_9_at_any_call_the_old_or_the_new_generation_is_there(tmp_path, store, tokenizer, change):
     append_documents(store, Corpus([write_texts(tmp_path / "two.jsonl", texts(7, 4))]), tokenizer=tokenizer)
@@ -412,6 +422,7 @@ def test_duplicates_are_left_out_on_request_also_across_segments(tmp_path, token
     assert held(place) == ids_of(texts(0, 5) + texts(7, 2))
 
 
+@pytest.mark.row("D1")
 def test_a_killed_build_goes_on_after_what_is_finished(tmp_path, tokenizer, monkeypatch):
     small_segments(monkeypatch, 40)
     lines = write_texts(tmp_path / "one.jsonl", texts(0, 9))
@@ -446,6 +457,7 @@ def inodes(folders: Iterable[Path]) -> set[tuple[str, int, int]]:
     return {(path.name, path.stat().st_ino, path.stat().st_mtime_ns) for path in folders}
 
 
+@pytest.mark.row("K3")
 def test_a_second_build_of_one_place_is_refused_and_does_not_disturb_the_first(
     tmp_path, tokenizer, monkeypatch
 ):

@@ -173,6 +173,7 @@ BAD_PROMPTS = [
 ]
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize(("prompt", "code", "error_type", "words"), BAD_PROMPTS)
 def test_bad_prompts_are_refused_by_name(stub, prompt, code, error_type, words):
     got = refusal(stub.OpenSession, pb.OpenSessionRequest(prompt_token_ids=prompt))
@@ -180,12 +181,14 @@ def test_bad_prompts_are_refused_by_name(stub, prompt, code, error_type, words):
     assert words in got[2]
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize("namespace", ["", "a b", "x" * 65, "../up"])
 def test_malformed_namespaces_are_refused(stub, namespace):
     got = refusal(stub.OpenSession, pb.OpenSessionRequest(namespace=namespace))
     assert got[:2] == ("INVALID_ARGUMENT", "InvalidRequest")
 
 
+@pytest.mark.row("P1")
 def test_unknown_sessions_are_refused_everywhere(stub):
     truncate = pb.TruncateSessionRequest(session_id=12345)
     assert refusal(stub.TruncateSession, truncate)[:2] == ("NOT_FOUND", "UnknownSession")
@@ -196,6 +199,7 @@ def test_unknown_sessions_are_refused_everywhere(stub):
     assert (result.errors[0].type, result.errors[0].session_index) == ("UnknownSession", 0)
 
 
+@pytest.mark.row("P1", "V4")
 def test_sessions_of_an_earlier_server_are_unknown(stub, opened):
     session_id = opened([1])
     result = ask(stub, row(session_id, 1), incarnation=99)
@@ -205,6 +209,7 @@ def test_sessions_of_an_earlier_server_are_unknown(stub, opened):
     assert statuses(ask(stub, row(session_id, 1), incarnation=info.incarnation)) == ["OK"]
 
 
+@pytest.mark.row("P1")
 def test_a_bad_session_does_not_fail_the_others(stub, opened):
     good, gap, bad = opened([1]), opened([2]), opened([3])
     rows = [row(good, 1, max_nodes=1), row(777, 0), row(gap, 5), row(bad, 1, [VOCAB_SIZE]), row(good, 1)]
@@ -216,6 +221,7 @@ def test_a_bad_session_does_not_fail_the_others(stub, opened):
     assert tokens(ask(stub, row(bad, 1, max_nodes=1))) == [4], "the refused commit must not show"
 
 
+@pytest.mark.row("P1")
 def test_a_repeated_message_is_not_applied_twice(stub, opened):
     session_id = opened([1])
     message = row(session_id, 1, [5, 6], 1)
@@ -225,6 +231,7 @@ def test_a_repeated_message_is_not_applied_twice(stub, opened):
     assert tokens(ask(stub, row(session_id, 3, [10], 1))) == [11]
 
 
+@pytest.mark.row("P1")
 def test_truncating_cuts_the_context(stub, opened):
     session_id = opened([1, 2, 3])
     request = pb.TruncateSessionRequest(session_id=session_id, context_length=3, kept_length=1)
@@ -241,6 +248,7 @@ def test_closing_takes_the_last_tokens_and_ends_the_session(stub, opened):
     assert statuses(ask(stub, row(session_id, 2))) == ["NOT_FOUND"]
 
 
+@pytest.mark.row("P1")
 def test_a_replaced_session_is_gone(stub, opened):
     old = opened([1])
     new = opened([1, 2], replaced_session_id=old)
@@ -255,6 +263,7 @@ def test_one_budget_for_64_sessions(stub, opened):
     assert counts.min() >= 1, "equal probabilities: every session gets its first node"
 
 
+@pytest.mark.row("C1")
 def test_budgets_below_zero_and_above_the_limit_are_clamped(stub, opened):
     session_id = opened([1])
     step = step_of(row(session_id, 1))
@@ -270,6 +279,7 @@ def test_a_prompt_of_200_000_tokens(stub, opened):
     assert tokens(ask(stub, row(session_id, 200_000, max_nodes=2))) == [5_000, 5_001]
 
 
+@pytest.mark.row("C1", "C2/C3")
 def test_malformed_columns_fail_the_call_and_end_the_stream(stub):
     step = pb.DraftStep(session_ids=b"\x01" * 9)
     got = refusal(stub.Draft, pb.DraftRequest(step=step))
@@ -278,12 +288,14 @@ def test_malformed_columns_fail_the_call_and_end_the_stream(stub):
     assert refusal(next, stream)[:2] == got[:2]
 
 
+@pytest.mark.row("C1")
 def test_more_rows_than_sessions_can_be_are_refused_at_once(stub):
     rows = [row(1, 0)] * (LIMITS.max_sessions + 1)
     got = refusal(stub.Draft, pb.DraftRequest(step=step_of(*rows)))
     assert got[:2] == ("RESOURCE_EXHAUSTED", "LimitExceeded")
 
 
+@pytest.mark.row("C1")
 def test_messages_above_16_mib_are_refused(stub):
     request = pb.OpenSessionRequest(prompt_token_ids=bytes(wire.MAX_MESSAGE_BYTES + 1))
     assert refusal(stub.OpenSession, request)[0] == "RESOURCE_EXHAUSTED"
@@ -297,6 +309,7 @@ def test_a_stream_answers_in_order(stub, opened):
     assert [tokens(answer.result) for answer in answers] == [[2 + n] for n in range(20)]
 
 
+@pytest.mark.row("C2/C3")
 def test_garbage_harms_nobody(channel, stub, opened):
     session_id = opened([1])
     good = pb.DraftRequest(step=step_of(row(session_id, 1, [2], 3), step_number=1)).SerializeToString()
@@ -318,6 +331,7 @@ def health(channel, service=""):
     return health_pb2_grpc.HealthStub(channel).Check(request).status
 
 
+@pytest.mark.row("H1")
 @pytest.mark.parametrize("service", ["", SERVICE_NAME])
 def test_a_ready_server_is_healthy(channel, service):
     assert health(channel, service) == SERVING
@@ -352,6 +366,7 @@ class FaultyCursor(CountingCursor):
         return super().propose(budget)
 
 
+@pytest.mark.row("K4")
 def test_a_failing_drafter_costs_its_own_session_alone(caplog):
     servicer = Servicer(Engine(100, {"faulty": FaultyDrafter(100)}))
     ids = [
@@ -372,6 +387,7 @@ def test_a_failing_drafter_costs_its_own_session_alone(caplog):
     assert statuses(result) == ["OK", "OK", "NOT_FOUND"], "half a commit ends the session"
 
 
+@pytest.mark.row("C4")
 def test_idle_sessions_make_room():
     now = [0.0]
     engine = Engine(100, {"counting": CountingDrafter(100)})
@@ -399,6 +415,7 @@ class SlowToStart(CountingDrafter):
         return super().start(context)
 
 
+@pytest.mark.row("H1")
 def test_a_server_that_warms_up_answers_health_checks_and_refuses_sessions(tmp_path):
     drafter = SlowToStart()
 
@@ -421,6 +438,7 @@ def test_a_server_that_warms_up_answers_health_checks_and_refuses_sessions(tmp_p
     assert asyncio.run(scenario()) == expected
 
 
+@pytest.mark.row("H1")
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
 def test_sigterm_drains(tmp_path, kind):
     listen = f"unix:{tmp_path}/s.sock" if kind == "unix" else "127.0.0.1:0"
@@ -451,6 +469,7 @@ def test_the_socket_is_private_and_a_stale_one_is_replaced(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.row("C4")
 def test_a_full_server_refuses_and_recovers(tmp_path):
     small = Engine(100, {"counting": CountingDrafter(100)}, limits=Limits(max_sessions=2))
     with (

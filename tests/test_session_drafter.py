@@ -137,6 +137,7 @@ def test_a_longer_match_and_a_more_frequent_continuation_are_more_probable():
     assert first[6] > first[9] > 0
 
 
+@pytest.mark.row("A2")
 def test_a_prompt_of_200_000_tokens_is_ready_in_under_a_second():
     rng = np.random.default_rng(3)
     words = [rng.integers(0, 151_936, size).astype(np.int32) for size in rng.integers(1, 30, 2_000)]

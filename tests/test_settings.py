@@ -54,6 +54,7 @@ def test_a_file_says_it_and_flags_go_before_it(tmp_path):
     assert (limits.max_sessions, limits.max_nodes) == (7, 9)
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_can_be_said_by_flag_and_by_file(name, tmp_path):
     entry = SETTINGS[name]
@@ -67,6 +68,7 @@ def test_every_setting_can_be_said_by_flag_and_by_file(name, tmp_path):
     assert getattr(said_by_flag, name) == (tuple(value) if isinstance(value, list) else value)
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize("name", LIMITS)
 def test_every_limit_can_be_said_by_flag_and_by_file(name, tmp_path):
     _, by_file = settings(file=f"[limits]\n{name} = 5", tmp_path=tmp_path)
@@ -91,6 +93,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize(("file", "words"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_in_the_file_are_named(file, words, tmp_path):
     with pytest.raises(InvalidRequest) as caught:
@@ -103,6 +106,7 @@ def test_a_missing_file_is_named():
         settings("--config", "nowhere.toml")
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +11,8 @@ from retrieval_spec.kernels import automaton as layout
 from retrieval_spec.structures.shared_automaton import SharedAutomaton
 from tests.reference.shared_text import SharedText
 from tests.strategies import as_int32
+
+pytestmark = pytest.mark.row("A1")
 
 NUM_TEXTS = 3
 COUNTED = 128

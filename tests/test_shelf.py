@@ -86,6 +86,7 @@ def test_open_sessions_and_new_ones_draft_from_what_was_taken_up(docs, newer, pr
     assert shelf.get("docs").segments.path == newer
 
 
+@pytest.mark.row("K3")
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to tell what is mapped")
 def test_nothing_of_the_old_generation_stays_mapped_and_its_files_can_go(docs, newer):
     engine, shelf = engine_over(docs)
@@ -146,6 +147,7 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.row("K3")
 def test_a_damaged_generation_is_refused_and_the_old_one_stays(docs, newer):
     engine, shelf = engine_over(docs)
     damage(newer / "positions.bin")
@@ -159,6 +161,7 @@ def test_a_damaged_generation_is_refused_and_the_old_one_stays(docs, newer):
     assert first_token(engine.open_session(PROMPT)) == 10
 
 
+@pytest.mark.row("F8")
 def test_other_vocabularies_tokenizers_kinds_and_places_are_refused(docs, tmp_path, monkeypatch):
     engine, shelf = engine_over(docs)
     large = write_corpus(tmp_path / "large", documents(10), VOCAB_SIZE + 1)
@@ -225,6 +228,7 @@ def test_presets_that_rank_their_sources_take_none_but_exchange_theirs(docs, new
     assert shelf.get("docs").retired.num_bytes > 0
 
 
+@pytest.mark.row("K3")
 def test_a_datastore_is_exchanged_while_another_thread_drafts_from_it(docs, newer):
     engine, _ = engine_over(docs, preset="default")
     (corpus,) = [drafter for name, drafter in engine.drafters.items() if name.startswith("corpus")]

@@ -267,6 +267,7 @@ class Recorded(ShuffledPool):
             yield task, function(*arguments)
 
 
+@pytest.mark.row("D1")
 def test_a_worker_that_is_killed_at_any_call_leaves_nothing_behind_that_a_retry_does_not_clear(
     tmp_path, inputs, tokenizer
 ):
@@ -340,6 +341,7 @@ def test_a_worker_refuses_what_is_not_what_the_build_began_with(tmp_path, inputs
             function(*arguments)
 
 
+@pytest.mark.row("F8")
 def test_a_worker_refuses_another_tokenizer(tmp_path, inputs, tokenizer):
     _, encode, _ = recorded(tmp_path, inputs, tokenizer)
     spread_module._tokenizer.cache_clear()

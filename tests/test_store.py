@@ -80,6 +80,7 @@ CUTS = [
 ]
 
 
+@pytest.mark.row("F1")
 @pytest.mark.parametrize(("name", "file", "cut"), CUTS)
 def test_a_file_of_another_size_is_refused(tmp_path, name, file, cut):
     store = copy_golden(tmp_path, name)
@@ -108,6 +109,7 @@ def test_a_file_or_a_folder_of_something_else_is_no_datastore(tmp_path):
             open_datastore(tmp_path / name)
 
 
+@pytest.mark.row("F5/F6")
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", ["symlink", "dangling symlink", "fifo", "folder", "device"])
 def test_only_regular_files_are_opened(tmp_path, file, kind):
@@ -129,6 +131,7 @@ def test_only_regular_files_are_opened(tmp_path, file, kind):
         open_datastore(store)
 
 
+@pytest.mark.row("F2")
 def test_a_size_that_lies_is_refused_before_anything_is_mapped(tmp_path, monkeypatch):
     store = copy_golden(tmp_path)
 
@@ -206,6 +209,7 @@ print(sorted(set(seen) - allowed))
 """
 
 
+@pytest.mark.row("F5/F6")
 def test_opening_runs_no_code_and_imports_nothing():
     command = [sys.executable, "-c", OPEN_UNDER_AUDIT, str(GOLDEN / "uint16")]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True)
@@ -223,6 +227,8 @@ def test_golden_stores_verify_and_tell_their_progress(name):
     assert all(total == done for _, total, _, done in told.stages)
 
 
+@pytest.mark.quick
+@pytest.mark.row("F1")
 @pytest.mark.parametrize("column", COLUMNS)
 def test_every_flipped_byte_is_found_and_named(tmp_path, column):
     store = copy_golden(tmp_path)
@@ -238,6 +244,7 @@ def test_every_flipped_byte_is_found_and_named(tmp_path, column):
             verify_datastore(store)
 
 
+@pytest.mark.row("F1")
 def test_a_changed_value_at_every_file_border_of_the_large_column_is_found(tmp_path):
     store = copy_golden(tmp_path, "int32")
     path = store / "buckets.bin"
@@ -272,6 +279,7 @@ CONTRADICTIONS = [
 ]
 
 
+@pytest.mark.row("F2")
 @pytest.mark.parametrize(("column", "index", "value", "said"), CONTRADICTIONS, ids=str)
 def test_hashed_columns_that_contradict_each_other_are_refused(tmp_path, column, index, value, said):
     store = copy_golden(tmp_path)
@@ -282,6 +290,7 @@ def test_hashed_columns_that_contradict_each_other_are_refused(tmp_path, column,
         verify_datastore(store)
 
 
+@pytest.mark.row("F2")
 def test_negative_ids_are_refused(tmp_path):
     store = copy_golden(tmp_path, "int32")
     values = open_datastore(store).columns["tokens"]
@@ -290,6 +299,7 @@ def test_negative_ids_are_refused(tmp_path):
         verify_datastore(store)
 
 
+@pytest.mark.row("F2")
 def test_tokens_without_documents_are_refused(tmp_path):
     facts, columns = facts_of("empty")
     tokens = np.array([1, 2], np.uint16)
@@ -408,6 +418,7 @@ FAILURES = (
 WAYS = ("write", "exchange", "two renames")
 
 
+@pytest.mark.row("D3")
 @pytest.mark.parametrize("failure", FAILURES, ids=["ENOSPC", "EIO", "KeyboardInterrupt"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_failure_at_any_call_leaves_nothing_half_written(tmp_path, monkeypatch, way, failure):
@@ -464,6 +475,7 @@ def fail_at(patch, seam, call, failure):
     return lambda: count
 
 
+@pytest.mark.row("D3")
 def test_short_writes_are_completed(tmp_path, monkeypatch):
     facts, columns = facts_of()
     real = os.write
@@ -472,6 +484,7 @@ def test_short_writes_are_completed(tmp_path, monkeypatch):
     assert verify_datastore(tmp_path / "store") == open_datastore(GOLDEN / "uint16").manifest
 
 
+@pytest.mark.row("F4")
 def test_what_an_open_store_shows_outlives_its_replacement_and_its_removal(tmp_path):
     facts, columns = facts_of()
     shutil.copytree(GOLDEN / "int32", tmp_path / "store")
@@ -484,6 +497,7 @@ def test_what_an_open_store_shows_outlives_its_replacement_and_its_removal(tmp_p
         np.testing.assert_array_equal(old.columns[name], values)
 
 
+@pytest.mark.row("K3")
 @pytest.mark.parametrize("can_swap", [True, False])
 def test_readers_always_find_one_whole_generation(tmp_path, monkeypatch, can_swap):
     # Where two names cannot be exchanged in one step, there is none for a moment, but never a mixture.
@@ -517,6 +531,7 @@ def test_readers_always_find_one_whole_generation(tmp_path, monkeypatch, can_swa
     assert names_in(tmp_path) == ["store"]
 
 
+@pytest.mark.row("K3")
 def test_two_writers_of_one_place_do_not_disturb_each_other(tmp_path):
     facts, columns = facts_of()
     with atomic.draft_folder(tmp_path / "store") as first:
@@ -569,6 +584,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.row("D1")
 @pytest.mark.parametrize(("seam", "call"), POINTS)
 def test_after_kill_9_there_is_no_store_or_a_whole_one(tmp_path, seam, call):
     place = tmp_path / "store"
@@ -591,6 +607,7 @@ REPLACE_POINTS = [
 ]
 
 
+@pytest.mark.row("D1")
 @pytest.mark.parametrize(("swap", "seam", "call"), REPLACE_POINTS)
 def test_after_kill_9_in_a_replacement_the_old_or_the_new_store_comes_back(tmp_path, swap, seam, call):
     place = tmp_path / "store"
@@ -603,6 +620,7 @@ def test_after_kill_9_in_a_replacement_the_old_or_the_new_store_comes_back(tmp_p
     assert verify_datastore(place).name == "golden-uint16"
 
 
+@pytest.mark.row("D4")
 def test_leftovers_of_other_names_are_not_touched(tmp_path):
     facts, columns = facts_of()
     for name in (".store2.tmp-0123456789abcdef", ".store.tmp-0123", ".store.tmp-0123456789abcdef.txt"):

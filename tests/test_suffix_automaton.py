@@ -18,6 +18,8 @@ from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
 from tests.reference.suffix_automaton import DictAutomaton
 from tests.strategies import as_int32, token_streams
 
+pytestmark = pytest.mark.row("A1")
+
 LARGEST_ID = 2**31 - 2
 chunk_sizes = st.lists(st.integers(1, 9), min_size=1, max_size=8)
 
@@ -71,6 +73,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.quick
 @given(token_streams(max_size=50, alphabet=4), chunk_sizes)
 @settings(deadline=None)
 def test_every_substring_has_the_twin_s_count_and_ends(tokens, sizes):
@@ -83,6 +86,7 @@ def test_every_substring_has_the_twin_s_count_and_ends(tokens, sizes):
             assert automaton.occurrences(as_int32(tokens[start:stop])) == expected
 
 
+@pytest.mark.quick
 @given(token_streams(max_size=50, alphabet=2))
 @settings(deadline=None)
 def test_counts_and_ends_are_those_of_a_scan(tokens):
@@ -94,6 +98,7 @@ def test_counts_and_ends_are_those_of_a_scan(tokens):
             assert automaton.occurrences(as_int32(string)) == (len(ends), ends[0], ends[-1])
 
 
+@pytest.mark.quick
 @given(token_streams(max_size=60, alphabet=2), chunk_sizes)
 @settings(deadline=None)
 def test_the_match_is_the_longest_suffix_that_occurred_before(tokens, sizes):
@@ -155,6 +160,7 @@ def test_counts_of_a_long_run_are_lower_bounds_until_they_are_exact_again():
     assert automaton.occurrences(run) == (kernels.FIRST_BOUNDARY - 2, 2, kernels.FIRST_BOUNDARY - 1)
 
 
+@pytest.mark.quick
 @given(token_streams(max_size=200, alphabet=4))
 @settings(deadline=None)
 def test_states_and_edges_stay_within_the_bounds_of_theory(tokens):
@@ -163,6 +169,7 @@ def test_states_and_edges_stay_within_the_bounds_of_theory(tokens):
     assert automaton.arena[kernels.NUM_EDGES] <= len(tokens) + 1
 
 
+@pytest.mark.row("A1", "A2")
 @pytest.mark.parametrize("name", TEXTS)
 def test_building_takes_linear_time(name):
     def seconds(tokens):
@@ -216,6 +223,7 @@ for tokens in ([], [1], [1, 1, 1, 1], [0, 1] * 60, list(range(300)) + [5, 6], [2
 """
 
 
+@pytest.mark.row("A1", "F3")
 def test_no_kernel_reads_or_writes_past_an_array():
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     done = subprocess.run(

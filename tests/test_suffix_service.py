@@ -75,6 +75,7 @@ def test_a_client_gets_the_trees_of_a_local_one_and_sends_rows_whole_but_once(ad
     assert sum(map(len, sent)) > 100
 
 
+@pytest.mark.row("P1")
 def test_a_server_that_does_not_know_a_row_is_told_all_of_it_in_the_next_step(address):
     with DraftClient(address, timeout_s=TIMEOUT_S) as client:
         sent = recorded(client)
@@ -119,6 +120,7 @@ def I64(*values):
     return np.array(values, "<i8").tobytes()
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
@@ -151,6 +153,7 @@ def test_what_does_not_fit_is_refused_at_the_door(stub, changes, code):
     assert np.frombuffer(again.statuses, "<i4").tolist() == [0, 0]
 
 
+@pytest.mark.row("C1")
 def test_rows_that_cannot_be_are_refused_one_by_one(stub):
     rows = [([VOCAB_SIZE], 1), ([-1], 1), ([1], 2**62), ([1], 1)]
     response = stub.DraftSuffixes(request_of(*rows, namespace="rows"))
@@ -165,6 +168,7 @@ def test_rows_that_cannot_be_are_refused_one_by_one(stub):
     assert np.frombuffer(refused.result.statuses, "<i4").tolist() == [3]
 
 
+@pytest.mark.row("T1")
 def test_a_tenant_reaches_only_rows_of_its_own(tmp_path):
     tokens = {name: f"{name}-and-its-long-token" for name in ("alpha", "bravo")}
     (tmp_path / "tokens").write_text("".join(f"{name} {token}\n" for name, token in tokens.items()))
@@ -191,6 +195,7 @@ def test_a_tenant_reaches_only_rows_of_its_own(tmp_path):
         assert call.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.row("V1", "V4")
 def test_a_server_that_dies_costs_drafts_and_no_exception_and_is_found_again(tmp_path):
     listen, text = f"unix:{tmp_path}/s.sock", [1, 2, 3] * 70
     with DraftClient(listen, timeout_s=2.0) as client:
@@ -242,6 +247,7 @@ def set_to(name, value):
     return lambda response: setattr(response.result, name, value)
 
 
+@pytest.mark.row("V3")
 @pytest.mark.parametrize(
     "change",
     [
@@ -281,6 +287,7 @@ def test_sources_that_come_while_the_server_runs_are_learned_with_the_next_row_t
         assert [len(tree) for tree in found] == [8, 8]
 
 
+@pytest.mark.row("V1")
 def test_a_late_answer_holds_nobody_up_twice(address):
     class Never:
         cancelled_ = False

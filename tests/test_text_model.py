@@ -258,6 +258,7 @@ def test_how_the_tokens_came_does_not_matter(tokenizers, cuts, length, seed):
     assert read[0] == read[1]
 
 
+@pytest.mark.row("A2")
 def test_a_step_costs_the_same_however_long_the_context_is(tokenizers):
     draft, target = tokenizers["other merges"], tokenizers["merges"]
     sizes = []
@@ -388,6 +389,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.row("L1")
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize(("draft_name", "target_name"), [("other merges", "merges"), ("merges", "words")])
 def test_the_output_is_that_of_plain_decoding(tokenizers, draft_name, target_name, name):

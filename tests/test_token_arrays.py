@@ -154,6 +154,7 @@ def test_an_index_that_is_missing_is_named(tmp_path, kind):
         ids(path)
 
 
+@pytest.mark.row("F2")
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("which", ["ids", "index"])
 @pytest.mark.parametrize("damage", ["cut", "cut oddly", "longer", "empty", "ones"])
@@ -281,6 +282,7 @@ def test_a_first_document_without_tokens_does_not_make_ids_wider(tmp_path):
     assert ids(write_infini_gram(tmp_path, [[], [1, 2], [3]], "<u4")) == [[1, 2], [3]]
 
 
+@pytest.mark.row("F-fuzz")
 @pytest.mark.parametrize("kind", WRITERS)
 def test_altered_bytes_give_other_documents_or_one_kind_of_error(tmp_path, kind):
     path = WRITERS[kind](tmp_path)
@@ -325,6 +327,7 @@ def test_an_empty_npy_has_no_document(tmp_path, shape):
     assert ids(write_npy(tmp_path / "a.npy", np.zeros(shape, np.int32))) == []
 
 
+@pytest.mark.row("F5/F6")
 @pytest.mark.parametrize(
     ("array", "said"),
     [
@@ -350,6 +353,7 @@ def npy_header(text: str) -> bytes:
 FACTS = "{{'descr': '<i4', 'fortran_order': False, 'shape': {}}}"
 
 
+@pytest.mark.row("F2")
 @pytest.mark.parametrize(
     "data",
     [

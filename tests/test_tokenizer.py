@@ -15,6 +15,8 @@ from retrieval_spec.datastore.tokenizer import check_same_tokenizer, fingerprint
 from retrieval_spec.errors import InvalidRequest, MissingDependency, MissingPath, TokenizerMismatch
 from tests.golden import GOLDEN
 
+pytestmark = pytest.mark.row("F8")
+
 LETTERS = "abcdefghijklmnopqrstuvwxyzĠ"
 MERGES = [["a", "b"], ["c", "d"], ["ab", "cd"], ["Ġ", "ab"], ["e", "f"]]
 

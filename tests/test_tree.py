@@ -12,6 +12,7 @@ from tests.strategies import draft_trees
 VOCAB_SIZE = 151_936
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize(
     "values",
     [

@@ -32,6 +32,8 @@ from tests.test_verifier_sampling import (
     toy_model,
 )
 
+pytestmark = pytest.mark.row("L4")
+
 torch = pytest.importorskip("torch")
 NUM_SAMPLES = 200_000
 NUM_TOKENS = 8

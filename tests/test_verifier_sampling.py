@@ -21,6 +21,8 @@ from retrieval_spec.verifier.sampling import KeyedSampler, greedy, highest
 from tests.exactness.sources import FakeSource
 from tests.tiny_models import tiny_model
 
+pytestmark = pytest.mark.row("L4")
+
 # Seeds are fixed, so a test cannot flake; were they fresh, one right sampler in a million would fail.
 FALSE_ALARM = 1e-6
 NUM_DRAWS = 5_000

@@ -17,6 +17,8 @@ from retrieval_spec.verifier import NoDrafts, TreeVerifier, generate
 from tests.exactness.sources import FakeSource, bushy
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 
+pytestmark = pytest.mark.row("L2")
+
 PROMPT = [5, 9, 17, 3]
 PLAIN = NoDrafts(VOCAB_SIZE)
 

@@ -17,6 +17,8 @@ from retrieval_spec.verifier.mask import additive, ancestors, tree_mask
 from tests.reference.acceptance import accept_by_paths, drafted_paths
 from tests.strategies import draft_trees
 
+pytestmark = pytest.mark.row("L1")
+
 ROOT_ID = 99
 NO_ENDS: frozenset[int] = frozenset()
 
@@ -111,6 +113,7 @@ def test_the_additive_mask_is_0_to_attend_and_the_lowest_number_to_not(dtype):
     assert mask.tolist() == [[0.0, torch.finfo(dtype).min]]
 
 
+@pytest.mark.quick
 @given(draft_trees(), st.lists(st.integers(0, 4), min_size=14, max_size=14), st.integers(1, 14))
 def test_the_walk_decides_what_plain_decoding_decides(tree, favourites, stop_length):
     """The target is any function of the path: here it depends on depth and on the tokens so far."""

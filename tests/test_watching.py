@@ -88,6 +88,7 @@ class Hanging(CountingDrafter):
         return super().start(context)
 
 
+@pytest.mark.row("H1")
 def test_a_hanging_event_loop_is_not_serving_and_says_so(tmp_path, caplog):
     with served(tmp_path, engine(Hanging(VOCAB_SIZE)), health_address="127.0.0.1:0") as (
         server,
@@ -114,6 +115,7 @@ def test_a_hanging_event_loop_is_not_serving_and_says_so(tmp_path, caplog):
         health(server.health_address)
 
 
+@pytest.mark.row("H1")
 def test_a_pulse_is_serving_between_warm_up_and_drain():
     now = [0.0]
     pulse = Pulse(lambda: now[0])
@@ -177,6 +179,7 @@ def test_every_metric_is_there_with_a_unit_or_a_count(tmp_path):
     assert all(metric.meaning for metric in METRICS)
 
 
+@pytest.mark.row("S2")
 def test_a_meter_does_not_remember_sessions_for_ever(monkeypatch):
     monkeypatch.setattr("retrieval_spec.service.meter._MAX_AWAITED", 3)
     meter = Meter()
@@ -198,6 +201,7 @@ def test_no_more_nodes_are_accepted_than_were_drafted():
     assert (meter.accepted_nodes, meter.committed_tokens) == (5, 15)
 
 
+@pytest.mark.row("T3")
 def test_logs_are_one_object_a_line_and_say_no_values():
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
@@ -244,6 +248,7 @@ def test_calls_become_spans_and_health_checks_do_not(tmp_path, monkeypatch):
     assert not any("who" in text for text in found)
 
 
+@pytest.mark.row("C5")
 def test_streams_end_at_their_number_and_when_nothing_moves(tmp_path):
     with served(tmp_path, engine(max_streams=2, max_stream_idle_s=1)) as (server, stub, _):
         released = threading.Event()

@@ -99,6 +99,7 @@ def test_a_cost_curve_comes_back_as_it_was(cost_curve):
     assert not step_of([]).HasField("cost_curve")
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize(
     ("counts", "costs"),
     [
@@ -193,6 +194,7 @@ def test_token_ids_that_were_read_may_be_written_to():
 STEP_COLUMNS = ["session_ids", "context_lengths", "commit_lengths", "commit_token_ids", "max_nodes"]
 
 
+@pytest.mark.row("C1")
 @pytest.mark.parametrize("column", STEP_COLUMNS)
 @pytest.mark.parametrize("cut", [1, 4])
 def test_a_step_with_a_short_column_is_refused(column, cut):
@@ -202,6 +204,7 @@ def test_a_step_with_a_short_column_is_refused(column, cut):
         wire.read_step(step, 5)
 
 
+@pytest.mark.row("C1")
 def test_negative_lengths_are_refused():
     step = step_of([wire.SessionStep(1, 2, np.array([3, 4], np.int32), 4)] * 2)
     step.commit_lengths = np.array([-1, 5], "<i4").tobytes()
@@ -209,6 +212,7 @@ def test_negative_lengths_are_refused():
         wire.read_step(step, 5)
 
 
+@pytest.mark.row("C1")
 def test_a_step_may_not_hold_more_sessions_than_the_server():
     rows = [wire.SessionStep(1, 2, np.zeros(0, np.int32), 4)] * 3
     assert len(wire.read_step(step_of(rows), 3)) == 3
@@ -220,6 +224,7 @@ RESULT_COLUMNS = ["statuses", "node_counts", "token_ids", "parents", "probs", "s
 TREE = DraftTree.from_lists([1, 2], [-1, 0], [0.5, 0.5], [1, 1], NAMES)
 
 
+@pytest.mark.row("V3")
 @pytest.mark.parametrize("column", RESULT_COLUMNS)
 def test_an_answer_with_a_short_column_is_refused(column):
     result = result_of([TREE])
@@ -233,6 +238,7 @@ def test_an_answer_for_another_number_of_sessions_is_refused():
         read(result_of([TREE]), 2)
 
 
+@pytest.mark.row("V3")
 def test_more_nodes_than_asked_for_are_refused():
     assert read(result_of([TREE, TREE]), 2, cap=2, total=4) == [TREE, TREE]
     with pytest.raises(InvalidTree, match="more nodes"):
@@ -285,6 +291,7 @@ def keeps_the_contract(tree) -> bool:
     return True
 
 
+@pytest.mark.row("V3")
 @settings(max_examples=200)
 @given(st.lists(any_trees() | NAMED_TREES, max_size=3))
 def test_answers_are_checked_as_the_trees_check_themselves(trees):
@@ -304,6 +311,7 @@ def test_a_foreign_token_is_named_before_any_other_fault():
         read(result_of_columns([faulty, foreign]), 2)
 
 
+@pytest.mark.row("V3")
 def test_unknown_sources_are_refused():
     with pytest.raises(InvalidTree, match="unknown source"):
         read(result_of([DraftTree.from_lists([1], [-1], [0.5], [8], NAMES)]), 1)
@@ -320,6 +328,7 @@ def damaged(draw, messages):
     return bytes(data)
 
 
+@pytest.mark.row("C2/C3", "V3")
 @settings(max_examples=200)
 @given(damaged(st.lists(NAMED_TREES, min_size=1, max_size=3).map(result_of)), st.integers(1, 3))
 def test_a_damaged_answer_gives_checked_trees_or_a_typed_error(data, sessions):
@@ -332,6 +341,7 @@ def test_a_damaged_answer_gives_checked_trees_or_a_typed_error(data, sessions):
             outcome.check(VOCAB_SIZE)  # raises, and no error is expected any more
 
 
+@pytest.mark.row("C2/C3")
 @settings(max_examples=200)
 @given(damaged(ROWS.map(step_of)) | st.binary(max_size=80))
 def test_a_damaged_step_gives_rows_or_a_typed_error(data):
@@ -342,6 +352,7 @@ def test_a_damaged_step_gives_rows_or_a_typed_error(data):
     assert all(row.commit.dtype == np.int32 for row in rows)
 
 
+@pytest.mark.row("C6")
 @pytest.mark.parametrize("error_type", error_types().values(), ids=lambda error_type: error_type.__name__)
 def test_every_error_travels_as_itself(error_type):
     error = error_type("what", got=1, expected=2, remedy="do this")
@@ -352,6 +363,7 @@ def test_every_error_travels_as_itself(error_type):
     assert np.frombuffer(result.statuses, "<i4").tolist() == [code]
 
 
+@pytest.mark.row("C6")
 @pytest.mark.parametrize("status", [code.name for code in grpc.StatusCode])
 def test_every_status_without_a_class_is_some_typed_error(status):
     assert isinstance(wire.error_from("", status, "no words"), RetrievalSpecError)

@@ -11,6 +11,8 @@ from retrieval_spec.verifier import TreeVerifier
 from tests.exactness.sources import FakeSource, bushy, oracle, partly_wrong, random_trees
 from tests.tiny_models import ARCHITECTURES, tiny_model
 
+pytestmark = pytest.mark.row("L2")
+
 VOCAB_SIZE = 37
 PROMPT = torch.tensor([[5, 9, 17, 3, 5, 9, 17, 8]])
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}

@@ -26,6 +26,8 @@ from tests.exactness.sources import FakeSource, oracle
 from tests.strategies import draft_trees
 from tests.tiny_models import tiny_model
 
+pytestmark = pytest.mark.row("V3")
+
 VOCAB_SIZE = 13
 PROMPT = [5, 9, 7, 3]
 OPTIONS = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": 12}
@@ -41,6 +43,8 @@ def truth() -> list[int]:
     return model().generate(torch.tensor([PROMPT]), **OPTIONS)[0].tolist()
 
 
+@pytest.mark.quick
+@pytest.mark.row("L1", "V3")
 @settings(max_examples=60, deadline=None)
 @given(st.lists(draft_trees(max_nodes=12, vocab_size=VOCAB_SIZE), min_size=1, max_size=6), st.integers(1, 12))
 def test_any_trees(trees, max_nodes):
@@ -116,6 +120,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.row("V1")
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("call", ["open_session", "draft", "commit", "close"])
 def test_a_source_that_fails_costs_speed_alone(call, error, caplog):
@@ -126,6 +131,7 @@ def test_a_source_that_fails_costs_speed_alone(call, error, caplog):
     assert len([record for record in caplog.records if record.name.startswith("retrieval_spec")]) == 1
 
 
+@pytest.mark.row("V4")
 @pytest.mark.parametrize("call", ["draft", "commit"])
 def test_drafts_come_back_with_the_source_and_no_token_is_lost(call):
     source = Failing(ServiceUnavailable("for a moment"), {call}, times=2)
@@ -149,6 +155,7 @@ class Unreachable(FakeSource):
         raise ServiceUnavailable("nobody listens")
 
 
+@pytest.mark.row("V1")
 def test_a_server_that_never_answered():
     assert generate(model(), PROMPT, Unreachable(), **OPTIONS).token_ids.tolist() == truth()
 

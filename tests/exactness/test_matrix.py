@@ -14,6 +14,8 @@ from retrieval_spec.verifier import NoDrafts, generate
 from tests.exactness.sources import MAKERS, FakeSource
 from tests.tiny_models import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
+pytestmark = pytest.mark.row("L1")
+
 NEW_TOKENS = 18
 MODES = {
     "greedy": {"do_sample": False},

@@ -16,6 +16,8 @@ from retrieval_spec.verifier import NoDrafts, TreeVerifier, generate
 from tests.exactness.sources import FakeSource, bushy, oracle
 from tests.tiny_models import tiny_model
 
+pytestmark = pytest.mark.row("L2")
+
 # Few tokens, so that penalties and n-gram rules bite in every step.
 VOCAB_SIZE = 37
 PROMPT = [5, 9, 17, 3, 5, 9, 17, 8]

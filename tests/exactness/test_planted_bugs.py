@@ -17,6 +17,8 @@ from retrieval_spec.verifier.acceptance import Outcome
 from tests.exactness.sources import FakeSource, bushy, oracle, partly_wrong
 from tests.tiny_models import tiny_model
 
+pytestmark = pytest.mark.row("L5")
+
 VOCAB_SIZE = 37
 PROMPT = [5, 9, 17, 3, 5, 9, 17, 8]
 GREEDY = {"do_sample": False, "max_new_tokens": 16}

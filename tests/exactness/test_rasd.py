@@ -108,6 +108,7 @@ def test_the_engine_s_presets_draft_what_the_fused_source_drafts(draft_model, ou
             verifier.commit([token])
 
 
+@pytest.mark.row("L1")
 @pytest.mark.parametrize("index", range(3))
 def test_the_output_is_that_of_plain_decoding(target, draft_model, outputs, index):
     prompt, output = outputs[index]
@@ -118,6 +119,7 @@ def test_the_output_is_that_of_plain_decoding(target, draft_model, outputs, inde
         assert found.accepted_tokens > 0
 
 
+@pytest.mark.row("L1")
 def test_sampled_output_is_that_of_the_plain_draw_unless_children_are_drawn(target, draft_model, outputs):
     prompt, _ = outputs[0]
     options = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 32, "seed": 5}

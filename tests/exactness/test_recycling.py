@@ -22,6 +22,7 @@ NEW_TOKENS = 128
 MAX_NODES = 32
 
 
+@pytest.mark.row("L1")
 def test_recycling_pays_on_real_text_and_changes_no_token():
     model, tokenizer = load_model(demo_model_dir())
     prompts = [tokenizer(text, return_tensors="pt").input_ids for text in prompt_texts(NUM_PROMPTS)]

@@ -66,6 +66,7 @@ def plain_output(model, prompt, options) -> list[int]:
     return model.generate(torch.tensor([prompt]), **options)[0].tolist()
 
 
+@pytest.mark.row("L1")
 @pytest.mark.parametrize("mode", MODES)
 def test_no_draft_changes_a_token_of_the_shipped_model(model, prompts, server, mode):
     vocab_size = model.config.vocab_size
@@ -96,6 +97,7 @@ class Loaded(StepCostMeter):
         super().observe(num_nodes, 1.0 + num_nodes * (0.0, 0.01, 0.2, 2.0)[number // 16 % 4])
 
 
+@pytest.mark.row("L1")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "model", ["float32"], indirect=True

@@ -15,6 +15,8 @@ from tests.integrations.test_sglang import WORKER
 from tests.integrations.test_tensorrt_llm import NUM_TOKENS, Drafter, Engine, made
 from tests.service_process import VOCAB_SIZE, server_process
 
+pytestmark = pytest.mark.row("V1")
+
 TIMEOUT_S = 2.0
 
 

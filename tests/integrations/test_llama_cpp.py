@@ -75,6 +75,7 @@ def counter() -> LocalClient:
     return local(drafters={"counting": CountingDrafter(VOCAB_SIZE, 0.875)})
 
 
+@pytest.mark.row("L1")
 @pytest.mark.parametrize("target", [hashed, counting])
 @pytest.mark.parametrize("source", [local, counter])
 def test_the_output_is_that_of_plain_decoding_and_takes_fewer_evaluations(target, source):
@@ -193,6 +194,7 @@ def test_what_was_written_is_drafted_when_it_is_asked_for_again():
     assert evals[1] < evals[0]
 
 
+@pytest.mark.row("V1")
 def test_a_source_that_fails_costs_drafts_and_one_warning(caplog):
     trouble = [False]
     source = Sessions(lambda: trouble[0])
@@ -206,6 +208,7 @@ def test_a_source_that_fails_costs_drafts_and_one_warning(caplog):
     assert len(caplog.records) == 1
 
 
+@pytest.mark.row("V1")
 def test_without_a_server_the_output_is_that_of_plain_decoding_and_there_is_one_warning(tmp_path, caplog):
     client = DraftClient(f"unix:{tmp_path}/nobody.sock")
     model = RetrievalDraftModel(client, VOCAB_SIZE)

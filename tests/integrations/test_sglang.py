@@ -39,6 +39,7 @@ def worker_class():
         yield sglang.worker_class()
 
 
+@pytest.mark.row("L1")
 @pytest.mark.parametrize("overlaps", [False, True], ids=["in-turn", "overlapping"])
 def test_requests_that_come_and_go_are_decided_as_recorded_in_fewer_steps(
     worker_class, settings, overlaps, monkeypatch

@@ -109,6 +109,7 @@ class Engine:
             request.generation.verify([])
 
 
+@pytest.mark.row("L1")
 def test_requests_that_come_and_go_are_decided_as_recorded_in_fewer_steps(drafter_class, settings):
     drafter = drafter_class(NUM_TOKENS, VOCAB_SIZE, **settings)
     engine = Engine(pickle.loads(pickle.dumps(drafter)), seed=1)  # as the host sends it to its workers

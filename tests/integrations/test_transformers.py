@@ -75,6 +75,7 @@ def datastore(tmp_path_factory):
     return folder / "store"
 
 
+@pytest.mark.row("L2")
 def test_ids_and_model_outputs_are_the_host_s_own():
     model = tiny_model()
     truth = plain(model)
@@ -184,6 +185,7 @@ def test_a_host_that_is_too_old_is_refused_by_what_it_lacks(monkeypatch, module,
         integration.check_host()
 
 
+@pytest.mark.row("F8")
 def test_a_datastore_of_another_tokenizer_is_refused_with_the_remedy(shipped, datastore, tmp_path):
     model, tokenizer = shipped
     client = LocalClient(Engine(model.config.vocab_size, datastores=[datastore]))
@@ -217,6 +219,7 @@ def test_a_source_of_a_larger_vocabulary_is_refused():
         pass
 
 
+@pytest.mark.row("V1")
 @pytest.mark.parametrize("way", ["custom_generate", "attach", "batch"])
 def test_without_a_server_the_output_is_plain_after_one_warning(tmp_path, caplog, way):
     model = tiny_model()
@@ -231,6 +234,7 @@ def test_without_a_server_the_output_is_plain_after_one_warning(tmp_path, caplog
     assert len([record for record in caplog.records if record.name.startswith("retrieval_spec")]) == 1
 
 
+@pytest.mark.row("L1")
 @pytest.mark.parametrize("maker", [empty, oracle, bushy, partly_wrong])
 @pytest.mark.parametrize("architecture", ["Llama", "Mistral"])
 def test_assisted_decoding_of_the_host_drafts_the_best_path(architecture, maker):

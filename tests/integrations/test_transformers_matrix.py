@@ -21,6 +21,8 @@ from retrieval_spec.verifier.statistics import Statistics
 from tests.exactness.sources import FakeSource, bushy, oracle, partly_wrong, random_trees
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 
+pytestmark = pytest.mark.row("L2")
+
 WINDOW = 14
 NEW_TOKENS = 16
 # Unequal lengths, and a prompt longer than the window.

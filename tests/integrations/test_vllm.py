@@ -34,6 +34,7 @@ def cache_of(**settings):
     return SuffixDecodingCache(24, 1_000, drafts=HostDrafts(HostSettings(**settings), VOCAB_SIZE))
 
 
+@pytest.mark.row("L1")
 def test_rows_that_change_places_are_decided_as_recorded_in_fewer_steps(settings):
     engine = VllmEngine(custom_class(proposer_of(**settings)), seed=1)
     generations = recorded_generations(14, seed=2)
@@ -52,6 +53,7 @@ def test_requests_asked_about_one_at_a_time_are_decided_as_recorded_in_fewer_ste
     assert cache.cached_requests == {one.name for one in generations}
 
 
+@pytest.mark.row("V1")
 def test_a_server_that_was_never_there_costs_drafts_and_is_found_later(tmp_path, caplog):
     listen, row = f"unix:{tmp_path}/s.sock", [1, 2, 3, 4] * 9
     proposer = proposer_of(server=listen, **SLOW)
