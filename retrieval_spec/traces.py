@@ -1,13 +1,15 @@
-"""Recorded generations: what was asked and what was written, as token ids, read from JSON lines.
+"""Recorded generations: what was asked and what was written, as token ids; JSON lines, Parquet or Arrow.
 
-A line holds `prompt_ids` and `output_ids`; or `prompt` and `output` as text; or `messages`, of which the last
-one is the output; or a logged exchange, `request` with its messages and `response` with its choices. `family`
-says which kind of traffic it is, if it stands there; otherwise the file's name does.
+A line or row holds `prompt_ids` and `output_ids`; or `prompt` and `output` as text; or `messages`, of which
+the last one is the output; or a logged exchange, `request` and `response`. A field that is null is not there,
+so that the rows of one table may differ. `family` says which kind of traffic it is, if it stands there;
+otherwise the file's name does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +20,20 @@ from retrieval_spec.datastore.readers.jsonl import MAX_LINE_BYTES, parse_line
 from retrieval_spec.datastore.readers.messages import messages_of
 from retrieval_spec.datastore.readers.reading import Advance, Reading
 from retrieval_spec.datastore.readers.streams import bytes_of
+from retrieval_spec.datastore.readers.tables import Row, arrow_rows, parquet_rows
 from retrieval_spec.datastore.tokenizer import Tokenizer
 from retrieval_spec.errors import InvalidRequest, InvalidTokens, MissingPath
 from retrieval_spec.tree import MAX_VOCAB_SIZE, Tokens, as_tokens
 
-_SUFFIXES = (".gz", ".zst", ".jsonl", ".json")
+_ROWS_OF = {".parquet": parquet_rows, ".arrow": arrow_rows, ".feather": arrow_rows, ".ipc": arrow_rows}
+_SUFFIXES = (".gz", ".zst", ".jsonl", ".json", *_ROWS_OF)
+_FIELDS = {
+    "family",
+    *("prompt_ids", "output_ids"),
+    *("prompt", "output"),
+    "messages",
+    *("request", "response"),
+}
 
 
 class Trace(NamedTuple):
@@ -57,22 +68,18 @@ class TraceReader:
 
         Raises:
             MissingPath: there is no such file.
-            InvalidRequest: it cannot be read, or a line of it is no trace.
+            InvalidRequest: it cannot be read, or a line or row of it is no trace.
+            MissingDependency: it is no plain JSON lines, and pyarrow is not installed.
         """
         if not path.is_file():
-            raise MissingPath(f"no file {path}", expected="JSON lines, also .gz or .zst")
+            raise MissingPath(f"no file {path}", expected="JSON lines, also .gz or .zst, Parquet or Arrow")
         family = path.name
-        while family.endswith(_SUFFIXES):
+        while family.lower().endswith(_SUFFIXES):
             family = family.rpartition(".")[0]
-        with bytes_of(Reading(path, advance)) as lines:
-            number = 0
-            while line := lines.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if not line.isspace():
-                    yield self._trace(line, family, f"{path}:{number}")
+        for where, row in _rows(Reading(path, advance)):
+            yield self._trace(row, family, where)
 
-    def _trace(self, line: bytes, family: str, where: str) -> Trace:
-        row = parse_line(line, where)
+    def _trace(self, row: Mapping[str, Any], family: str, where: str) -> Trace:
         try:
             prompt, output = self._sides(row, where)
             sides = as_tokens(prompt, self._vocab_size), as_tokens(output, self._vocab_size)
@@ -82,19 +89,35 @@ class TraceReader:
 
     def _sides(self, row: Mapping[str, Any], where: str) -> tuple[Any, Any]:
         """Returns what was asked and what was written."""
-        if "output_ids" in row:
-            return row.get("prompt_ids") or [], row["output_ids"] or []
-        if isinstance(row.get("request"), dict) and "response" in row:
-            return self._encoded(*self._spelled(_exchanged(row, where), where), where)
-        if "messages" in row:
+        if row.get("output_ids") is not None:
+            return row.get("prompt_ids") or [], row["output_ids"]
+        if row.get("request") is not None and row.get("response") is not None:
+            return self._exchange(_object(row["request"], where), _object(row["response"], where), where)
+        if row.get("messages") is not None:
             return self._encoded(*self._spelled(messages_of(row["messages"], where), where), where)
-        if "output" in row:
-            return self._encoded(row.get("prompt") or "", row["output"] or "", where)
-        raise InvalidRequest(
-            f"{where}: no trace",
-            got=", ".join(list(row)[:16]) or "no field",
-            expected="output_ids, output, messages, or request and response",
-        )
+        if row.get("output") is not None:
+            return self._encoded(row.get("prompt") or "", row["output"], where)
+        if "output_ids" in row or "output" in row:
+            return [], []
+        raise _no_trace(where, row)
+
+    def _exchange(self, request: Any, response: Any, where: str) -> tuple[Any, Any]:
+        """Returns the sides of a request and the first choice of its response, as OpenAI's API has them."""
+        try:
+            choice = response["choices"][0]
+            if choice.get("token_ids") is not None:  # as vLLM says them with return_token_ids
+                asked = response.get("prompt_token_ids") or choice.get("prompt_token_ids")
+                return asked or [], choice["token_ids"]
+            if choice.get("text") is not None:
+                return self._encoded(request["prompt"], choice["text"], where)
+            messages = messages_of([*request["messages"], choice["message"]], where)
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            raise InvalidRequest(
+                f"{where}: no exchange",
+                got=error,
+                expected="request.messages and response.choices[0].message, or prompt and text",
+            ) from error
+        return self._encoded(*self._spelled(messages, where), where)
 
     def _spelled(self, messages: Sequence[dict[str, Any]], where: str) -> tuple[str, str]:
         """Returns a conversation as the target saw it, cut where its last message begins."""
@@ -113,12 +136,36 @@ class TraceReader:
         return np.concatenate([self._tokenizer.prefix_ids(), asked]), written
 
 
-def _exchanged(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """Returns the messages of a logged request and of the first choice of its response."""
-    try:
-        answer = row["response"]["choices"][0]["message"]
-        return messages_of([*row["request"]["messages"], answer], where)
-    except (KeyError, IndexError, TypeError) as error:
-        raise InvalidRequest(
-            f"{where}: no exchange", got=error, expected="request.messages and response.choices[0].message"
-        ) from error
+def _rows(reading: Reading) -> Iterator[Row]:
+    """Yields the objects or rows of a file, and where each stands."""
+    if (rows_of := _ROWS_OF.get(reading.path.suffix.lower())) is not None:
+        yield from rows_of(reading, partial(_present, where=str(reading.path)))
+        return
+    with bytes_of(reading) as lines:
+        number = 0
+        while line := lines.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if not line.isspace():
+                where = f"{reading.path}:{number}"
+                yield where, parse_line(line, where)
+
+
+def _present(names: Sequence[str], where: str) -> Sequence[str]:
+    """Returns the columns of a table that say something of a trace."""
+    present = [name for name in names if name in _FIELDS]
+    if not present:
+        raise _no_trace(where, names)
+    return present
+
+
+def _object(value: Any, where: str) -> Any:
+    """Returns a request or response, which tables often hold as JSON."""
+    return parse_line(value.encode(), where) if isinstance(value, str) else value
+
+
+def _no_trace(where: str, names: Iterable[str]) -> InvalidRequest:
+    return InvalidRequest(
+        f"{where}: no trace",
+        got=", ".join(list(names)[:16]) or "no field",
+        expected="output_ids, output, messages, or request and response",
+    )

@@ -45,8 +45,9 @@ def test_compressed_files_are_read(tmp_path):
         {"prompt": "add one\n\n", "output": "return x + 1"},
         {"messages": CHAT},
         {"request": {"messages": CHAT[:1]}, "response": {"choices": [{"message": CHAT[1]}]}},
+        {"request": {"prompt": "add one\n\n"}, "response": {"choices": [{"text": "return x + 1"}]}},
     ],
-    ids=["text", "messages", "exchange"],
+    ids=["text", "messages", "exchange", "completion"],
 )
 def test_text_is_cut_where_the_output_begins(tmp_path, row):
     tokenizer = load_tokenizer(TOKENIZER)
@@ -55,6 +56,52 @@ def test_text_is_cut_where_the_output_begins(tmp_path, row):
     assert output == "return x + 1"
     assert prompt == "add one\n\n"
     assert trace.prompt[: len(tokenizer.prefix_ids())].tolist() == tokenizer.prefix_ids().tolist()
+
+
+def test_a_logged_exchange_may_hold_the_ids(tmp_path):
+    response = {"choices": [{"token_ids": [3, 4]}], "prompt_token_ids": [1, 2]}
+    rows = [{"request": {}, "response": response}, {"request": "{}", "response": json.dumps(response)}]
+    assert list(map(lists, read(tmp_path / "t.jsonl", rows))) == [("t", [1, 2], [3, 4])] * 2
+
+
+def write_parquet(table, path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(table, path, row_group_size=2)
+
+
+def write_arrow(table, path) -> None:
+    ipc = pytest.importorskip("pyarrow.ipc")
+    with ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize(("name", "write"), [("code.parquet", write_parquet), ("code.Arrow", write_arrow)])
+def test_tables_are_read_as_lines_are(tmp_path, name, write):
+    pyarrow = pytest.importorskip("pyarrow")
+    rows = [
+        {"prompt_ids": [1, 2], "output_ids": [3], "family": None},
+        {"prompt_ids": None, "output_ids": [4], "family": "chat"},
+        {"messages": CHAT},
+        {"request": {"messages": CHAT[:1]}, "response": {"choices": [{"message": CHAT[1]}]}},
+        {"prompt": "add one\n\n", "output": "return x + 1"},
+        {"prompt": "nothing came of it"},
+    ]
+    names = {name: None for row in rows for name in row}
+    table = pyarrow.Table.from_pylist([{**names, **row, "model": "not of a trace"} for row in rows])
+    write(table, tmp_path / name)
+    tokenizer, told = load_tokenizer(TOKENIZER), []
+    traces = list(map(lists, TraceReader(tokenizer).read(tmp_path / name, told.append)))
+    assert traces[:2] == [("code", [1, 2], [3]), ("chat", [], [4])]
+    assert traces[2] == traces[3] == traces[4] == lists(*read(tmp_path / "code.jsonl", [rows[2]], tokenizer))
+    assert traces[5] == ("code", [], [])
+    assert sum(told) == (tmp_path / name).stat().st_size
+
+
+def test_a_table_without_traces_is_named(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    write_parquet(pyarrow.table({"text": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(InvalidRequest, match="no trace; got text; expected output_ids"):
+        list(TraceReader(None).read(tmp_path / "t.parquet", lambda num_bytes: None))
 
 
 @pytest.mark.parametrize(
