@@ -108,7 +108,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _replay(arguments: argparse.Namespace) -> None:
-    from retrieval_spec.commands.replay import replay_command, table_of
+    from retrieval_spec.commands.replay import replay_command
+    from retrieval_spec.commands.replay_results import table_of
 
     result = replay_command(arguments)
     print(json.dumps(result) if arguments.json else table_of(result))

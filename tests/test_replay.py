@@ -13,6 +13,7 @@ from retrieval_spec.budget import CostCurve
 from retrieval_spec.cli import main
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidTokens
+from retrieval_spec.match_lengths import RANGES
 from retrieval_spec.replay import Tally, accepted_path, replay
 from retrieval_spec.traces import Trace
 from retrieval_spec.tree import DraftTree
@@ -143,7 +144,9 @@ def test_the_command_shows_a_table(files, capsys):
     assert lines[0].split()[:3] == ["family", "traces", "tokens"]
     assert [line.split()[0] for line in lines[1:4]] == ["code", "chat", "all"]
     assert float(lines[3].split()[-1]) > 1.0
-    assert [line.split()[0] for line in lines[5:]] == ["source", "session", "history"]
+    assert not lines[4]
+    assert [line.split()[0] for line in lines[5:8]] == ["source", "session", "history"]
+    assert [line.split()[0] for line in lines[9:]] == ["match", *RANGES]
 
 
 def test_outputs_may_be_cut(files, capsys):
@@ -182,7 +185,66 @@ def test_a_measured_curve_is_replayed_with(files, tmp_path, capsys):
     assert facts["tokens"] / facts["steps"] > facts["projected_speedup"] > 0.8  # drafts cost something
 
 
-@pytest.mark.parametrize("arguments", [["--nodes", "-1"], ["--rounds", "0"], ["--context-tokens", "0"]])
+def test_batches_say_up_to_which_size_drafting_pays(files, tmp_path, capsys):
+    # Nodes are free for one row, cheap for four, and for sixteen each costs as much as a pass.
+    costs = {1: [1.0, 1.0], 4: [1.0, 3.6], 16: [1.0, 17.0]}
+    batches = [{"rows": rows, "node_counts": [0, 16], "costs": costs[rows]} for rows in (4, 16)]
+    said = {"node_counts": [0, 16], "costs": costs[1], "batches": batches}
+    (tmp_path / "curve.json").write_text(json.dumps(said))
+    curve = ["--cost-curve", str(tmp_path / "curve.json")]
+    plain, shared = replayed(capsys, *files)["all"], replayed(capsys, *files, *curve, "--processes", "2")
+    facts = shared["all"]
+    one, four, sixteen = facts["batches"]
+    assert (one["rows"], four["rows"], sixteen["rows"]) == (1, 4, 16)
+    length = plain["tokens"] / plain["steps"]
+    assert one["projected_speedup_of_full_trees"] == pytest.approx(length)
+    assert one["projected_speedup"] == facts["projected_speedup"] > four["projected_speedup"] > 1.0
+    assert one["nodes_a_step"] >= four["nodes_a_step"] > sixteen["nodes_a_step"] == 0.0
+    assert (sixteen["projected_speedup"], sixteen["mean_acceptance_length"]) == (1.0, 1.0)
+    assert sixteen["projected_speedup_of_full_trees"] < 0.5
+    assert (facts["break_even_rows"], facts["break_even_rows_of_full_trees"]) == (4, 1)
+    assert main(["replay", *files, *curve]) == 0
+    assert "drafting pays up to 4 rows, full trees up to 1" in capsys.readouterr().out
+
+
+def test_memory_is_told(files, capsys):
+    told = replayed(capsys, *files)
+    memory = [facts["memory"] for facts in told["families"].values()]
+    assert all(one["session_bytes"] > 0 and one["learned_bytes"] > 0 for one in memory)
+    assert told["all"]["memory"]["learned_bytes"] == sum(one["learned_bytes"] for one in memory)
+    assert told["all"]["memory"]["session_bytes"] == max(one["session_bytes"] for one in memory)
+    assert told["datastore_bytes"] == 0
+
+
+def test_several_rows_are_measured(capsys):
+    measure = [
+        "measure-cost",
+        "--model",
+        MODEL,
+        "--nodes",
+        "0",
+        "8",
+        "--rounds",
+        "1",
+        "--context-tokens",
+        "9",
+    ]
+    assert main([*measure, "--batch-sizes", "1,3", "--json"]) == 0
+    (batch,) = json.loads(capsys.readouterr().out)["batches"]
+    assert (batch["rows"], batch["node_counts"]) == (3, [0, 8])
+    assert 0 < batch["costs"][0] <= batch["costs"][1]
+    assert main([*measure, "--batch-sizes", "2"]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["1", "0"],
+        ["1", "8"],
+        ["2", "0"],
+        ["2", "8"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--nodes", "-1"], ["--batch-sizes", "0"], ["--rounds", "0"], ["--context-tokens", "0"]]
+)
 def test_nothing_to_measure_is_said(arguments, capsys):
     assert (
         main(["measure-cost", "--model", str(REPOSITORY / "retrieval_spec" / "demo_model"), *arguments]) == 2

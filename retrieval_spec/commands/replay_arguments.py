@@ -7,7 +7,9 @@ import argparse
 
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the traces, what drafts, and how they are replayed."""
-    parser.add_argument("traces", nargs="+", metavar="FILE", help="JSON lines, also .gz or .zst")
+    parser.add_argument(
+        "traces", nargs="+", metavar="FILE", help="JSON lines, also .gz or .zst; Parquet, Arrow"
+    )
     parser.add_argument("--tokenizer", metavar="PATH", help="for traces of text: the target's")
     parser.add_argument("--vocab-size", type=int, metavar="N", help="of the target, where no tokenizer says")
     parser.add_argument("--datastore", action="append", default=[], metavar="DIR", help="drafted from, too")
@@ -30,7 +32,9 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         "drafted, and the speed-up is projected",
     )
     cost.add_argument(
-        "--cost-curve", metavar="FILE", help="the same, as `measure-cost --json` measured it with the target"
+        "--cost-curve",
+        metavar="FILE",
+        help="the same, as `measure-cost --json` measured it with the target; by batch size, where it did",
     )
     parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="replay so many families at once"
@@ -46,7 +50,18 @@ def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[0, 1, 2, 4, 8, 16, 32, 64],
         metavar="N",
-        help="drafted nodes of a step (default: 0 1 2 4 8 16 32 64)",
+        help="drafted nodes of a row in a step (default: 0 1 2 4 8 16 32 64)",
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        type=_numbers,
+        default=[1],
+        metavar="N,N",
+        help="rows that go through the model together, such as 1,4,16 (default: 1)",
     )
     parser.add_argument("--context-tokens", type=int, default=512, metavar="N", help="of the prompt")
     parser.add_argument("--rounds", type=int, default=12, metavar="N", help="steps of each size")
+
+
+def _numbers(said: str) -> list[int]:
+    return [int(number) for number in said.split(",")]
