@@ -51,7 +51,7 @@ from retrieval_spec.kernels.cards import (
 )
 from retrieval_spec.kernels.commonest import ROW_WORDS
 from retrieval_spec.kernels.fusion import insert
-from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
+from retrieval_spec.kernels.jit import allocation_free_kernel, expanded_kernel, inlined_kernel
 from retrieval_spec.kernels.places import MAX_MATCH_TOKENS
 from retrieval_spec.kernels.selection import admit, cut, floor_of, num_at_floor
 from retrieval_spec.kernels.shared_automaton import follow
@@ -61,35 +61,35 @@ CARD, END, MAX_NODES, NUM_ADDED, SIZE, STEP_WORDS = range(6)
 SEARCH_WORDS = context_draft.SCRATCH_WORDS
 
 
-@inlined_kernel
+@expanded_kernel
 def _arena(card, kind):
     return array_at(card[kind * TEXT_WORDS + ARENA], (card[kind * TEXT_WORDS + ARENA_WORDS],), np.int32)
 
 
-@inlined_kernel
+@expanded_kernel
 def _rows(card, kind):
     num_rows = card[kind * TEXT_WORDS + NUM_ROWS]
     return array_at(card[kind * TEXT_WORDS + ROWS], (num_rows, np.int64(ROW_WORDS)), np.int32)
 
 
-@inlined_kernel
+@expanded_kernel
 def _place(card, kind):
     return array_at(
         card[kind * TEXT_WORDS + PLACE], (np.int64(ANCHOR_WORDS if kind == OWN else 2),), np.int64
     )
 
 
-@inlined_kernel
+@expanded_kernel
 def _tables(card):
     return array_at(card[TABLES], (np.int64(NUM_CELLS),), np.float32)
 
 
-@inlined_kernel
+@expanded_kernel
 def _records(card):
     return array_at(card[RECORDS], (card[RECORDS_WORDS],), np.int32)
 
 
-@inlined_kernel
+@expanded_kernel
 def _drafted(card):
     """Returns token ids, parents and path probabilities, each with room for the largest tree."""
     room = card[DRAFTED_ROOM]

@@ -106,8 +106,11 @@ def allocation_free_kernel(function: Function) -> Function:
 
 
 def inlined_kernel(function: Function) -> Function:
-    """Makes a part of other kernels: copied into each of them, so that calls cost nothing but code."""
-    return numba.njit(inline="always")(function)  # type: ignore[no-any-return]
+    """Makes a part of other kernels, for LLVM to copy into each of them: calls cost nothing but code.
+
+    numba's own inlining, of `expanded_kernel`, takes most of the time of a compilation.
+    """
+    return _compiled(function, _nrt=False, forceinline=True)
 
 
 class _InFolder(caching._CacheLocator):  # type: ignore[misc]
@@ -128,6 +131,11 @@ class _InFolder(caching._CacheLocator):  # type: ignore[misc]
     @classmethod
     def from_function(cls, py_func: Callable[..., object], py_file: str) -> _InFolder:
         return cls(py_func)
+
+
+def expanded_kernel(function: Function) -> Function:
+    """Makes a part of other kernels that returns an array: no call can, without reference counts."""
+    return numba.njit(inline="always")(function)  # type: ignore[no-any-return]
 
 
 def _compiled(function: Function, **options: bool) -> Function:

@@ -13,14 +13,14 @@ from retrieval_spec.fusion import TOKEN as TRIE_TOKEN
 from retrieval_spec.kernels.anchor import ANCHOR_WORDS, follow_anchor
 from retrieval_spec.kernels.automaton import LAST, LENGTH, LINK, NONE, find, record_of
 from retrieval_spec.kernels.blend_tables import NUM_TEXTS, OUTPUTS, OWN
-from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
+from retrieval_spec.kernels.jit import allocation_free_kernel, expanded_kernel, inlined_kernel
 
 MAX_MATCH_TOKENS = 64
 ANCHOR = 2 * NUM_TEXTS + 1
 PLACE_WORDS = ANCHOR + ANCHOR_WORDS
 
 
-@inlined_kernel
+@expanded_kernel
 def text_of(kind, own, outputs, prompts):
     """Returns what a kind of text has among three."""
     return own if kind == OWN else (outputs if kind == OUTPUTS else prompts)
