@@ -111,7 +111,7 @@ class _Drafts:
     """Drafts from a corpus without some documents, which change; used by one thread."""
 
     def __init__(self, parts: Sequence[Part], max_nodes: int) -> None:
-        self._windows = [_Window(part) for part in parts]
+        self._windows = [Window(part) for part in parts]
         self.arrays = ContextArrays([window.array for window in self._windows])
         self._max_nodes = max_nodes
         self._scratch = new_scratch()
@@ -129,7 +129,7 @@ class _Drafts:
         return int(num_confirmed(token_ids, parents, text))
 
 
-class _Window:
+class Window:
     """A context array of the few positions near a context that are not left out.
 
     A draft from it is one from the whole array without those: it sees as many on each side as it can use.
@@ -146,11 +146,19 @@ class _Window:
         self.array = ContextArray(whole.tokens, self._positions, self._buckets, whole.depth_tokens)
 
     def leave_out(self, document: Tokens) -> None:
-        """Leaves out the positions in every document with these tokens, its end included."""
+        """Leaves out every document with exactly these tokens."""
         part = self._part
         mark_equal(part.array.tokens, part.starts, part.lengths, document, self._is_left_out)
-        self._starts = part.starts[self._is_left_out]
-        self._stops = self._starts + part.lengths[self._is_left_out] + 1
+        self.leave_out_documents(np.flatnonzero(self._is_left_out))
+
+    def leave_out_documents(self, documents: Int64s) -> None:
+        """Leaves out the positions in documents, their ends included, and no others.
+
+        Args:
+            documents: int64[n]  their places among those of the segment, rising.
+        """
+        self._starts = self._part.starts[documents]
+        self._stops = self._starts + self._part.lengths[documents] + 1
 
     def move(self, context: Tokens) -> None:
         """Shows the positions near a context."""

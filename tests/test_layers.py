@@ -89,6 +89,15 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"structures", "datastore", "errors", "tree"},
     "corpus_stats": {"structures", "kernels", "datastore", "errors", "tree"},
     "leave_one_out": {"corpus_stats", "structures", "kernels", "tree"},
+    "own_documents": {
+        "leave_one_out",
+        "corpus_stats",
+        "drafters",
+        "structures",
+        "datastore",
+        "tree",
+        "errors",
+    },
     "dense_states": {"projection", "target_states", "datastore", "errors", "tree"},
     "dense_build": {
         "dense_states",
@@ -208,6 +217,7 @@ OUTSIDE: dict[str, set[str]] = {
     "export": {"numpy"},
     "corpus_stats": {"numpy"},
     "leave_one_out": {"numpy"},
+    "own_documents": {"numpy"},
     "rewriting": {"numpy"},
     "dense_states": {"numpy"},
     "dense_build": {"numpy"},

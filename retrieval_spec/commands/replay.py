@@ -37,11 +37,21 @@ def replay_command(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("max_nodes", "processes"):
         if getattr(arguments, name) < 1:
             raise InvalidRequest(f"--{name.replace('_', '-')} is out of range", expected="1 or more")
+    if arguments.leave_one_out and not arguments.datastore:
+        raise InvalidRequest(
+            "--leave-one-out is about datastores, and there is none",
+            remedy="leave it out: what is learned on the way is learned when an output ended",
+        )
     curves = _curves(arguments)
     with progress_bar() as progress:
         families, vocab_size = _families(arguments, progress)
         replayer = Replayer(
-            vocab_size, arguments.preset, tuple(arguments.datastore), arguments.max_nodes, curves
+            vocab_size,
+            arguments.preset,
+            tuple(arguments.datastore),
+            arguments.max_nodes,
+            curves,
+            leaves_own_out=arguments.leave_one_out,
         )
         found = dict(_replayed(families, replayer, arguments.processes, progress))
     datastore_bytes = sum(open_segments(path).num_bytes for path in arguments.datastore)

@@ -12,6 +12,7 @@ from retrieval_spec.budget import CostCurve
 from retrieval_spec.drafters.presets import preset_or_sources
 from retrieval_spec.engine import Engine
 from retrieval_spec.match_lengths import RANGES, MatchLengths
+from retrieval_spec.own_documents import OthersCorpus, without_own
 from retrieval_spec.replay import Observer, Tally, replay
 from retrieval_spec.traces import Trace
 from retrieval_spec.tree import DraftTree
@@ -58,6 +59,7 @@ class Replayer:
         datastores: folders to draft from.
         max_nodes: nodes of a draft tree at most.
         curves: rows of a batch -> what a pass costs by the nodes of a row; empty where nobody knows.
+        leaves_own_out: whether no output is drafted from documents of the datastores that hold it.
     """
 
     vocab_size: int
@@ -65,6 +67,7 @@ class Replayer:
     datastores: Sequence[str]
     max_nodes: int
     curves: Mapping[int, CostCurve]
+    leaves_own_out: bool = False
 
     @property
     def num_replays(self) -> int:
@@ -86,7 +89,10 @@ class Replayer:
         return found
 
     def _engine(self) -> Engine:
-        return Engine(self.vocab_size, preset=preset_or_sources(self.sources), datastores=self.datastores)
+        engine = Engine(self.vocab_size, preset=preset_or_sources(self.sources), datastores=self.datastores)
+        if self.leaves_own_out:
+            engine.drafters.update(without_own(engine.drafters, self.datastores))
+        return engine
 
     def _replay(
         self,
@@ -97,7 +103,10 @@ class Replayer:
         *observers: Observer,
     ) -> Tally:
         tally = Tally()
+        others = [source for source in engine.drafters.values() if isinstance(source, OthersCorpus)]
         for trace in traces:
+            for source in others:
+                source.leave_out(trace.output)
             replay(engine, [trace], self.max_nodes, curve, tally, observers)
             if advance is not None:
                 advance(trace.output.shape[0])

@@ -85,6 +85,7 @@ class CorpusDrafter:
 
     Attributes:
         corpus: what is drafted from now; immutable itself.
+        rule: a published system's way to draft from it; None for ours.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class CorpusDrafter:
     ) -> None:
         assert rule is None or isinstance(corpus, ContextArray), "rules read one segment"
         self.corpus = corpus
-        self._rule = rule
+        self.rule = rule
         self.tokenizer_fingerprint = tokenizer_fingerprint
 
     @classmethod
@@ -119,10 +120,10 @@ class CorpusDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> Cursor:
         """Returns a cursor that has observed `context`."""
-        if self._rule is None:
+        if self.rule is None:
             return CorpusCursor(self, context)
         assert isinstance(self.corpus, ContextArray)
-        return self._rule.start(self.corpus, context)
+        return self.rule.start(self.corpus, context)
 
     def take_up(self, fresh: CorpusDrafter) -> None:
         """Drafts from another drafter's corpus; open sessions of a published rule end with the old one."""
