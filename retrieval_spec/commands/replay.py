@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from retrieval_spec.budget import CostCurve
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.commands.replay_results import result_of
-from retrieval_spec.commands.replaying import Found, Replayer
+from retrieval_spec.commands.replaying import Replayer
 from retrieval_spec.cost_file import read_costs
 from retrieval_spec.datastore.progress import Progress
 from retrieval_spec.datastore.segments import open_segments
@@ -34,17 +34,15 @@ def replay_command(arguments: argparse.Namespace) -> dict[str, Any]:
         InvalidRequest: numbers out of range, no traces, or lines that are none.
         RetrievalSpecError: a datastore, tokenizer or preset that cannot be used.
     """
-    for name in ("max_nodes", "processes"):
-        if getattr(arguments, name) < 1:
-            raise InvalidRequest(f"--{name.replace('_', '-')} is out of range", expected="1 or more")
+    check_numbers(arguments, ("max_nodes", "processes"))
     if arguments.leave_one_out and not arguments.datastore:
         raise InvalidRequest(
             "--leave-one-out is about datastores, and there is none",
             remedy="leave it out: what is learned on the way is learned when an output ended",
         )
-    curves = _curves(arguments)
+    curves = cost_curves_of(arguments)
     with progress_bar() as progress:
-        families, vocab_size = _families(arguments, progress)
+        families, vocab_size = read_families(arguments, progress)
         replayer = Replayer(
             vocab_size,
             arguments.preset,
@@ -53,20 +51,49 @@ def replay_command(arguments: argparse.Namespace) -> dict[str, Any]:
             curves,
             leaves_own_out=arguments.leave_one_out,
         )
-        found = dict(_replayed(families, replayer, arguments.processes, progress))
+        replayed = replay_families(families, replayer, arguments.processes, progress, replayer.num_replays)
+        found = dict(replayed)
     datastore_bytes = sum(open_segments(path).num_bytes for path in arguments.datastore)
     return result_of(found, arguments.preset, arguments.max_nodes, curves, datastore_bytes)
 
 
-def _curves(arguments: argparse.Namespace) -> dict[int, CostCurve]:
-    """Returns rows of a batch -> what a pass costs; nothing where nobody said."""
+def check_numbers(arguments: argparse.Namespace, names: Iterable[str]) -> None:
+    """Refuses what counts nothing.
+
+    Raises:
+        InvalidRequest: one of these options is below 1.
+    """
+    for name in names:
+        if getattr(arguments, name) < 1:
+            raise InvalidRequest(f"--{name.replace('_', '-')} is out of range", expected="1 or more")
+
+
+def cost_curve_of(arguments: argparse.Namespace) -> CostCurve | None:
+    """Returns what passes over one row cost, as the arguments say; None if they do not.
+
+    Raises:
+        InvalidRequest: a file that holds no curve.
+    """
+    return cost_curves_of(arguments).get(1)
+
+
+def cost_curves_of(arguments: argparse.Namespace) -> dict[int, CostCurve]:
+    """Returns rows of a batch -> what a pass costs; nothing where nobody said.
+
+    Raises:
+        InvalidRequest: a file that holds no curve.
+    """
     if arguments.cost_per_node is not None:
         return {1: CostCurve.linear(arguments.cost_per_node)}
     return {} if arguments.cost_curve is None else read_costs(arguments.cost_curve)
 
 
-def _families(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, list[Trace]], int]:
-    """Returns the traces by family in file order, and how many ids there are."""
+def read_families(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, list[Trace]], int]:
+    """Returns the traces by family in file order, and how many ids there are.
+
+    Raises:
+        InvalidRequest: there are none, or lines that are no traces.
+    """
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     vocab_size = arguments.vocab_size or (tokenizer.vocab_size if tokenizer else DEFAULT_VOCAB_SIZE)
     reader = TraceReader(tokenizer, vocab_size)
@@ -82,19 +109,24 @@ def _families(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[s
     return families, vocab_size
 
 
-def _replayed(
-    families: Mapping[str, list[Trace]], replayer: Replayer, num_processes: int, progress: Progress
-) -> Iterator[tuple[str, Found]]:
+def replay_families(
+    families: Mapping[str, list[Trace]],
+    work: Any,
+    num_processes: int,
+    progress: Progress,
+    num_replays: int = 1,
+) -> Iterator[tuple[str, Any]]:
+    """Yields each family and what `work` returned for its traces, in one process or several."""
     num_tokens = {
-        name: replayer.num_replays * sum(trace.output.shape[0] for trace in traces)
+        name: num_replays * sum(trace.output.shape[0] for trace in traces)
         for name, traces in families.items()
     }
     progress.start("replaying", sum(num_tokens.values()), "tokens")
     if num_processes == 1:
         for name, traces in families.items():
-            yield name, replayer(traces, progress.advance)
+            yield name, work(traces, advance=progress.advance)
         return
     with ProcessPoolExecutor(num_processes) as pool:
-        for name, found in zip(families, pool.map(replayer, families.values()), strict=True):
+        for name, found in zip(families, pool.map(work, families.values()), strict=True):
             progress.advance(num_tokens[name])
             yield name, found
