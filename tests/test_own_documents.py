@@ -13,10 +13,14 @@ from hypothesis import strategies as st
 from retrieval_spec.cli import main
 from retrieval_spec.commands.replaying import Replayer
 from retrieval_spec.corpus_stats import Part
-from retrieval_spec.own_documents import EDGE_TOKENS, own_documents
+from retrieval_spec.drafters.base import Budget
+from retrieval_spec.drafters.corpus import CorpusDrafter
+from retrieval_spec.own_documents import EDGE_TOKENS, OthersCorpus, own_documents
+from retrieval_spec.structures.context_arrays import ContextArrays
 from retrieval_spec.traces import Trace
 from tests.stores import array_of, write_corpus
 from tests.strategies import as_int32
+from tests.test_leave_one_out import array_without, parts_of
 
 VOCAB_SIZE = 300
 
@@ -66,6 +70,27 @@ def test_several_outputs_in_a_row_leave_out_their_own_alone(tmp_path):
     whole = write_corpus(tmp_path / "store", [output for _, output in pairs], VOCAB_SIZE)
     alone = [accepted(replayed([pair], whole, "corpus")) for pair in pairs]
     assert accepted(replayed(pairs, whole, "corpus")) == sum(alone)
+
+
+def test_several_segments_are_left_as_if_it_was_in_none(tmp_path):
+    documents = [prompt + output for prompt, output in texts(3, 8)]
+    segments = [documents[:5], documents[3:]]  # two documents stand in both
+    parts = parts_of(tmp_path, *segments, vocab_size=VOCAB_SIZE)
+    num_nodes = 0
+    for document in documents:
+        others = OthersCorpus(parts, "")
+        others.leave_out(as_int32(document))
+        rest = [array_without(part, one, document) for part, one in zip(parts, segments, strict=True)]
+        cursor = others.start(as_int32(document[:4]))
+        oracle = CorpusDrafter(ContextArrays(rest)).start(as_int32(document[:4]))
+        for at in range(4, len(document)):
+            tree, expected = cursor.propose(Budget(16, 16)), oracle.propose(Budget(16, 16))
+            for column in ("token_ids", "parents", "probs"):
+                np.testing.assert_array_equal(getattr(tree, column), getattr(expected, column))
+            num_nodes += len(tree)
+            for one in (cursor, oracle):
+                one.observe(as_int32(document[at : at + 1]))
+    assert num_nodes > 1_000
 
 
 @settings(deadline=None, max_examples=60)
