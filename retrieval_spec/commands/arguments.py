@@ -14,7 +14,11 @@ from retrieval_spec.commands.building_arguments import (
     add_reading,
 )
 from retrieval_spec.commands.connecting import add_credentials
-from retrieval_spec.commands.replay_arguments import add_cost_arguments, add_replay_arguments
+from retrieval_spec.commands.replay_arguments import (
+    add_cost_arguments,
+    add_leave_one_out,
+    add_replay_arguments,
+)
 from retrieval_spec.commands.settings import add_flags
 
 BAD_INPUT = 2
@@ -250,6 +254,7 @@ def _add_replay(commands: Any) -> None:
         "retrieval-spec replay traces.jsonl --datastore datastores/docs --max-nodes 16 --json",
     )
     add_replay_arguments(parser)
+    add_leave_one_out(parser)
     _add_json(parser)
 
 

@@ -14,11 +14,6 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocab-size", type=int, metavar="N", help="of the target, where no tokenizer says")
     parser.add_argument("--datastore", action="append", default=[], metavar="DIR", help="drafted from, too")
     parser.add_argument(
-        "--leave-one-out",
-        action="store_true",
-        help="the datastores were built from these outputs: draft none from documents that hold it",
-    )
-    parser.add_argument(
         "--preset",
         default="default",
         metavar="NAME",
@@ -43,6 +38,15 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="replay so many families at once"
+    )
+
+
+def add_leave_one_out(parser: argparse.ArgumentParser) -> None:
+    """Adds what is for datastores that hold the outputs."""
+    parser.add_argument(
+        "--leave-one-out",
+        action="store_true",
+        help="the datastores were built from these outputs: draft none from documents that hold it",
     )
 
 
