@@ -21,6 +21,7 @@ ROWS = {
     "C5": "clients that hang, crawl or never read",
     "C6": "the same answers and errors in process and over gRPC",
     "P1": "any history of a session, messages lost, repeated, out of order, servers restarted",
+    "P2/P3": "real generation while messages are lost and late",
     "F1": "every flipped bit of a file is found",
     "F2": "files that lie under valid checksums",
     "F3": "hostile content under valid checksums, queried",
@@ -47,6 +48,7 @@ ROWS = {
     "V4": "servers that restart in the middle of a generation",
     "L1": "with any drafts the output is that of plain decoding",
     "L2": "options, ends, limits, caches and batches of the host",
+    "L3": "bfloat16: every difference is a measured tie",
     "L4": "sampled output has the target's distribution",
     "L5": "planted bugs of the verifier are noticed",
     "T1": "a tenant's answers do not depend on others",
@@ -118,15 +120,19 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("rows of docs/promises.md")
     write(f"{'row':7} {'passed':>6} {'failed':>6} {'skipped':>7} {'seconds':>8}")
     for row in ROWS:
-        count = outcomes[row]
-        line = f"{row:7} {count['passed']:6} {count['failed']:6} {count['skipped']:7} {seconds[row]:8.1f}"
-        none = "  " if count else "  (no test of it in this run) "
-        write(f"{line}{none}{ROWS[row]}")
-        for reason, number in sorted(reasons[row].items()):
-            write(f"        {number} skipped: {reason}")
+        if outcomes[row]:
+            write_row(write, row, outcomes[row], seconds[row], reasons[row])
+    write(f"without a test in this run: {', '.join(row for row in ROWS if not outcomes[row]) or 'none'}")
     write(
         "Seconds are of the tests themselves, side by side in several workers; a test may belong to two rows."
     )
+
+
+def write_row(write: Any, row: str, count: Counter, seconds: float, reasons: Counter) -> None:
+    numbers = f"{count['passed']:6} {count['failed']:6} {count['skipped']:7} {seconds:8.1f}"
+    write(f"{row:7} {numbers}  {ROWS[row]}")
+    for reason, number in sorted(reasons.items()):
+        write(f"        {number} skipped: {reason}")
 
 
 def collected(stats: dict[str, list[Any]]) -> tuple[dict, dict, dict]:

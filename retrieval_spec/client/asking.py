@@ -21,7 +21,7 @@ from retrieval_spec.client.listening import Overheard, book
 from retrieval_spec.client.opening import Opener
 from retrieval_spec.client.peer import Peer
 from retrieval_spec.client.session import PARKED_S, LastStep, RemoteSession
-from retrieval_spec.client.steps import Counters, Question, Step, fill
+from retrieval_spec.client.steps import Counters, Question, Step, fill, proves_health
 from retrieval_spec.client.transport import Answer, Transport
 from retrieval_spec.errors import (
     ContextMismatch,
@@ -42,6 +42,9 @@ _ASKED_AGAIN = (*_LOST, InvalidFeedback)
 
 STALE_S = 1.0
 """A question that is under way for longer is a sign of trouble; waiting for it costs nothing."""
+
+LOST_S = 3.0
+"""One that is under way for longer may never be answered: it is asked anew, on another stream."""
 
 _ROUNDS = 3
 """One that is answered, one for sessions that were opened again, one for feedback that was refused."""
@@ -221,6 +224,9 @@ class Asker:
             if self._breaker.allows and now_s - question.sent_s > STALE_S:
                 self._breaker.failed(ServiceUnavailable("the draft server does not answer"))
                 self._breaker.probed()  # the question itself is the probe
+            elif now_s - question.sent_s > LOST_S:
+                self.drop()
+                self._breaker.failed(ServiceUnavailable("an answer was lost"))
             # Ever less often, so that an answer that never comes costs nothing to speak of.
             gap_s = (now_s - question.sent_s) / 4
             self._look_s = now_s + min(max(gap_s, _SHORTEST_LOOK_S), _LONGEST_LOOK_S)
@@ -350,7 +356,7 @@ class Asker:
         if question.sessions:
             self._latency_s = answer.at_s - question.sent_s
             self._policy.heard(self._latency_s)
-        if _proves_health(outcomes) or not self._breaker.allows:
+        if proves_health(outcomes) or not self._breaker.allows:
             self._breaker.succeeded()
         self._tell(question, outcomes)
         return outcomes
@@ -385,11 +391,6 @@ class Asker:
                 session.park()
                 refused.append(outcome)
         _warn(refused)
-
-
-def _proves_health(outcomes: Sequence[wire.Outcome]) -> bool:
-    """Whether some session got what it asked for: after a bad answer, sessions must be opened again first."""
-    return not outcomes or any([isinstance(outcome, DraftTree) for outcome in outcomes])
 
 
 def _warn(refused: Sequence[RetrievalSpecError]) -> None:

@@ -113,3 +113,8 @@ def fill(
             step.trees[index] = outcome
         if not isinstance(outcome, asked_again):
             step.waiting.remove(index)
+
+
+def proves_health(outcomes: Sequence[wire.Outcome]) -> bool:
+    """Whether some session got what it asked for: after a bad answer, sessions must be opened again first."""
+    return not outcomes or any([isinstance(outcome, DraftTree) for outcome in outcomes])
