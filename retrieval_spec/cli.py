@@ -115,6 +115,14 @@ def _replay(arguments: argparse.Namespace) -> None:
     print(json.dumps(result) if arguments.json else table_of(result))
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from retrieval_spec.commands.report import report_command
+
+    result = report_command(arguments)
+    if arguments.json:
+        print(json.dumps(result))
+
+
 def _measure_cost(arguments: argparse.Namespace) -> None:
     from retrieval_spec.commands.measure_cost import measure_cost_command, table_of
 
@@ -170,6 +178,7 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "verify": _verify,
     "export": _export,
     "replay": _replay,
+    "report": _report,
     "measure-cost": _measure_cost,
     "serve": _serve,
     "history": _history,

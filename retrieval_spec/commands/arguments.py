@@ -19,6 +19,7 @@ from retrieval_spec.commands.replay_arguments import (
     add_leave_one_out,
     add_replay_arguments,
 )
+from retrieval_spec.commands.report_arguments import add_report_arguments
 from retrieval_spec.commands.settings import add_flags
 
 BAD_INPUT = 2
@@ -44,6 +45,7 @@ def new_parser() -> Parser:
     for add in (
         *datastores,
         _add_replay,
+        _add_report,
         _add_measure_cost,
         _add_serve,
         _add_history,
@@ -255,6 +257,17 @@ def _add_replay(commands: Any) -> None:
     )
     add_replay_arguments(parser)
     add_leave_one_out(parser)
+    _add_json(parser)
+
+
+def _add_report(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "report",
+        "Show on a page, token by token and in charts, what drafts would gain on recorded outputs.",
+        "retrieval-spec report traces.jsonl --tokenizer tokenizer.json --output report.html --png plots",
+    )
+    add_report_arguments(parser)
     _add_json(parser)
 
 

@@ -94,9 +94,18 @@ class SuffixAutomaton:
         It is the length of the last state's suffix link: that link is by definition the longest suffix
         that also ends elsewhere, so the text can never match itself.
         """
+        return int(self.arena[self._match_record + kernels.LENGTH])
+
+    @property
+    def match_first_end(self) -> int:
+        """Where that suffix ended first: the position of its last token, counted from 0; -1 if it is empty."""
+        return int(self.arena[self._match_record + kernels.FIRST_END])
+
+    @property
+    def _match_record(self) -> int:
         last = kernels.HEADER_WORDS + int(self.arena[kernels.LAST]) * kernels.STATE_WORDS
         link = int(self.arena[last + kernels.LINK])
-        return int(self.arena[kernels.HEADER_WORDS + max(link, 0) * kernels.STATE_WORDS + kernels.LENGTH])
+        return kernels.HEADER_WORDS + max(link, 0) * kernels.STATE_WORDS
 
     @property
     def counts_are_exact(self) -> bool:

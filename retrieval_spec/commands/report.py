@@ -1,0 +1,101 @@
+"""`retrieval-spec report`: a replay as a page for the browser, as tables and as plots."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from retrieval_spec.budget import CostCurve
+from retrieval_spec.commands.progress_bar import progress_bar
+from retrieval_spec.commands.replay import check_numbers, cost_curve_of, read_families, replay_families
+from retrieval_spec.datastore.atomic import check_parent, draft_file
+from retrieval_spec.datastore.segments import open_segments
+from retrieval_spec.datastore.tokenizer import load_tokenizer
+from retrieval_spec.drafters.presets import preset_or_sources
+from retrieval_spec.engine import Engine
+from retrieval_spec.replay import Tally, replay
+from retrieval_spec.report.matches import CorpusMatches
+from retrieval_spec.report.page import page_of
+from retrieval_spec.report.plots import new_figure, write_plots
+from retrieval_spec.report.recording import Recorder, choose
+from retrieval_spec.report.summary import Asked, Replayed, summary_of
+from retrieval_spec.report.terminal import new_console, show
+from retrieval_spec.traces import Trace
+
+MAX_SHOWN_TOKENS = 100_000
+"""Of all generations together, so that a page stays below 5 MB."""
+
+
+def report_command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Replays files of traces, writes the page and what else was asked for, and returns what is on it.
+
+    Raises:
+        InvalidRequest: numbers out of range, no traces, or lines that are none.
+        MissingDependency: something is asked for that needs a package which is not installed.
+        RetrievalSpecError: a datastore, tokenizer or preset that cannot be used.
+    """
+    output = Path(arguments.output)
+    check_parent(output.absolute())
+    if arguments.png:
+        new_figure()  # what is missing is said before anybody waits
+    console = None if arguments.json else new_console()
+    summary = _summary(arguments)
+    with draft_file(output) as file:
+        file.write(page_of(summary).encode("utf-8"))
+    plots = write_plots(summary, Path(arguments.png)) if arguments.png else []
+    if console is not None:
+        show(summary, console)
+        console.print(*(f"written: {path}" for path in (output, *plots)), sep="\n", markup=False)
+    return {
+        "output": str(output),
+        "bytes": output.stat().st_size,
+        "png": [str(path) for path in plots],
+        "totals": summary["totals"],
+    }
+
+
+def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
+    check_numbers(arguments, ("max_nodes", "processes", "show", "show_tokens"))
+    cost_curve = cost_curve_of(arguments)
+    with progress_bar() as progress:
+        families, vocab_size = read_families(arguments, progress)
+        chosen = choose({name: len(traces) for name, traces in families.items()}, arguments.show)
+        num_chosen = sum(map(len, chosen.values()))
+        work = partial(
+            _record_family,
+            chosen=chosen,
+            max_tokens=min(arguments.show_tokens, MAX_SHOWN_TOKENS // num_chosen),
+            vocab_size=vocab_size,
+            sources=arguments.preset,
+            datastores=arguments.datastore,
+            max_nodes=arguments.max_nodes,
+            cost_curve=cost_curve,
+        )
+        replayed = dict(replay_families(families, work, arguments.processes, progress))
+    tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
+    return summary_of(replayed, Asked(arguments.preset, arguments.max_nodes, cost_curve), tokenizer)
+
+
+def _record_family(
+    traces: list[Trace],
+    chosen: dict[str, list[int]],
+    max_tokens: int,
+    vocab_size: int,
+    sources: str,
+    datastores: list[str],
+    max_nodes: int,
+    cost_curve: CostCurve | None,
+    advance: Any = None,
+) -> Replayed:
+    """Replays one family, in this process or another."""
+    engine = Engine(vocab_size, preset=preset_or_sources(sources), datastores=datastores)
+    corpora = CorpusMatches([open_segments(place) for place in datastores])
+    recorder, tally = Recorder(chosen[traces[0].family], max_tokens, max_nodes, corpora), Tally()
+    for trace in traces:
+        replay(engine, [trace], max_nodes, cost_curve, tally, observers=[recorder])
+        if advance is not None:
+            advance(trace.output.shape[0])
+    recorder.close()
+    return Replayed(tally, recorder)

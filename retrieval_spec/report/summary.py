@@ -1,0 +1,159 @@
+"""What a report says, as plain values that JSON holds: totals of families, curves, generations, trees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retrieval_spec import __version__
+from retrieval_spec.budget import CostCurve
+from retrieval_spec.datastore.tokenizer import Tokenizer
+from retrieval_spec.replay import NUM_BINS, Tally
+from retrieval_spec.report.curves import ASSUMED_COSTS_PER_NODE, BATCH_SIZES, StepSample
+from retrieval_spec.report.recording import Recorder, Shown, Step
+from retrieval_spec.report.texts import TokenTexts
+
+MAX_POSITIONS = 32
+ALL = "all"
+_FIXED_NODES = (1, 2, 4, 8, 16, 32, 64, 128)
+_MAX_FIXED = 4
+
+
+class Replayed(NamedTuple):
+    """What came of the replay of one family."""
+
+    tally: Tally
+    recorder: Recorder
+
+
+class Asked(NamedTuple):
+    """What was asked for.
+
+    Attributes:
+        preset: which sources drafted.
+        max_nodes: of a tree.
+        cost_curve: what was measured or said of the target's passes; None if nothing was.
+    """
+
+    preset: str
+    max_nodes: int
+    cost_curve: CostCurve | None = None
+
+
+def summary_of(
+    families: Mapping[str, Replayed], asked: Asked, tokenizer: Tokenizer | None = None
+) -> dict[str, Any]:
+    """Returns all that a report shows: what page, terminal and plots are drawn from."""
+    total, sample = Tally(), StepSample(asked.max_nodes)
+    for tally, recorder in families.values():
+        recorder.close()
+        total.merge(tally)
+        sample.merge(recorder.sample)
+    totals = {ALL: _totals(total, sample, asked)}
+    if len(families) > 1:
+        totals |= {name: _totals(one.tally, one.recorder.sample, asked) for name, one in families.items()}
+    texts = TokenTexts(tokenizer)
+    shown = [_shown(one, texts) for _, recorder in families.values() for one in recorder.shown]
+    recorders = [recorder for _, recorder in families.values()]
+    return {
+        "version": __version__,
+        "preset": asked.preset,
+        "max_nodes": asked.max_nodes,
+        "has_costs": asked.cost_curve is not None,
+        "has_text": tokenizer is not None,
+        "source_names": max((recorder.source_names for recorder in recorders), key=len),
+        "corpus_mask": max(recorder.corpus_mask for recorder in recorders),
+        "batch_sizes": BATCH_SIZES,
+        "totals": totals,
+        "generations": shown,
+        "texts": texts.pool,
+    }
+
+
+def _totals(tally: Tally, sample: StepSample, asked: Asked) -> dict[str, Any]:
+    p50, p99 = np.percentile(tally.draft_us, [50, 99]).tolist()
+    reached = max(1, min(MAX_POSITIONS, int(np.count_nonzero(tally.accepted_at))))
+    totals = {
+        "traces": tally.traces,
+        "tokens": tally.tokens,
+        "steps": tally.steps,
+        "mean_acceptance_length": round(tally.mean_acceptance_length, 4),
+        "accepted_share_of_nodes": round(tally.accepted_tokens / max(tally.drafted_nodes, 1), 4),
+        "calibration_error": round(tally.calibration_error, 4),
+        "draft_us_p50": round(p50, 1),
+        "draft_us_p99": round(p99, 1),
+        "sources": {
+            name: [source.drafted_nodes, source.accepted_nodes, source.won_nodes]
+            for name, source in tally.sources.items()
+        },
+        "positions": _rounded(tally.accepted_at[:reached] / max(tally.steps, 1)),
+        "reliability": _reliability(tally),
+        "lengths_by_nodes": _rounded(sample.lengths_by_nodes()),
+        "speedups": _speedups(sample, asked),
+    }
+    return {**totals, "speedup": round(tally.speedup, 4)} if asked.cost_curve is not None else totals
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(value), 4) for value in values]
+
+
+def _reliability(tally: Tally) -> list[list[float]]:
+    """Returns nodes, mean probability and the share that came true of each bin that has any."""
+    return [
+        [int(nodes), round(expected / nodes, 4), round(accepted / nodes, 4)]
+        for nodes, expected, accepted in tally.predicted.T.reshape(NUM_BINS, 3).tolist()
+        if nodes
+    ]
+
+
+def _speedups(sample: StepSample, asked: Asked) -> dict[str, list[float]]:
+    """Returns the curves over batch sizes, by what they are called."""
+    if asked.cost_curve is None:
+        return {
+            f"{cost:g} a node": _rounded(sample.speedups(CostCurve.linear(cost)))
+            for cost in ASSUMED_COSTS_PER_NODE
+        }
+    fixed = [number for number in _FIXED_NODES if number <= asked.max_nodes][-_MAX_FIXED:]
+    curve = asked.cost_curve
+    return {
+        "what pays": _rounded(sample.speedups(curve)),
+        **{f"up to {number} nodes": _rounded(sample.speedups(curve, number)) for number in fixed},
+    }
+
+
+def _shown(one: Shown, texts: TokenTexts) -> dict[str, Any]:
+    return {
+        "family": one.family,
+        "number": one.number,
+        "prompt": texts.text_of(one.prompt_ids),
+        "prompt_tokens": one.prompt_tokens,
+        "output_tokens": one.output_tokens,
+        "steps": one.num_steps,
+        "accepted": one.num_accepted,
+        "tokens": texts.numbers_of(one.token_ids),
+        "masks": one.masks,
+        "percents": one.percents,
+        "rejected": texts.number_of_each(one.rejected_ids),
+        "match": one.match_tokens,
+        "generations": one.generations,
+        "corpus_match": one.corpus_tokens,
+        "documents": [texts.number_of_text(name) for name in one.documents],
+        "trees": [_tree(name, step, texts) for name, step in one.trees],
+    }
+
+
+def _tree(name: str, step: Step, texts: TokenTexts) -> dict[str, Any]:
+    tree = step.tree
+    return {
+        "name": name,
+        "at": step.at,
+        "us": round(step.latency_us),
+        "tokens": texts.number_of_each(tree.token_ids.tolist()),
+        "parents": tree.parents.tolist(),
+        "percents": np.rint(tree.path_probs() * 100).astype(int).tolist(),
+        "masks": tree.sources.tolist(),
+        "path": step.path,
+    }
