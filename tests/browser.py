@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over a pipe by its DevTools protocol: nothing listens, nothing is installed for it."""
+"""A headless Chromium, driven over a pipe by its DevTools protocol: nothing listens."""
 
 from __future__ import annotations
 

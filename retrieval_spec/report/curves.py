@@ -72,7 +72,8 @@ class StepSample:
         accepted = np.zeros(self._max_nodes + 1)
         for came_true in self._came_true:
             accepted[1 : len(came_true) + 1] += came_true
-        return (1.0 + np.cumsum(accepted) / max(len(self), 1)).tolist()
+        lengths: list[float] = (1.0 + np.cumsum(accepted) / max(len(self), 1)).tolist()
+        return lengths
 
     def speedups(self, curve: CostCurve, max_nodes: int | None = None) -> list[float]:
         """Returns tokens per cost for each of `BATCH_SIZES`, where plain decoding has 1.

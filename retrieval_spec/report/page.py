@@ -1,4 +1,4 @@
-"""The page: one file with all that it needs, that asks no network for anything and runs nothing but its own script.
+"""The page: one file with all that it needs, which asks no network and runs nothing but its own script.
 
 Text of traces reaches it as data alone: as JSON without any character that means something to HTML, shown
 as text nodes. A content security policy with the hashes of style and script holds even if that should fail.
@@ -13,13 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 _SCRIPTS = ("dom.js", "charts.js", "trees.js", "generation.js", "main.js")
-_MEANING_SOMETHING = {
-    "<": "\\u003c",
-    ">": "\\u003e",
-    "&": "\\u0026",
-    "\u2028": "\\u2028",
-    "\u2029": "\\u2029",
-}
+_MEANING_SOMETHING = {ord(one): f"\\u{ord(one):04x}" for one in "<>&\u2028\u2029"}
 
 
 def page_of(summary: dict[str, Any]) -> str:
@@ -41,7 +35,7 @@ def embedded(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     # A lone surrogate is no character of a file; JSON has a spelling for it.
     text = "".join(_escaped(text)) if _has_surrogates(text) else text
-    return text.translate(str.maketrans(_MEANING_SOMETHING))
+    return text.translate(_MEANING_SOMETHING)
 
 
 def _has_surrogates(text: str) -> bool:
@@ -53,7 +47,7 @@ def _escaped(text: str) -> list[str]:
 
 
 def _asset(name: str) -> str:
-    return files(__package__).joinpath("page", name).read_text(encoding="utf-8")
+    return (files(__package__) / "page" / name).read_text(encoding="utf-8")
 
 
 def _hash(content: str) -> str:

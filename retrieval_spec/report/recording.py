@@ -1,4 +1,4 @@
-"""Listens to the replay of a family and keeps what a page can show of it: some generations, and some trees."""
+"""Listens to the replay of a family and keeps what a page can show: some generations, and some trees."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def telling(steps: Sequence[Step]) -> list[tuple[str, Step]]:
 
 
 def choose(sizes: Mapping[str, int], max_traces: int) -> dict[str, list[int]]:
-    """Returns which generations of each family are shown: as many of each as there is room for, evenly spaced.
+    """Returns which generations of each family are shown: as many as there is room for, evenly spaced.
 
     Args:
         sizes: generations of each family.

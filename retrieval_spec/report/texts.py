@@ -29,7 +29,7 @@ class TokenTexts:
         self._anchor = int(tokenizer.encode_batch(["a"])[0][0]) if tokenizer else 0
 
     def numbers_of(self, token_ids: Sequence[int]) -> list[int]:
-        """Returns the indices of tokens that stand in a row: of a character in pieces, the first has it all."""
+        """Returns the indices of tokens in a row: of a character in pieces, the first has it all."""
         texts = self._each(token_ids)
         for begin, end in _runs(texts):
             whole = self._decode([token_ids[begin:end]])[0]

@@ -98,7 +98,7 @@ class SuffixAutomaton:
 
     @property
     def match_first_end(self) -> int:
-        """Where that suffix ended first: the position of its last token, counted from 0; -1 if it is empty."""
+        """Where that suffix ended first: the position of its last token, from 0; -1 if it is empty."""
         return int(self.arena[self._match_record + kernels.FIRST_END])
 
     @property
