@@ -70,6 +70,14 @@ def test_ties_go_to_the_lower_depth_then_to_the_smaller_token(steps):
     assert fuse([tree], 3, steps).token_ids.tolist() == [5, 7, 9]
 
 
+@pytest.mark.parametrize("first", [3, 4])
+def test_of_nodes_that_are_alike_the_earlier_tree_s_is_kept(steps, first):
+    trees = [DraftTree.from_lists([root, 7], [-1, 0], [0.5, 0.5]) for root in (first, 7 - first)]
+    fused = fuse(trees, 3, steps)
+    assert fused.token_ids.tolist() == [3, 4, 7]
+    assert fused.parents.tolist() == [-1, -1, fused.token_ids.tolist().index(first)]
+
+
 def test_no_nodes_are_a_legal_answer(steps):
     tree = DraftTree.chain([1, 2])
     assert len(fuse([tree], 0, steps)) == 0
