@@ -226,6 +226,13 @@ class Disk:
     def unsynced(self) -> list[int]:
         return [number for number, data in self.data.items() if self.synced.get(number) != data]
 
+    def _damaged(self, number: int, damage: Callable[[bytes], bytes | None]) -> bytes | None:
+        """What was synced and only written behind stays what it was."""
+        data, sure = self.data[number], self.synced.get(number)
+        if sure is None or not data.startswith(sure):
+            return damage(data)
+        return sure + (damage(data[len(sure) :]) or b"")
+
     def crashed(self, changes: list[Change]) -> Iterator[Tree]:
         """What may be found if these of the pending changes were kept."""
         folders = {number: dict(names) for number, names in self.durable.items()}
@@ -234,7 +241,7 @@ class Disk:
         unsynced = self.unsynced()
         yield self._tree(self.root, folders, {})
         for damage in list(DAMAGES.values())[1:]:
-            broken = {number: damage(self.data[number]) for number in unsynced if self.data[number]}
+            broken = {number: self._damaged(number, damage) for number in unsynced if self.data[number]}
             if broken:
                 yield self._tree(self.root, folders, broken)
             if len(broken) > 1:

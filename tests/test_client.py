@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import signal
+import threading
 import time
 
 import grpc
@@ -16,7 +17,7 @@ from retrieval_spec.budget import CostCurve
 from retrieval_spec.client import DraftClient, LocalClient, asking, breaker
 from retrieval_spec.client import session as session_module
 from retrieval_spec.engine import Engine
-from retrieval_spec.errors import InvalidRequest, ServiceUnavailable, TokenizerMismatch
+from retrieval_spec.errors import InvalidRequest, ServiceUnavailable, TokenizerMismatch, UnknownSession
 from retrieval_spec.service import server
 from retrieval_spec.service.peers import ANYBODY
 from retrieval_spec.service.servicer import Servicer
@@ -365,6 +366,58 @@ def test_a_late_answer_is_not_taken_for_the_one_awaited(scripted, quick_retries)
         servicer.spoil = lambda step, result: None
         session.commit([20])
         assert drafts_come_back(session).token_ids.tolist() == [21, 22]
+
+
+@pytest.fixture
+def under_way(scripted, quick_retries):
+    """A session of 1, 2 whose question after 10 was not answered yet, and what lets the server answer."""
+    servicer, address = scripted
+    answer = threading.Event()
+    with DraftClient(address, timeout_s=0.05) as client:
+        session = client.open_session([1, 2])
+        drafts_come_back(session)
+        servicer.spoil = lambda step, result: answer.wait(PATIENCE_S)
+        session.commit([10])
+        assert len(session.draft(2)) == 0
+        yield session, answer
+        answer.set()
+
+
+def test_nothing_is_drafted_from_what_was_cut_while_it_was_under_way(under_way):
+    session, answer = under_way
+    session.truncate(2)
+    answer.set()
+    assert drafts_come_back(session).token_ids.tolist() == [3, 4]
+
+
+def test_a_session_that_is_closed_while_a_question_is_under_way_is_learned_whole(scripted, under_way):
+    (servicer, _), (session, answer) = scripted, under_way
+    session.commit([20])
+    session.close()
+    answer.set()
+    deadline = time.monotonic() + PATIENCE_S
+    while not servicer.closed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (request,) = servicer.closed
+    assert request.context_length == 3
+    assert np.frombuffer(request.commit_token_ids, "<i4").tolist() == [20]
+
+
+def test_a_server_that_loses_a_session_in_every_step_is_not_sent_its_context_in_every_step(scripted):
+    servicer, address = scripted
+
+    def lose(step, result):
+        result.Clear()
+        result.step_number, result.incarnation = step.step_number, servicer._incarnation
+        wire.write_result(result, [UnknownSession("gone")] * (len(step.session_ids) // 8))
+
+    servicer.spoil = lose
+    with DraftClient(address, timeout_s=PATIENCE_S) as client:
+        session = client.open_session([1])
+        for token in range(20):
+            session.commit([token])
+            assert len(session.draft(2)) == 0
+        assert len(servicer.opened) <= 5
 
 
 @pytest.mark.row("P1")

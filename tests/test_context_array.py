@@ -221,6 +221,7 @@ def changed(name, column):
         changed("buckets", lambda c: c[:0]),
         changed("buckets", lambda c: c[:-1]),
         changed("buckets", lambda c: c[::-1].copy()),
+        changed("buckets", lambda c: c[[0, -1, *range(2, c.size)]]),
         changed("buckets", lambda c: np.append(np.zeros(2**21, np.uint32), c[-1:])),
         changed("tokens", lambda c: c[:4]),
         changed("tokens", lambda c: np.frombuffer(b"\0" + c.tobytes() + b"\0", c.dtype, c.size, 1)),

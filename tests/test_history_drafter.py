@@ -71,6 +71,16 @@ def test_a_live_output_is_known_while_it_is_written():
     assert reader.propose(Budget(3)).token_ids.tolist() == PASSAGE[10:13]
 
 
+def test_what_others_write_meanwhile_is_drafted_without_a_further_token():
+    drafter = opened()
+    write(drafter, [*PASSAGE[10:20], 3])
+    reader = drafter.start(as_int32(PASSAGE[:20]))
+    assert reader.propose(Budget(1)).token_ids.tolist() == [3]
+    write(drafter, [*PASSAGE[:20], 4])
+    assert reader.propose(Budget(1)).token_ids.tolist() == [4]
+    assert reader.propose(Budget(16)) == drafted(drafter, PASSAGE[:20])
+
+
 def test_no_match_crosses_from_one_output_into_the_next():
     drafter = opened()
     write(drafter, PASSAGE[:10])

@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from retrieval_spec.budget import CostCurve
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.history import HistoryDrafter
 from retrieval_spec.drafters.namespaces import MAX_NAMESPACES, Namespaces
@@ -103,6 +104,10 @@ def test_a_failed_opening_leaves_nothing_counted():
         with pytest.raises(Exception, match="vocabulary"):
             small.open_session(prompt)
     assert (small.num_sessions, small.ledger.num_bytes) == (0, 0)
+    small.drafters["counting"].start = None  # a bug in a source
+    with pytest.raises(TypeError):
+        small.open_session([1])
+    assert (small.num_sessions, small.ledger.num_bytes) == (0, 0)
 
 
 @pytest.mark.row("S2")
@@ -190,6 +195,16 @@ def test_sessions_answer_their_owner_alone():
     assert len(table) == 1
     table.close(mine, "a")
     assert len(table) == 0
+
+
+def test_a_cost_curve_is_told_and_followed_for_its_owner_alone():
+    table = SessionTable(engine())
+    mine = table.open(NO_TOKENS, "a/x")
+    cheap, dear = CostCurve.linear(0.01), CostCurve.linear(0.5)
+    table.follow([mine], cheap, "a")
+    table.follow([mine], dear, "b")
+    assert table.followed([mine], "b") is None
+    assert table.followed([mine], "a") is cheap
 
 
 class Learned:

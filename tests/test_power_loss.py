@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from retrieval_spec.datastore import atomic, segments
+from retrieval_spec.datastore.compaction import compacting
 from retrieval_spec.datastore.documents import Documents
 from retrieval_spec.datastore.generation import GENERATION_NAME
 from retrieval_spec.datastore.manifest import Facts, TokenizerFacts
@@ -56,6 +57,12 @@ def keep_the_last(place: Path) -> None:
         change.publish([change.write(*PARTS["new"])])
 
 
+def compact(place: Path) -> None:
+    with compacting(place) as compaction:
+        compaction.write(compaction.entries, *PARTS["new"])
+        compaction.publish()
+
+
 def replace_in_two_renames(place: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(atomic, "_swap", lambda first, second: False)
@@ -78,6 +85,7 @@ WORKS = {
     "append": Work(append, ("old",), ["old", "more"]),
     "append again": Work(append, ("old", "more"), ["old", "more", "more"]),
     "put others in their place": Work(keep_the_last, ("old", "more"), ["new"]),
+    "compact": Work(compact, ("old", "more"), ["new"]),
 }
 
 
@@ -182,7 +190,9 @@ def where_names_change(events: list[tuple]) -> list[int]:
 
 
 @pytest.mark.row("D4")
-@pytest.mark.parametrize("name", WORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name == "compact" else ()) for name in WORKS]
+)
 @pytest.mark.parametrize(
     ("points", "ordered"),
     [

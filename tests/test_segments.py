@@ -18,6 +18,7 @@ import pytest
 from retrieval_spec import encoding as encoding_module
 from retrieval_spec.build import build_datastore
 from retrieval_spec.cli import main
+from retrieval_spec.datastore import segments as segments_module
 from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.documents import Documents, document_id, joined, shown_id
 from retrieval_spec.datastore.generation import (
@@ -285,6 +286,30 @@ def test_two_writers_exclude_each_other(tmp_path, store, tokenizer):
     assert b"another process is changing" in other.stderr
 
 
+def test_a_writer_that_waited_changes_what_the_other_one_left(store, monkeypatch):
+    waits, found = threading.Event(), []
+    real = segments_module.locked
+
+    @contextlib.contextmanager
+    def locked(*arguments):
+        waits.set()
+        with real(*arguments):
+            yield
+
+    def write() -> None:
+        with changing(store, patience_s=None) as second:
+            found.append(second.segments.generation)
+
+    with changing(store) as first:
+        monkeypatch.setattr(segments_module, "locked", locked)
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert waits.wait(20)
+        first.publish(first.entries)
+    writer.join()
+    assert found == [1]
+
+
 @pytest.mark.row("F4", "K3")
 def test_a_reader_keeps_its_generation_whatever_a_writer_does(tmp_path, store, tokenizer):
     append_documents(store, Corpus([write_texts(tmp_path / "more.jsonl", texts(7, 4))]), tokenizer=tokenizer)
@@ -321,7 +346,7 @@ def test_readers_always_find_one_whole_generation(tmp_path, store, tokenizer):
 
 
 @pytest.mark.row("F1")
-@pytest.mark.parametrize("damage", ["missing", "truncated", "another", "no generation"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "another", "another that fits", "no generation"])
 def test_a_damaged_generation_or_segment_is_refused(tmp_path, store, tokenizer, damage):
     append_documents(store, Corpus([write_texts(tmp_path / "more.jsonl", texts(7, 4))]), tokenizer=tokenizer)
     (segment,) = (store / "segments").iterdir()
@@ -332,6 +357,9 @@ def test_a_damaged_generation_or_segment_is_refused(tmp_path, store, tokenizer, 
     elif damage == "another":
         shutil.rmtree(segment)
         shutil.copytree(write_corpus(tmp_path / "x", [[1, 2]], 61), segment)
+    elif damage == "another that fits":
+        shutil.rmtree(segment)
+        shutil.copytree(store, segment, ignore=shutil.ignore_patterns("segments", GENERATION_NAME))
     else:
         (store / GENERATION_NAME).write_bytes(b"{}")
     with pytest.raises(DatastoreCorrupt):
@@ -375,6 +403,8 @@ def test_after_kill_9_at_any_call_the_old_or_the_new_generation_is_there(tmp_pat
                     entry.place for entry in parse_generation((place / GENERATION_NAME).read_bytes()).segments
                 }
                 assert {f"segments/{path.name}" for path in (place / "segments").iterdir()} == listed - {"."}
+                if "." not in listed:
+                    assert {path.name for path in place.iterdir()} == {GENERATION_NAME, "segments"}
                 assert not any(path.name.startswith(".") for path in place.rglob("*"))
             shutil.rmtree(place)
             if ended == "done":

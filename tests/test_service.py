@@ -248,6 +248,13 @@ def test_closing_takes_the_last_tokens_and_ends_the_session(stub, opened):
     assert statuses(ask(stub, row(session_id, 2))) == ["NOT_FOUND"]
 
 
+def test_a_session_is_gone_also_when_its_close_is_refused(stub, opened):
+    session_id = opened([1])
+    late = pb.CloseSessionRequest(session_id=session_id, context_length=7, commit_token_ids=column([2]))
+    assert refusal(stub.CloseSession, late)[:2] == ("ABORTED", "ContextMismatch")
+    assert statuses(ask(stub, row(session_id, 1))) == ["NOT_FOUND"]
+
+
 @pytest.mark.row("P1")
 def test_a_replaced_session_is_gone(stub, opened):
     old = opened([1])

@@ -169,6 +169,19 @@ def test_sessions_do_not_disturb_each_other(opened):
     assert first.propose(Budget(16)) == alone.propose(Budget(16))
 
 
+def test_no_namespace_is_drafted_what_another_one_taught(opened):
+    alone, shared = opened(), opened()
+    for prompt in DOCUMENTS:
+        cursor = shared.start(tokens(prompt), "theirs")
+        told = Feedback(tokens(prompt[-1:]), tokens([-1]), np.array([[5, 6]], np.int32))
+        cursor.observe(tokens([*prompt, 5, 6, 70_000, 5, 6]), told)
+        cursor.close()
+    for namespace in ("default", "ours"):
+        for context in CONTEXTS:
+            trees = [one.start(tokens(context), namespace).propose(Budget(16)) for one in (alone, shared)]
+            assert trees[0] == trees[1]
+
+
 def test_closing_twice_is_as_closing_once(opened):
     trees = []
     for num_closes in (1, 2):
