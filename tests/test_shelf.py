@@ -24,12 +24,14 @@ from retrieval_spec.errors import (
     DatastoreExists,
     InvalidRequest,
     InvalidTokens,
+    LimitExceeded,
     MissingPath,
     TokenizerMismatch,
 )
+from retrieval_spec.feedback import Feedback
 from retrieval_spec.grow import append_token_documents, compact
 from retrieval_spec.shelf import Shelf
-from tests.stores import write_corpus
+from tests.stores import write_corpus, write_dense
 from tests.threads import in_threads
 
 VOCAB_SIZE = 1_000
@@ -249,6 +251,87 @@ def test_a_datastore_is_exchanged_while_another_thread_drafts_from_it(docs, newe
         return first
 
     assert in_threads(work, [True, False])[0] == {10, 50}
+
+
+def test_whoever_trusts_a_folder_reads_no_checksums(docs, newer):
+    damage(newer / "positions.bin")
+    engine, shelf = engine_over(docs, is_trusted=True)
+    shelf.put(shelf.prepare("docs", newer))
+    assert first_token(engine.open_session(PROMPT)) == 50
+
+
+def test_there_is_a_bit_for_sixteen_sources_and_no_more(docs, tmp_path):
+    places = [write_corpus(tmp_path / f"store-{n}", documents(10), VOCAB_SIZE) for n in range(16)]
+    _, shelf = engine_over(*places)
+    with pytest.raises(LimitExceeded, match=r"too many drafting sources; expected <= 16; swap"):
+        shelf.prepare_new("docs", docs)
+    assert len(shelf.names) == 16
+    shelf.put(shelf.prepare("store-3", docs))
+
+
+def test_a_source_that_learns_is_not_added(docs):
+    engine, shelf = engine_over(preset=Preset((Source("ngram_cache"),)))
+    with pytest.raises(InvalidRequest, match="a source that learns cannot be added"):
+        shelf.prepare_new("docs", docs)
+    assert engine.source_names == ("ngram_cache",)
+
+
+def test_states_are_added_if_verifiers_were_told_of_their_projection(docs, tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(sum(map(len, documents(10))) - 6, 8))
+    preset = Preset((Source("corpus"), Source("dense")))
+    states = write_dense(tmp_path / "states", documents(10), VOCAB_SIZE, vectors)
+    same = write_dense(tmp_path / "same", documents(10), VOCAB_SIZE, vectors)
+    other = write_dense(tmp_path / "other", documents(10), VOCAB_SIZE, vectors, model="sha256:" + "b" * 64)
+    untold, shelf = engine_over(docs, preset=preset)
+    with pytest.raises(InvalidRequest, match="verifiers were told no projection"):
+        shelf.prepare_new("states", states)
+    assert untold.projection is None
+    told, shelf = engine_over(docs, states, preset=preset)
+    with pytest.raises(InvalidRequest, match=f"told no projection .* got sha256:{'b' * 64}"):
+        shelf.prepare_new("other", other)
+    shelf.put(shelf.prepare_new("same", same))
+    assert told.source_names == ("corpus:docs", "dense:states", "dense:same")
+
+
+def told(token: int, state: np.ndarray) -> tuple[list[int], Feedback]:
+    return [token], Feedback(hidden_state=state.astype(np.float32))
+
+
+def test_open_sessions_draft_from_the_states_that_were_taken_up(tmp_path):
+    vectors, large = np.eye(8)[:6], 70_000
+    old = write_dense(tmp_path / "old", [[1, 2, 3, 4, 5, 6, 7]], VOCAB_SIZE, vectors)
+    new = write_dense(tmp_path / "new", [[1, 2, 3, 60_000, 5, 6, 7]], large, vectors)
+    odd = write_dense(
+        tmp_path / "odd", [[1, 2, 3, 4, 5, 6, 7]], VOCAB_SIZE, vectors, model="sha256:" + "b" * 64
+    )
+    short = write_dense(tmp_path / "short", [[1, 2], [3, 4, 5, 6, 7]], VOCAB_SIZE, np.eye(8)[:5], np.uint16)
+    stores = [open_segments(old)]
+    engine = Engine(large, preset="dresd", datastores=stores)
+    shelf = Shelf(engine, stores)
+    session = engine.open_session([9])
+
+    def drafted(state=vectors[1]) -> list[int]:
+        session.commit(*told(3, state))
+        return session.draft(4).token_ids.tolist()
+
+    assert drafted() == [4, 5, 6, 7]
+    shelf.put(shelf.prepare("old", new))
+    assert drafted() == [60_000, 5, 6, 7], "ids that the old datastore did not have"
+    with pytest.raises(InvalidRequest, match="verifiers use the old one"):
+        shelf.put(shelf.prepare("old", odd))
+    assert drafted() == [60_000, 5, 6, 7]
+    shelf.unload("old")
+    assert drafted() == []
+    shelf.put(shelf.prepare_new("old", short))
+    session.commit(*told(2, np.eye(8)[0]))
+    assert session.draft(4).token_ids.tolist() == [], "what separates documents is no token"
+
+
+def test_a_kind_that_no_source_drafts_from_is_refused(docs, tmp_path):
+    _, shelf = engine_over(docs)
+    states = write_dense(tmp_path / "states", [[1, 2, 3, 4]], VOCAB_SIZE, np.eye(3, 8))
+    with pytest.raises(InvalidRequest, match=r"no source of the preset drafts from .* got kind dense"):
+        shelf.prepare_new("states", states)
 
 
 def test_a_source_that_learned_is_not_exchanged(docs, newer):

@@ -126,6 +126,7 @@ class DenseDrafter:
 
     Attributes:
         states: of each segment, immutable; replaced as a whole.
+        num_ids: of them; what stands at or above it is no token.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class DenseDrafter:
         rule: Neighbours | None = None,
     ) -> None:
         self.states = tuple(states)
-        self._num_ids = num_ids
+        self.num_ids = num_ids
         self._rule = rule or Neighbours()
         self.projection = projection
         self.tokenizer_fingerprint = tokenizer_fingerprint
@@ -173,7 +174,7 @@ class DenseDrafter:
 
     def start(self, context: Tokens, namespace: str = "default") -> DenseCursor:
         """Returns a cursor; it drafts once it was told a state."""
-        return DenseCursor(self, self._num_ids, self._rule)
+        return DenseCursor(self, self._rule)
 
     def take_up(self, fresh: DenseDrafter) -> None:
         """Drafts from another drafter's states, which the same projection must lead to.
@@ -187,7 +188,7 @@ class DenseDrafter:
                 got=fresh.projection.model_fingerprint,
                 remedy="start the server again with it",
             )
-        self.states, self._num_ids = fresh.states, fresh._num_ids
+        self.states, self.num_ids = fresh.states, fresh.num_ids
         self.tokenizer_fingerprint = fresh.tokenizer_fingerprint
 
     def let_go(self) -> None:
@@ -219,12 +220,11 @@ def read_projection(manifest: Manifest, columns: Mapping[str, NDArray[Any]]) -> 
 class DenseCursor:
     """One session's newest state. Owned by that session, not thread-safe."""
 
-    __slots__ = ("_drafter", "_num_ids", "_root_id", "_rule", "_state", "_sums", "_trie", "_worth")
+    __slots__ = ("_drafter", "_root_id", "_rule", "_state", "_sums", "_trie", "_worth")
 
-    def __init__(self, drafter: DenseDrafter, num_ids: int, rule: Neighbours) -> None:
+    def __init__(self, drafter: DenseDrafter, rule: Neighbours) -> None:
         columns = 1 + rule.max_rows * rule.continuation_tokens
         self._drafter = drafter
-        self._num_ids = num_ids
         self._rule = rule
         self._worth = np.array(rule.worth)
         self._trie = np.zeros((TRIE_ROWS, columns), np.int32)
@@ -281,7 +281,7 @@ class DenseCursor:
         depth = min(rows.shape[1] - 1, max_depth_nodes)
         size: int = plant(
             rows.ravel(),
-            self._num_ids,
+            self._drafter.num_ids,
             np.arange(rows.shape[0]) * rows.shape[1] + 1,
             np.maximum(weights, 1e-12),
             similarities,
