@@ -319,6 +319,28 @@ def test_a_forgotten_namespace_is_nowhere_in_the_folder(tmp_path, folder):
     assert len(folder.read("ours")) == 5
 
 
+def test_what_could_not_be_deleted_at_once_is_deleted_when_asked_again(tmp_path, folder, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    folder.append("theirs", [text(CANARY)], NOW_S)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        with pytest.raises(DatastoreError, match="Input/output error"):
+            folder.forget("theirs")
+    assert len(list((tmp_path / "history").glob(".*.gone-*"))) == 1
+    assert folder.read("theirs") == []
+    assert folder.forget("theirs")
+    assert not folder.forget("theirs")
+    assert [path.name for path in (tmp_path / "history").iterdir()] == ["history.json"]
+
+
+def test_without_an_age_nothing_is_too_old(folder):
+    folder.append("default", [text([1])], NOW_S)
+    assert folder.expire(NOW_S + 10**10) == 0
+    assert lists(folder.read("default")) == [([], [1])]
+
+
 def test_the_command_lists_and_forgets_while_no_server_uses_the_folder(tmp_path, folder, capsys):
     path = tmp_path / "history"
     for name in ("acme/code", "other"):

@@ -110,6 +110,18 @@ def test_a_failed_opening_leaves_nothing_counted():
     assert (small.num_sessions, small.ledger.num_bytes) == (0, 0)
 
 
+def test_a_source_that_fails_as_a_session_opens_leaves_nothing_counted():
+    class Failing(CountingDrafter):
+        def start(self, context, namespace="default"):
+            raise RuntimeError("no memory for a cursor")
+
+    small = Engine(1_000, {"failing": Failing(1_000)}, limits=Limits(max_sessions=1, max_tenant_sessions=1))
+    for _ in range(3):  # more often than sessions fit
+        with pytest.raises(RuntimeError, match="no memory for a cursor"):
+            small.open_session([1, 2, 3])
+    assert (small.num_sessions, small.ledger.num_bytes) == (0, 0)
+
+
 @pytest.mark.row("S2")
 def test_sessions_give_back_the_memory_that_they_are_counted_with():
     default = engine(preset="default")
@@ -231,6 +243,22 @@ def test_what_only_open_sessions_hold_is_counted_until_they_close():
     assert namespaces.num_bytes == 100
     del held
     assert namespaces.num_bytes == 0
+
+
+def test_what_only_open_sessions_hold_is_waited_for_and_not_forgotten_for_ever():
+    class Learning(CountingDrafter):
+        namespaces = Namespaces(Learned)
+
+    source = Learning(1_000)
+    held = source.namespaces.of("a")
+    source.namespaces.of("b")
+    memory = LearnedMemory([source], [], max_bytes=50)
+    memory.learned(10**9)
+    assert (memory.num_forgotten, memory.num_bytes) == (2, 100)  # `held` is beyond its reach
+    memory.learned(10**9)
+    assert memory.num_forgotten == 2
+    del held
+    assert memory.num_bytes == 0
 
 
 @pytest.mark.row("S2")

@@ -236,11 +236,8 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    elif os.path.lexists(path):
-        os.unlink(path)
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # leaves a link, and where it leads, alone
 
 
 def _swap(first: Path, second: Path) -> bool:

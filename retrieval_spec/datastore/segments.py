@@ -224,10 +224,12 @@ def _generation_bytes(folder: Path) -> bytes | None:
     except (OSError, ValueError) as error:
         raise corrupt(f"cannot open {GENERATION_NAME}", error, "a regular file") from error
     try:
-        with open(fd, "rb") as file:
+        with open(fd, "rb", closefd=False) as file:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise corrupt(f"cannot read {GENERATION_NAME}", error, "a regular file") from error
+    finally:
+        os.close(fd)  # also where a folder is no file
 
 
 def entries_of(segments: Segments) -> tuple[SegmentEntry, ...]:
