@@ -102,6 +102,21 @@ def test_sessions_do_not_share_a_cache():
     assert np.array_equal(first.next_probs([()]), before)
 
 
+@pytest.mark.parametrize("length", range(7))
+@pytest.mark.parametrize("num_read", [0, 3, 6])
+def test_going_back_is_as_if_one_had_never_been_further(num_read, length):
+    model, text = draft_model(), [5, 9, 17, 3, 9, 17]
+    predictions, fresh = model.start(), model.start()
+    if num_read:
+        predictions.observe(ids(text[:num_read]))
+        predictions.next_probs([()])
+    predictions.observe(ids(text[num_read:]))
+    predictions.truncate(length)
+    for one, tokens in ((predictions, [4, 8]), (fresh, [*text[:length], 4, 8])):
+        one.observe(ids(tokens))
+    assert np.allclose(predictions.next_probs([()]), fresh.next_probs([()]), atol=1e-12)
+
+
 def test_a_context_that_is_too_long_is_named():
     predictions = draft_model().start()
     predictions.observe(ids([1] * 513))

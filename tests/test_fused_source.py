@@ -20,6 +20,7 @@ from tests.reference.fusion import paths_of
 from tests.reference.opt_tree import opt_tree
 from tests.reference.rasd import rasd
 from tests.replay import random_streams
+from tests.stores import identity
 
 VOCAB_SIZE = 9
 TEXT = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
@@ -147,6 +148,27 @@ def test_going_back_and_on_is_as_if_one_had_never_been_there():
     assert session.draft(8) == straight.draft(8)
     session.truncate(3)
     assert session.draft(8) == fused.open_session(TEXT[:3]).draft(8)
+
+
+def test_without_a_model_too_one_goes_back():
+    session = FusedSource([retrieval()]).open_session(TEXT)
+    session.commit([5, 6, 7])
+    session.truncate(len(TEXT))
+    assert session.draft(8) == FusedSource([retrieval()]).open_session(TEXT).draft(8)
+    assert len(session.draft(8)) > 0
+
+
+def test_sources_that_are_asked_with_different_projections_are_not_fused():
+    class Asked(FakeSource):
+        def __init__(self, projection):
+            super().__init__(VOCAB_SIZE, lambda context, max_nodes: DraftTree.empty())
+            self.projection = projection
+
+    one, equal, other = identity(3), identity(3), identity(4)
+    assert FusedSource([Asked(one), Asked(None), Asked(equal)]).projection is one
+    assert FusedSource([Asked(None)]).projection is None
+    with pytest.raises(InvalidRequest, match="different projections; fuse dense datastores of one build"):
+        _ = FusedSource([Asked(one), Asked(other)]).projection
 
 
 def test_what_was_written_is_learned_when_the_session_ends():

@@ -133,6 +133,24 @@ def test_greedy_takes_the_first_of_equals_as_the_host_does(values):
     assert greedy(scores[:1], 0) == values.index(max(values))
 
 
+class OnADevice:
+    """Scores that do not lie in the process's own memory: asked for an array, they refuse as torch does."""
+
+    def __init__(self, scores):
+        self.scores, self.device = scores, torch.device("cuda")
+
+    def numpy(self):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def argmax(self, dim):
+        return self.scores.argmax(dim)
+
+
+def test_scores_on_a_device_stay_there_until_the_best_is_found():
+    scores = torch.tensor([[0.5, 2.0, 2.0], [-1.0, -3.0, -2.0]])
+    assert highest(OnADevice(scores)) == highest(scores) == [1, 0]
+
+
 VOCAB_SIZE = 6
 PROMPT = [1, 4]
 DEPTH_TOKENS = 3

@@ -11,9 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 # ruff: noqa: E402
+from retrieval_spec import verifier
 from retrieval_spec.client import DraftSession, DraftSource
 from retrieval_spec.errors import InvalidRequest, UnsupportedModel
 from retrieval_spec.verifier import NoDrafts, TreeVerifier, generate
+from retrieval_spec.verifier.costs import measure_step_costs
 from tests.exactness.sources import FakeSource, bushy
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 
@@ -71,6 +73,32 @@ def test_a_cache_without_its_prompt_is_refused():
 @pytest.mark.parametrize("implementation", ["offloaded"])
 def test_caches_that_cannot_be_cut_are_refused(implementation):
     refused(UnsupportedModel, "plain cache", cache_implementation=implementation)
+
+
+def test_a_layer_of_a_form_that_is_not_known_is_refused():
+    class Compressed(transformers.cache_utils.DynamicLayer):
+        pass
+
+    cache = transformers.DynamicCache()
+    cache.layers = [transformers.cache_utils.DynamicLayer(), Compressed()]
+    refused(UnsupportedModel, "layer 1 cannot be cut back .* got Compressed", past_key_values=cache)
+
+
+def test_a_model_that_attends_within_chunks_drafts_within_the_first():
+    changes = {"attention_chunk_size": 16, "num_local_experts": 2, "num_experts_per_tok": 1}
+    changes |= {"intermediate_size_mlp": 32, "layer_types": ("chunked_attention", "full_attention")}
+    model = tiny_model("Llama4", **changes)
+    too_long = {"model": model, "max_new_tokens": 13}
+    refused(UnsupportedModel, "attends within chunks .* got 17 tokens; expected <= 16", **too_long)
+    options = {"max_new_tokens": 12, "do_sample": False}
+    truth = model.generate(torch.tensor([PROMPT]), **options)[0].tolist()
+    source = FakeSource(VOCAB_SIZE, bushy(truth, VOCAB_SIZE))
+    assert generate(model, PROMPT, source, **options).token_ids.tolist() == truth
+
+
+def test_a_model_without_positions_of_its_tokens_is_refused():
+    config = transformers.BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=16, n_layer=1, n_head=2)
+    refused(UnsupportedModel, "no plain position ids", model=transformers.BloomForCausalLM(config))
 
 
 def test_other_attention_code_is_refused_with_the_remedy():
@@ -208,6 +236,15 @@ def test_no_drafts_keeps_the_contract_of_a_source():
     source.close()
 
 
+def test_what_else_is_missing_is_not_called_torch(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'safetensors'", name="safetensors.torch")
+
+    monkeypatch.setattr(verifier, "import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match="safetensors"):
+        _ = verifier.Generation
+
+
 def test_torch_loads_when_first_used_and_its_absence_says_what_to_install():
     code = (
         "import sys, retrieval_spec.verifier as v; v.NoDrafts; print('torch' in sys.modules)\n"
@@ -218,3 +255,15 @@ def test_torch_loads_when_first_used_and_its_absence_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.startswith("False\nMissingDependency the verifier needs torch")
     assert "retrieval-spec[torch]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_nodes", "said"),
+    [
+        ({"vocab_size": 32}, 33, "no tree of different tokens has as many nodes; got 33; expected <= 32"),
+        ({"max_position_embeddings": 40}, 8, r"no step had as many nodes; got \[8\]"),
+    ],
+)
+def test_trees_that_a_model_cannot_be_given_are_not_measured(changes, num_nodes, said):
+    with pytest.raises(InvalidRequest, match=said):
+        measure_step_costs(tiny_model(**changes), [num_nodes], context_tokens=100, rounds=1)

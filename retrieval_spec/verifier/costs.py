@@ -44,7 +44,7 @@ def measure_step_costs(
         num_rows: sequences of a batch that go through the target together.
 
     Raises:
-        InvalidRequest: sizes below 0, or no rounds.
+        InvalidRequest: sizes below 0 or above the vocabulary, no rounds, or no room for trees of a size.
         UnsupportedModel: the model cannot be verified over trees.
     """
     counts = sorted({0, *node_counts})
@@ -55,6 +55,10 @@ def measure_step_costs(
             expected="sizes from 0, rows and rounds",
         )
     vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
+    if counts[-1] > vocab_size:
+        raise InvalidRequest(
+            "no tree of different tokens has as many nodes", got=counts[-1], expected=f"<= {vocab_size}"
+        )
     prompts = np.random.default_rng(0).integers(0, vocab_size, (num_rows, context_tokens))
     turns = _Turns([num_rows * count for count in counts])
     # Near the end there is no room for the deepest nodes, and a random token may be accepted now and then.

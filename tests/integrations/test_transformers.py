@@ -20,6 +20,7 @@ from retrieval_spec.errors import InvalidRequest, MissingDependency, TokenizerMi
 from retrieval_spec.integrations import transformers as integration
 from retrieval_spec.integrations.transformers import attach, generate
 from retrieval_spec.verifier import NoDrafts
+from retrieval_spec.verifier.candidates import RetrievalCandidateGenerator
 from retrieval_spec.verifier.statistics import Statistics
 from tests.exactness.sources import FakeSource, bushy, empty, oracle, partly_wrong
 from tests.tiny_models import VOCAB_SIZE, tiny_model
@@ -251,6 +252,12 @@ def test_assisted_decoding_of_the_host_drafts_the_best_path(architecture, maker)
     assert plain(model) == truth
     assert len(source.sessions) == 2
     assert model.generation_config.prompt_lookup_num_tokens is None
+
+
+def test_a_generation_that_ends_before_its_first_step_opens_no_session():
+    source = source_of([1], oracle)
+    RetrievalCandidateGenerator(source, VOCAB_SIZE, 8).close()
+    assert source.sessions == []
 
 
 def test_assisted_decoding_takes_fewer_passes_and_keeps_the_host_s_options():

@@ -303,6 +303,28 @@ def test_what_rows_that_go_different_ways_cannot_have_is_refused(name):
         run(model_of("Llama"), PROMPTS, NoDrafts(VOCAB_SIZE), max_new_tokens=4, **options)
 
 
+class Never(transformers.StoppingCriteria):
+    is_row_wise = True
+
+    def __call__(self, input_ids, scores, **_):
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+
+
+def test_rows_that_a_host_would_let_run_on_after_their_end_are_refused():
+    options = {"max_new_tokens": 4, "stopping_criteria": [Never()], "eos_token_id": None}
+    with pytest.raises(InvalidRequest, match="run on after their end; give eos_token_id"):
+        run(model_of("Llama"), PROMPTS, NoDrafts(VOCAB_SIZE), **options)
+
+
+def test_a_penalty_without_a_prompt_to_leave_out_is_each_row_s_own():
+    model = model_of("Llama")
+    penalty = transformers.RepetitionPenaltyLogitsProcessor(1.7)
+    options = {"do_sample": False, "max_new_tokens": 8, "logits_processor": [penalty], "eos_token_id": None}
+    truth = truth_of(model, PROMPTS, options)
+    assert not torch.equal(truth, truth_of(model, PROMPTS, {**options, "logits_processor": []}))
+    assert torch.equal(run(model, PROMPTS, Known(bushy, truth.tolist(), VOCAB_SIZE), **options), truth)
+
+
 def test_an_own_processor_that_says_it_sees_one_row_is_taken():
     model, processor = model_of("Llama"), Own()
     processor.is_row_wise = True
