@@ -7,7 +7,7 @@ MORE_EXAMPLES ?= 20
 BIN    := $(VENV)/bin
 STAMPS := $(VENV)/.installed
 
-.PHONY: demo test test-quick test-long check bench clean
+.PHONY: demo test test-quick test-long check bench coverage clean
 demo: $(STAMPS)-demo
 	$(BIN)/retrieval-spec demo
 
@@ -29,6 +29,9 @@ test-long: $(STAMPS)-test
 
 check: $(STAMPS)-dev
 	PATH="$(abspath $(BIN)):$$PATH" tools/check
+
+coverage: $(STAMPS)-dev
+	$(BIN)/python tools/measure_coverage.py
 
 bench: $(STAMPS)-test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tools/bench_structures.py

@@ -78,7 +78,7 @@ def server_process(
             assert address, "the server did not start"
             yield process, address
         finally:
-            process.kill()
+            process.end()
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def serving(folder: Path, *flags: str) -> Iterator[tuple[WarmProcess, DatastoreS
             with grpc.insecure_channel(f"unix:{folder}/admin.sock") as channel:
                 yield process, DatastoreServiceStub(channel), address
         finally:
-            process.kill()
+            process.end()
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from retrieval_spec.drafters.prompts import PromptsDrafter
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import DatastoreError, InvalidRequest, TokenizerMismatch, UnknownSession
 from retrieval_spec.service import history as keeping
+from retrieval_spec.service import retold as telling
 from retrieval_spec.service.admin import Administration
 from retrieval_spec.service.config import ServerConfig
 from retrieval_spec.service.history import HistoryKeeper
@@ -444,6 +445,22 @@ def test_what_was_told_is_told_anew_after_it_was_forgotten():
     retold.forget("mine")
     assert len(retold.new_part("mine", prompt)) == 640
     assert len(retold.new_part("mine", prompt[:0])) == 0
+
+
+def test_what_is_known_of_prompts_takes_bounded_memory(monkeypatch):
+    monkeypatch.setattr(telling, "MAX_BLOCKS", 4)
+    monkeypatch.setattr(telling, "MAX_NAMESPACES", 2)
+    retold, prompt = Retold(), np.arange(640, dtype=np.int32)
+    short = np.arange(10_000, 10_256, dtype=np.int32)
+    retold.new_part("mine", prompt)
+    assert len(retold.new_part("mine", prompt)) == 640, "of ten blocks the first are forgotten"
+    retold.new_part("mine", short)
+    assert len(retold.new_part("mine", short)) == 64
+    retold.new_part("one", short)
+    retold.new_part("mine", short)
+    retold.new_part("other", short)  # in place of `one`, which was unused longest
+    assert len(retold.new_part("mine", short)) == 64
+    assert len(retold.new_part("one", short)) == 256
 
 
 @pytest.mark.row("S2")

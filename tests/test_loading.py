@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -58,6 +59,18 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(store, monkeypatch):
     monkeypatch.setattr(os, "preadv", cut)
     with pytest.raises(DatastoreCorrupt, match="another size"):
         open_segments(store, "memory")
+
+
+@pytest.mark.parametrize(
+    ("load", "call"), [("mmap", (mmap, "mmap")), ("memory", (os, "preadv"))], ids=["mmap", "memory"]
+)
+def test_a_file_that_the_system_does_not_give_is_named(store, monkeypatch, load, call):
+    def fail(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(*call, fail)
+    with pytest.raises(DatastoreCorrupt, match=r"cannot (map|read) \w+\.bin; got .*Input/output error"):
+        open_segments(store, load)
 
 
 DRAFT_AFTER_A_CUT = """

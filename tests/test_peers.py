@@ -14,7 +14,7 @@ from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest, MissingPath, Unauthenticated
 from retrieval_spec.service.config import ServerConfig
 from retrieval_spec.service.peers import CertificateHolders, TokenHolders, read_tokens
-from retrieval_spec.service.tls import credentials
+from retrieval_spec.service.tls import Certificates, credentials
 from retrieval_spec.v1 import draft_pb2 as pb
 from retrieval_spec.v1.draft_pb2_grpc import DraftServiceStub
 from tests.certificates import Authority
@@ -234,6 +234,26 @@ def test_certificates_are_asked_for_and_replaced_without_a_restart(authority, tm
         replaced[0].replace(certificate)
         replaced[1].replace(key)
         assert open_over_tls(f"localhost:{port}", stranger, client)
+
+
+def test_only_a_whole_new_pair_of_certificate_and_key_takes_the_place_of_the_old(authority, caplog):
+    certificate, key = authority.issue("changing", "server", "IP:127.0.0.1")
+    held = Certificates(str(certificate), str(key), str(authority.certificate))
+    assert held.changed() is None
+    old = certificate.read_bytes()
+    fresh, fresh_key = authority.issue("next", "server", "IP:127.0.0.1")
+    with caplog.at_level("INFO", logger="retrieval_spec"):
+        fresh.replace(certificate)  # the key is the old one still
+        assert held.changed() is None
+        assert held.changed() is None, "asked again with every handshake"
+        fresh_key.replace(key)
+        assert isinstance(held.changed(), grpc.ServerCertificateConfiguration)
+        assert held.changed() is None
+        key.unlink()
+        assert held.changed() is None
+    assert certificate.read_bytes() != old
+    said = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert said == [*["the old certificates stay in use"] * 2, "new certificates are in use", said[0]]
 
 
 def test_files_that_are_no_certificates_are_refused(authority, tmp_path):

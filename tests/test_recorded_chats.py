@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import transformers
 from pyarrow import parquet
 
 from retrieval_spec.build import build_datastore
@@ -228,6 +229,32 @@ def test_a_model_folder_that_cannot_be_read_stops_the_reading(tmp_path, config):
     path = lines(tmp_path / "a.jsonl", {"messages": OPENAI})
     with pytest.raises(InvalidInput, match=r"tokenizer_config\.json|the chat template refuses"):
         texts(path, tokenizer=load_tokenizer(tmp_path))
+
+
+def test_a_model_folder_of_a_tokenizer_alone_has_no_template(tmp_path):
+    shutil.copy(demo_model_dir() / "tokenizer.json", tmp_path)
+    path = lines(tmp_path / "a.jsonl", {"messages": OPENAI})
+    assert texts(path, tokenizer=load_tokenizer(tmp_path)) == [PLAIN]
+
+
+def test_a_template_without_a_tokenizer_that_transformers_opens_is_named(tmp_path):
+    shutil.copy(demo_model_dir() / "tokenizer.json", tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    tokenizer = load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    path = lines(tmp_path / "a.jsonl", {"messages": OPENAI})
+    with pytest.raises(InvalidInput, match=r"transformers cannot open the tokenizer in .*; got"):
+        texts(path, tokenizer=tokenizer)
+
+
+def test_what_templates_need_is_named(tmp_path, model, monkeypatch):
+    def without_jinja(*_, **__):
+        raise ImportError("apply_chat_template requires jinja2 to be installed")
+
+    monkeypatch.setattr(transformers.PreTrainedTokenizerBase, "apply_chat_template", without_jinja)
+    path = lines(tmp_path / "a.jsonl", {"messages": OPENAI})
+    with pytest.raises(MissingDependency, match=r"chat templates need jinja2.*pip install jinja2"):
+        texts(path, tokenizer=load_tokenizer(model))
 
 
 # Recorded outputs

@@ -15,6 +15,21 @@ from retrieval_spec.datastore.readers import arrays as arrays_module
 from retrieval_spec.errors import InvalidRequest
 
 
+def test_an_index_that_ends_too_soon_is_refused(tmp_path):
+    (tmp_path / "index").write_bytes(np.arange(10, dtype="<u8").tobytes())
+    assert list(arrays_module.numbers_of(tmp_path / "index", np.dtype("<u8"), 16, 8)) == list(range(2, 10))
+    with pytest.raises(InvalidRequest, match="index became shorter while it was read"):
+        list(arrays_module.numbers_of(tmp_path / "index", np.dtype("<u8"), 16, 9))
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
+    documents = Corpus([write_datatrove(tmp_path)]).documents(tokenizer=FixedVocabulary(65_535))
+    next(iter(documents))
+    (tmp_path / "00000.ds").write_bytes(b"")
+    with pytest.raises(InvalidRequest, match="ds became shorter while it was read"):
+        list(documents)
+
+
 class FixedVocabulary:
     """As much of a tokenizer as ids need that exist already."""
 

@@ -10,6 +10,8 @@ from typing import Any
 from retrieval_spec.datastore.progress import NoProgress, Progress
 from retrieval_spec.errors import MissingDependency
 
+_DELAY_S = 0.5
+
 
 class ProgressBar:
     """Shows one bar for each stage, and leaves no trace of stages shorter than a glance."""
@@ -32,7 +34,7 @@ class ProgressBar:
             desc=stage,
             unit=unit,
             unit_scale=True,
-            delay=0.5,
+            delay=_DELAY_S,
         )
 
     def advance(self, amount: int) -> None:

@@ -28,13 +28,13 @@ def credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
     """
     if config.tls_certificate is None or config.tls_key is None:
         return None
-    files = _Certificates(config.tls_certificate, config.tls_key, config.tls_client_ca)
+    files = Certificates(config.tls_certificate, config.tls_key, config.tls_client_ca)
     return grpc.dynamic_ssl_server_credentials(
         files.read(), files.changed, require_client_authentication=config.tls_client_ca is not None
     )
 
 
-class _Certificates:
+class Certificates:
     """Certificate, key and the authority of clients. Handshakes ask from threads of gRPC's own."""
 
     def __init__(self, certificate: str, key: str, client_ca: str | None) -> None:
@@ -43,6 +43,11 @@ class _Certificates:
         self._lock = threading.Lock()
 
     def read(self) -> Any:
+        """Returns what the files hold now.
+
+        Raises:
+            MissingPath, InvalidRequest: files that are not there, or no certificate with its key.
+        """
         try:
             pair = (Path(self._key).read_bytes(), Path(self._certificate).read_bytes())
             roots = None if self._client_ca is None else Path(self._client_ca).read_bytes()
