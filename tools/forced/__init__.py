@@ -1,0 +1,1 @@
+"""Parts of `tools/bench_generate.py`: models, forcing, traces, ways to generate, measuring, report."""
