@@ -43,6 +43,8 @@ def measure(
     target: ForcedTarget, ways: Sequence[Way], texts: Mapping[str, Sequence[Batch]], repeats: Iterable[int]
 ) -> list[Sample]:
     """Returns samples of all ways, which take turns batch by batch, in an order that rotates."""
+    gc.collect()
+    gc.freeze()  # a collection of what the libraries hold takes longer than a small model's generation
     warm_up(target, ways, next(iter(texts.values()))[0])
     samples = []
     for repeat in repeats:
@@ -54,6 +56,7 @@ def measure(
                 samples += [
                     sample(target, way, batch, family, repeat, number) for way in [*ways[turn:], *ways[:turn]]
                 ]
+    gc.unfreeze()
     return samples
 
 
