@@ -68,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "replay": {"traces", "engine", "budget", "tree"},
     "report": {
         "report",
+        "match_lengths",
         "replay",
         "traces",
         "drafters",

@@ -23,8 +23,9 @@ from retrieval_spec.datastore.segments import open_segments
 from retrieval_spec.datastore.tokenizer import load_tokenizer
 from retrieval_spec.engine import Engine
 from retrieval_spec.grow import append_documents
+from retrieval_spec.match_lengths import MatchLengths
 from retrieval_spec.replay import Tally, replay
-from retrieval_spec.report.curves import BATCH_SIZES, StepSample, curve_of_batch
+from retrieval_spec.report.curves import BATCH_SIZES, StepSample, batch_curves, curve_of_batch
 from retrieval_spec.report.matches import CorpusMatches, TextMatches
 from retrieval_spec.report.page import embedded, page_of
 from retrieval_spec.report.recording import NO_PROB, Recorder, Step, choose, telling
@@ -50,9 +51,10 @@ def trace(prompt, output, family="code") -> Trace:
 def recorded(traces, *, max_tokens=100, max_nodes=4, drafters=None, stores=()) -> Replayed:
     engine = Engine(100, drafters=drafters or {"counting": CountingDrafter(100, 0.5)})
     recorder, tally = Recorder(range(len(traces)), max_tokens, max_nodes, CorpusMatches(stores)), Tally()
-    replay(engine, traces, max_nodes, tally=tally, observers=[recorder])
+    lengths = MatchLengths()
+    replay(engine, traces, max_nodes, tally=tally, observers=[recorder, lengths])
     recorder.close()
-    return Replayed(tally, recorder)
+    return Replayed(tally, recorder, lengths)
 
 
 def test_every_token_is_noted_with_who_decided_it_and_how_probable_it_was():
@@ -197,7 +199,7 @@ def sampled(*steps: tuple[list[float], int]) -> StepSample:
 def test_trees_are_cut_to_their_best_nodes():
     sample = sampled(([0.9] * 4, 3), ([0.5, 0.5], 1), ([], 0), ([0.1], 0))
     assert sample.lengths_by_nodes() == [1, 1.5, 1.75, 2, 2]
-    curve = CostCurve.linear(0.1)
+    curve = batch_curves({1: CostCurve.linear(0.1)})
     alone = sample.speedups(curve, 2)[0]
     assert alone == pytest.approx((4 + 2 + 1) / (1.2 + 1.2 + 1 + 1.1))
     pair = sample.speedups(curve, 2)[1]
@@ -207,9 +209,9 @@ def test_trees_are_cut_to_their_best_nodes():
 
 def test_what_pays_is_never_worse_than_nothing_where_probabilities_are_true():
     sample = sampled(*[([1.0, 1.0, 0.0, 0.0], 2)] * 8)
-    assert sample.speedups(CostCurve.linear(0.01))[0] == pytest.approx(3 / 1.02)
-    assert sample.speedups(CostCurve.linear(100.0)) == [1.0] * len(BATCH_SIZES)
-    assert StepSample(4).speedups(CostCurve.linear(1.0)) == [1.0] * len(BATCH_SIZES)
+    assert sample.speedups(batch_curves({1: CostCurve.linear(0.01)}))[0] == pytest.approx(3 / 1.02)
+    dear = batch_curves({1: CostCurve.linear(100.0)})
+    assert sample.speedups(dear) == StepSample(4).speedups(dear) == [1.0] * len(BATCH_SIZES)
 
 
 def test_a_pass_of_several_sessions_costs_what_the_curve_says_of_as_many_tokens():
@@ -219,6 +221,14 @@ def test_a_pass_of_several_sessions_costs_what_the_curve_says_of_as_many_tokens(
         assert [shifted.at(n) for n in range(12)] == pytest.approx(
             [curve.at(n + batch_size - 1) for n in range(12)]
         )
+
+
+def test_measured_batches_are_taken_as_they_are():
+    measured = {1: CostCurve((0, 2), (1.0, 1.5)), 3: CostCurve((0, 2), (2.0, 5.0))}
+    assert batch_curves(measured)[3].at(3) == pytest.approx(3.5)  # one node in each of three rows
+    assert sampled(*[([0.9, 0.5], 1)] * 3).speedups(batch_curves(measured), 2) == pytest.approx(
+        [2 / 1.5, 0.8]
+    )
 
 
 @settings(max_examples=8)
@@ -271,6 +281,7 @@ def test_totals_are_those_of_the_tally_and_every_list_has_an_entry_for_every_tok
     assert everything["sources"] == {"counting": [32, 12, 12]}
     assert everything["mean_acceptance_length"] == 2.5
     assert len(everything["speedups"]) == 3
+    assert everything["match_lengths"][0] == ["0", 8, 2.5]  # no token of these texts comes twice
     for one in summary["generations"]:
         size = len(one["tokens"])
         assert size == len(one["masks"]) == len(one["percents"]) == len(one["match"])

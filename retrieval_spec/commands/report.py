@@ -9,12 +9,13 @@ from typing import Any
 
 from retrieval_spec.budget import CostCurve
 from retrieval_spec.commands.progress_bar import progress_bar
-from retrieval_spec.commands.replay import check_numbers, cost_curve_of, read_families, replay_families
+from retrieval_spec.commands.replay import check_numbers, cost_curves_of, read_families, replay_families
 from retrieval_spec.datastore.atomic import check_parent, draft_file
 from retrieval_spec.datastore.segments import open_segments
 from retrieval_spec.datastore.tokenizer import load_tokenizer
 from retrieval_spec.drafters.presets import preset_or_sources
 from retrieval_spec.engine import Engine
+from retrieval_spec.match_lengths import MatchLengths
 from retrieval_spec.replay import Tally, replay
 from retrieval_spec.report.matches import CorpusMatches
 from retrieval_spec.report.page import page_of
@@ -58,7 +59,7 @@ def report_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
     check_numbers(arguments, ("max_nodes", "processes", "show", "show_tokens"))
-    cost_curve = cost_curve_of(arguments)
+    curves = cost_curves_of(arguments)
     with progress_bar() as progress:
         families, vocab_size = read_families(arguments, progress)
         chosen = choose({name: len(traces) for name, traces in families.items()}, arguments.show)
@@ -71,11 +72,11 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
             sources=arguments.preset,
             datastores=arguments.datastore,
             max_nodes=arguments.max_nodes,
-            cost_curve=cost_curve,
+            cost_curve=curves.get(1),
         )
         replayed = dict(replay_families(families, work, arguments.processes, progress))
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
-    return summary_of(replayed, Asked(arguments.preset, arguments.max_nodes, cost_curve), tokenizer)
+    return summary_of(replayed, Asked(arguments.preset, arguments.max_nodes, curves), tokenizer)
 
 
 def _record_family(
@@ -92,10 +93,11 @@ def _record_family(
     """Replays one family, in this process or another."""
     engine = Engine(vocab_size, preset=preset_or_sources(sources), datastores=datastores)
     corpora = CorpusMatches([open_segments(place) for place in datastores])
-    recorder, tally = Recorder(chosen[traces[0].family], max_tokens, max_nodes, corpora), Tally()
+    recorder = Recorder(chosen[traces[0].family], max_tokens, max_nodes, corpora)
+    tally, lengths = Tally(), MatchLengths()
     for trace in traces:
-        replay(engine, [trace], max_nodes, cost_curve, tally, observers=[recorder])
+        replay(engine, [trace], max_nodes, cost_curve, tally, observers=[recorder, lengths])
         if advance is not None:
             advance(trace.output.shape[0])
     recorder.close()
-    return Replayed(tally, recorder)
+    return Replayed(tally, recorder, lengths)

@@ -6,7 +6,7 @@ batch of steps shares its nodes as the engine shares them. Steps begin where tho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,17 +75,14 @@ class StepSample:
         lengths: list[float] = (1.0 + np.cumsum(accepted) / max(len(self), 1)).tolist()
         return lengths
 
-    def speedups(self, curve: CostCurve, max_nodes: int | None = None) -> list[float]:
-        """Returns tokens per cost for each of `BATCH_SIZES`, where plain decoding has 1.
+    def speedups(self, curves: Mapping[int, CostCurve], max_nodes: int | None = None) -> list[float]:
+        """Returns tokens per cost for each batch size, where plain decoding has 1.
 
         Args:
-            curve: of one session's passes.
+            curves: sessions of a batch -> what its passes cost by all their nodes, as of `batch_curves`.
             max_nodes: of every tree; None drafts what pays in the batch.
         """
-        return [
-            self._speedup(size, curve_of_batch(curve, size), max_nodes) if len(self) else 1.0
-            for size in BATCH_SIZES
-        ]
+        return [self._speedup(size, curve, max_nodes) if len(self) else 1.0 for size, curve in curves.items()]
 
     def _speedup(self, batch_size: int, curve: CostCurve, max_nodes: int | None) -> float:
         passes = [self._pass(batch, curve, max_nodes) for batch in self._batches(batch_size)]
@@ -109,6 +106,21 @@ class StepSample:
         ranked = np.argsort(-probs, kind="stable")
         num_nodes = num_paying(probs[ranked], curve, len(batch))
         return num_nodes, int(came_true[ranked[:num_nodes]].sum())
+
+
+def batch_curves(curves: Mapping[int, CostCurve]) -> dict[int, CostCurve]:
+    """Returns sessions of a batch -> what its passes cost by all their nodes.
+
+    Args:
+        curves: rows of a batch -> the same by the nodes of each row (`cost_file`). Of one row alone, the
+            others are made (`curve_of_batch`).
+    """
+    if len(curves) == 1:
+        return {size: curve_of_batch(curves[1], size) for size in BATCH_SIZES}
+    return {
+        rows: CostCurve(tuple(rows * count for count in curve.node_counts), curve.costs)
+        for rows, curve in curves.items()
+    }
 
 
 def curve_of_batch(curve: CostCurve, batch_size: int) -> CostCurve:

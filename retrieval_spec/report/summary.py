@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy as np
 from retrieval_spec import __version__
 from retrieval_spec.budget import CostCurve
 from retrieval_spec.datastore.tokenizer import Tokenizer
+from retrieval_spec.match_lengths import RANGES, MatchLengths
 from retrieval_spec.replay import NUM_BINS, Tally
-from retrieval_spec.report.curves import ASSUMED_COSTS_PER_NODE, BATCH_SIZES, StepSample
+from retrieval_spec.report.curves import ASSUMED_COSTS_PER_NODE, BATCH_SIZES, StepSample, batch_curves
 from retrieval_spec.report.recording import Recorder, Shown, Step
 from retrieval_spec.report.texts import TokenTexts
 
@@ -22,10 +24,11 @@ _MAX_FIXED = 4
 
 
 class Replayed(NamedTuple):
-    """What came of the replay of one family."""
+    """What came of the replay of one family; each an observer of it."""
 
     tally: Tally
     recorder: Recorder
+    lengths: MatchLengths
 
 
 class Asked(NamedTuple):
@@ -34,45 +37,53 @@ class Asked(NamedTuple):
     Attributes:
         preset: which sources drafted.
         max_nodes: of a tree.
-        cost_curve: what was measured or said of the target's passes; None if nothing was.
+        curves: rows of a batch -> what the target's passes cost by the nodes of a row; none if nobody said.
     """
 
     preset: str
     max_nodes: int
-    cost_curve: CostCurve | None = None
+    curves: Mapping[int, CostCurve] = MappingProxyType({})
 
 
 def summary_of(
     families: Mapping[str, Replayed], asked: Asked, tokenizer: Tokenizer | None = None
 ) -> dict[str, Any]:
     """Returns all that a report shows: what page, terminal and plots are drawn from."""
-    total, sample = Tally(), StepSample(asked.max_nodes)
-    for tally, recorder in families.values():
-        recorder.close()
-        total.merge(tally)
-        sample.merge(recorder.sample)
-    totals = {ALL: _totals(total, sample, asked)}
+    recorders = [one.recorder for one in families.values()]
+    totals = {ALL: _all(families.values(), asked)}
     if len(families) > 1:
-        totals |= {name: _totals(one.tally, one.recorder.sample, asked) for name, one in families.items()}
+        totals |= {
+            name: _totals(one.tally, one.recorder.sample, one.lengths.counts, asked)
+            for name, one in families.items()
+        }
     texts = TokenTexts(tokenizer)
-    shown = [_shown(one, texts) for _, recorder in families.values() for one in recorder.shown]
-    recorders = [recorder for _, recorder in families.values()]
+    shown = [_shown(one, texts) for recorder in recorders for one in recorder.shown]
     return {
         "version": __version__,
         "preset": asked.preset,
         "max_nodes": asked.max_nodes,
-        "has_costs": asked.cost_curve is not None,
+        "has_costs": bool(asked.curves),
         "has_text": tokenizer is not None,
         "source_names": max((recorder.source_names for recorder in recorders), key=len),
         "corpus_mask": max(recorder.corpus_mask for recorder in recorders),
-        "batch_sizes": BATCH_SIZES,
+        "batch_sizes": list(batch_curves(asked.curves)) if asked.curves else list(BATCH_SIZES),
         "totals": totals,
         "generations": shown,
         "texts": texts.pool,
     }
 
 
-def _totals(tally: Tally, sample: StepSample, asked: Asked) -> dict[str, Any]:
+def _all(families: Iterable[Replayed], asked: Asked) -> dict[str, Any]:
+    total, sample, by_match = Tally(), StepSample(asked.max_nodes), 0
+    for tally, recorder, lengths in families:
+        recorder.close()
+        total.merge(tally)
+        sample.merge(recorder.sample)
+        by_match = by_match + lengths.counts
+    return _totals(total, sample, by_match, asked)
+
+
+def _totals(tally: Tally, sample: StepSample, by_match: Any, asked: Asked) -> dict[str, Any]:
     p50, p99 = np.percentile(tally.draft_us, [50, 99]).tolist()
     reached = max(1, min(MAX_POSITIONS, int(np.count_nonzero(tally.accepted_at))))
     totals = {
@@ -90,10 +101,14 @@ def _totals(tally: Tally, sample: StepSample, asked: Asked) -> dict[str, Any]:
         },
         "positions": _rounded(tally.accepted_at[:reached] / max(tally.steps, 1)),
         "reliability": _reliability(tally),
+        "match_lengths": [
+            [name, int(steps), round(1.0 + accepted / max(steps, 1), 4)]
+            for name, steps, accepted in zip(RANGES, by_match[0], by_match[2], strict=True)
+        ],
         "lengths_by_nodes": _rounded(sample.lengths_by_nodes()),
         "speedups": _speedups(sample, asked),
     }
-    return {**totals, "speedup": round(tally.speedup, 4)} if asked.cost_curve is not None else totals
+    return {**totals, "speedup": round(tally.speedup, 4)} if asked.curves else totals
 
 
 def _rounded(values: Any) -> list[float]:
@@ -111,16 +126,16 @@ def _reliability(tally: Tally) -> list[list[float]]:
 
 def _speedups(sample: StepSample, asked: Asked) -> dict[str, list[float]]:
     """Returns the curves over batch sizes, by what they are called."""
-    if asked.cost_curve is None:
+    if not asked.curves:
         return {
-            f"{cost:g} a node": _rounded(sample.speedups(CostCurve.linear(cost)))
+            f"{cost:g} a node": _rounded(sample.speedups(batch_curves({1: CostCurve.linear(cost)})))
             for cost in ASSUMED_COSTS_PER_NODE
         }
     fixed = [number for number in _FIXED_NODES if number <= asked.max_nodes][-_MAX_FIXED:]
-    curve = asked.cost_curve
+    curves = batch_curves(asked.curves)
     return {
-        "what pays": _rounded(sample.speedups(curve)),
-        **{f"up to {number} nodes": _rounded(sample.speedups(curve, number)) for number in fixed},
+        "what pays": _rounded(sample.speedups(curves)),
+        **{f"up to {number} nodes": _rounded(sample.speedups(curves, number)) for number in fixed},
     }
 
 

@@ -105,6 +105,25 @@ function drawReliability(figure, totals) {
     bins.map(([nodes, expected, accepted]) => [share(expected), share(accepted), whole(nodes)]));
 }
 
+function drawMatches(figure, totals) {
+  const width = widthOf(figure);
+  const rows = totals.match_lengths;
+  const steps = Math.max(1, rows.reduce((sum, [, count]) => sum + count, 0));
+  const most = Math.max(...rows.map(([, , tokens]) => tokens));
+  const told = rows.map(([name, count, tokens]) => `${name}: ${tokens.toFixed(2)} in ${share(count / steps)} of steps`);
+  const picture = drawing(`Tokens a step by match length. ${told.join("; ")}`, width, 8 + 34 * rows.length);
+  rows.forEach(([name, count, tokens], at) => {
+    const y = 6 + 34 * at;
+    const full = Math.max(width - 190, 40);
+    picture.append(svg("text", { x: 0, y: y + 17 }, name),
+      svg("rect", { x: 48, y: y + 2, width: tokens / most * full, height: 22, fill: "var(--c0)", opacity: count ? 1 : 0 }),
+      svg("text", { class: "quiet", x: width, y: y + 17, "text-anchor": "end" },
+        count ? `${tokens.toFixed(2)} in ${share(count / steps)} of steps` : "no step"));
+  });
+  put(figure, "Tokens a step by match length", "How many tokens before the step stood in the family's texts before.", [picture],
+    ["match length", "steps", "tokens a step"], rows.map(([name, count, tokens]) => [name, whole(count), tokens.toFixed(3)]));
+}
+
 // Lines over the same places; each with a dash pattern and a name in a legend.
 function drawLines(figure, { title, note, lines, places, ticks, xName, yName, even }) {
   const width = widthOf(figure);
@@ -128,8 +147,9 @@ function drawSpeedups(figure, totals, data) {
   const lines = Object.entries(totals.speedups);
   const sizes = data.batch_sizes;
   const title = "Speed-up over batch size";
+  const pays = sizes.filter((_, at) => lines[0][1][at] > 1.005);
   const note = data.has_costs
-    ? "Tokens per cost of the target's passes, where plain decoding has 1; the batch shares what pays, or trees are cut."
+    ? (pays.length ? `Drafts pay up to ${pays[pays.length - 1]} sessions of those drawn. ` : "Drafts do not pay. ") + "Tokens per cost of the target's passes, where plain decoding has 1; the batch shares what pays, or trees are cut."
     : "Assumed: a drafted node costs so much of a plain pass of one session. Give --cost-curve for what yours costs.";
   const picture = drawLines(figure, { title, lines, places: sizes.map(Math.log2),
     ticks: sizes.map((size) => [Math.log2(size), String(size)]), xName: "sessions in a batch", yName: "speed-up", even: true });

@@ -5,6 +5,7 @@ function drawTotals(data) {
   drawSources(byId("sources"), totals, data.source_names);
   drawPositions(byId("positions"), totals);
   drawReliability(byId("reliability"), totals);
+  drawMatches(byId("matches"), totals);
   drawSpeedups(byId("speedups"), totals, data);
   drawLengths(byId("lengths"), totals);
   const facts = [
@@ -13,7 +14,7 @@ function drawTotals(data) {
     ["Tokens", whole(totals.tokens)],
     ["Nodes that came true", share(totals.accepted_share_of_nodes)],
     ["Error of probabilities", totals.calibration_error.toFixed(3)],
-    ["Draft, half of them", `${whole(Math.round(totals.draft_us_p50))} \u00b5s`],
+    ["Time of a draft, median", `${whole(Math.round(totals.draft_us_p50))} \u00b5s`],
   ];
   if ("speedup" in totals) facts.splice(1, 0, ["Speed-up, one session", totals.speedup.toFixed(2)]);
   byId("facts").replaceChildren(...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));

@@ -4,7 +4,7 @@ const NODE = { width: 104, height: 34, across: 128, down: 44, letters: 11 };
 const WHY = {
   best: "The step that accepted most",
   worst: "The step that missed most: nothing came true of what was thought most probable",
-  usual: "A usual step: as many accepted as in half of the steps",
+  usual: "A usual step: as many accepted as in the median step",
 };
 
 // Columns and rows of all nodes; a parent stands beside its first child.
