@@ -25,6 +25,7 @@ from retrieval_spec.engine import Engine
 from retrieval_spec.grow import append_documents
 from retrieval_spec.match_lengths import MatchLengths
 from retrieval_spec.replay import Tally, replay
+from retrieval_spec.report import summary as summary_module
 from retrieval_spec.report.curves import BATCH_SIZES, StepSample, batch_curves, curve_of_batch
 from retrieval_spec.report.matches import CorpusMatches, TextMatches
 from retrieval_spec.report.page import embedded, page_of
@@ -288,6 +289,15 @@ def test_totals_are_those_of_the_tally_and_every_list_has_an_entry_for_every_tok
         assert len(one["generations"]) == np.count_nonzero(one["match"])
         undrafted = [p for mask, p in zip(one["masks"], one["percents"], strict=True) if not mask]
         assert len(one["rejected"]) == sum(p >= 0 for p in undrafted)
+
+
+def test_of_many_large_trees_the_best_nodes_are_drawn(monkeypatch):
+    monkeypatch.setattr(summary_module, "MAX_TREE_NODES", 2)
+    [one] = summary_of({"code": recorded([trace([10], [11, 12, 13, 14])])}, Asked("default", 4))[
+        "generations"
+    ]
+    [tree] = one["trees"]
+    assert (len(tree["tokens"]), tree["path"], tree["accepted"], tree["nodes"]) == (2, [0, 1], 4, 4)
 
 
 class Outline(HTMLParser):

@@ -18,6 +18,8 @@ from retrieval_spec.report.recording import Recorder, Shown, Step
 from retrieval_spec.report.texts import TokenTexts
 
 MAX_POSITIONS = 32
+MAX_TREE_NODES = 60_000
+"""That are drawn of all trees together, so that a page stays below 5 MB."""
 ALL = "all"
 _FIXED_NODES = (1, 2, 4, 8, 16, 32, 64, 128)
 _MAX_FIXED = 4
@@ -57,7 +59,9 @@ def summary_of(
             for name, one in families.items()
         }
     texts = TokenTexts(tokenizer)
-    shown = [_shown(one, texts) for recorder in recorders for one in recorder.shown]
+    generations = [one for recorder in recorders for one in recorder.shown]
+    max_nodes = MAX_TREE_NODES // max(sum(len(one.trees) for one in generations), 1)
+    shown = [_shown(one, texts, max_nodes) for one in generations]
     return {
         "version": __version__,
         "preset": asked.preset,
@@ -139,7 +143,7 @@ def _speedups(sample: StepSample, asked: Asked) -> dict[str, list[float]]:
     }
 
 
-def _shown(one: Shown, texts: TokenTexts) -> dict[str, Any]:
+def _shown(one: Shown, texts: TokenTexts, max_nodes: int) -> dict[str, Any]:
     return {
         "family": one.family,
         "number": one.number,
@@ -156,12 +160,13 @@ def _shown(one: Shown, texts: TokenTexts) -> dict[str, Any]:
         "generations": one.generations,
         "corpus_match": one.corpus_tokens,
         "documents": [texts.number_of_text(name) for name in one.documents],
-        "trees": [_tree(name, step, texts) for name, step in one.trees],
+        "trees": [_tree(name, step, texts, max_nodes) for name, step in one.trees],
     }
 
 
-def _tree(name: str, step: Step, texts: TokenTexts) -> dict[str, Any]:
-    tree = step.tree
+def _tree(name: str, step: Step, texts: TokenTexts, max_nodes: int) -> dict[str, Any]:
+    """Returns a tree as it is drawn: its first nodes, which are the best."""
+    tree = step.tree.prefix(max_nodes)
     return {
         "name": name,
         "at": step.at,
@@ -170,5 +175,7 @@ def _tree(name: str, step: Step, texts: TokenTexts) -> dict[str, Any]:
         "parents": tree.parents.tolist(),
         "percents": np.rint(tree.path_probs() * 100).astype(int).tolist(),
         "masks": tree.sources.tolist(),
-        "path": step.path,
+        "path": [node for node in step.path if node < max_nodes],
+        "accepted": len(step.path),
+        "nodes": len(step.tree),
     }

@@ -73,8 +73,8 @@ function treeFigure(tree, generation, data, show) {
   button.addEventListener("click", () => show(tree.at));
   return el("figure", { class: "tree", id: `tree-${tree.at}`, tabindex: "-1" },
     el("figcaption", {}, WHY[tree.name] || tree.name,
-      el("span", {}, `At token ${whole(tree.at + 1)}: ${plural(tree.path.length, "token")} accepted of ` +
-        `${plural(tree.tokens.length, "node")}; drafted in ${whole(tree.us)} \u00b5s.`)),
+      el("span", {}, `At token ${whole(tree.at + 1)}: ${plural(tree.accepted, "token")} accepted of ${plural(tree.nodes, "node")}` +
+        `${tree.nodes > tree.tokens.length ? `, of which the best ${whole(tree.tokens.length)} are drawn` : ""}; drafted in ${whole(tree.us)} \u00b5s.`)),
     scrolling("Draft tree", pictureOf(tree, root, data)),
     el("details", {}, el("summary", {}, "As a table"), scrolling("Nodes of the draft tree", treeTable(tree, data))), button);
 }
