@@ -55,6 +55,7 @@ ROWS = {
     "T2": "no tenant's text in another's drafts; what is forgotten is gone",
     "T3": "no text in logs, metrics and errors",
     "T4": "answers of one size; no timing that tells whose text it was",
+    "S1": "soak: memory, descriptors and threads stay what they are",
     "S2": "memory stays within its budget",
 }
 

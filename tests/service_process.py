@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from retrieval_spec.drafters.session import SessionDrafter
 from retrieval_spec.engine import Engine, Limits
+from retrieval_spec.limits import MIB
 from retrieval_spec.service.config import ON_THIS_MACHINE, ServerConfig
 from retrieval_spec.service.logs import write_json_logs
 from retrieval_spec.service.server import DraftServer, serve, start_server
@@ -58,12 +59,19 @@ def roomy_engine() -> Engine:
     return Engine(VOCAB_SIZE, limits=Limits(max_sessions=204, max_tenant_sessions=200))
 
 
+def soaked_engine() -> Engine:
+    """Budgets that are full soon."""
+    limits = Limits(max_sessions=300, max_tenant_sessions=300, max_learned_bytes=16 * MIB, max_idle_s=2)
+    return Engine(VOCAB_SIZE, limits=limits)
+
+
 ENGINES = {
     "counting": counting_engine,
     "session": session_engine,
     "default": default_engine,
     "capped": capped_engine,
     "roomy": roomy_engine,
+    "soaked": soaked_engine,
 }
 
 

@@ -31,7 +31,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     ),
     "empty": lambda data: b"",
 }
-MAX_SUBSETS = 128
+MAX_SUBSETS = 64
 
 
 @dataclass

@@ -130,7 +130,7 @@ class Protocol(RuleBasedStateMachine):
     ("machines", "steps"),
     [
         pytest.param(5, 40, marks=pytest.mark.quick),
-        (50, 50),
+        (30, 50),
         pytest.param(3_000, 100, marks=[pytest.mark.long, pytest.mark.timeout(3_000)]),
     ],
     ids=["quick", "short", "long"],
