@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import pickle
 import re
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -55,7 +56,7 @@ def recorded(traces, *, max_tokens=100, max_nodes=4, drafters=None, stores=()) -
     lengths = MatchLengths()
     replay(engine, traces, max_nodes, tally=tally, observers=[recorder, lengths])
     recorder.close()
-    return Replayed(tally, recorder, lengths)
+    return Replayed(tally, recorder, lengths.counts)
 
 
 def test_every_token_is_noted_with_who_decided_it_and_how_probable_it_was():
@@ -174,6 +175,15 @@ def test_as_many_generations_are_shown_as_there_is_room_for_spread_over_all(size
         assert all(0 <= number < sizes[name] for number in numbers)
     shares = [len(chosen[name]) for name in sizes if len(chosen[name]) < sizes[name]]
     assert max(shares, default=0) - min(shares, default=0) <= 1
+
+
+def test_what_goes_to_other_processes_has_no_texts_and_no_datastores(words):
+    store = open_segments(words[1])
+    sizes = []
+    for num_tokens in (8, 4000):
+        recorder = recorded([trace([1], np.arange(num_tokens) % 7)], max_tokens=4, stores=[store]).recorder
+        sizes.append(len(pickle.dumps((recorder._texts, recorder._corpora, recorder.shown))))
+    assert max(sizes) < 20_000
 
 
 def test_no_step_tells_two_things():
@@ -466,6 +476,7 @@ def test_a_report_counts_what_a_replay_counts(traces, tmp_path, capsys):
     ("arguments", "words"),
     [
         (["--show", "0"], "--show is out of range"),
+        (["--show", "1001"], "--show is out of range"),
         (["--show-tokens", "0"], "--show-tokens is out of range"),
         (["--preset", "nobody"], "nobody"),
         (["--output", "nowhere/report.html"], "nowhere"),

@@ -15,6 +15,7 @@ from retrieval_spec.datastore.segments import open_segments
 from retrieval_spec.datastore.tokenizer import load_tokenizer
 from retrieval_spec.drafters.presets import preset_or_sources
 from retrieval_spec.engine import Engine
+from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.match_lengths import MatchLengths
 from retrieval_spec.replay import Tally, replay
 from retrieval_spec.report.matches import CorpusMatches
@@ -25,6 +26,7 @@ from retrieval_spec.report.summary import Asked, Replayed, summary_of
 from retrieval_spec.report.terminal import new_console, show
 from retrieval_spec.traces import Trace
 
+MAX_SHOWN = 1_000
 MAX_SHOWN_TOKENS = 100_000
 """Of all generations together, so that a page stays below 5 MB."""
 
@@ -59,6 +61,8 @@ def report_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
     check_numbers(arguments, ("max_nodes", "processes", "show", "show_tokens"))
+    if arguments.show > MAX_SHOWN:
+        raise InvalidRequest("--show is out of range", got=arguments.show, expected=f"1 to {MAX_SHOWN}")
     curves = cost_curves_of(arguments)
     with progress_bar() as progress:
         families, vocab_size = read_families(arguments, progress)
@@ -100,4 +104,4 @@ def _record_family(
         if advance is not None:
             advance(trace.output.shape[0])
     recorder.close()
-    return Replayed(tally, recorder, lengths)
+    return Replayed(tally, recorder, lengths.counts)

@@ -59,7 +59,7 @@ def _draw_sources(axes: Any, totals: dict[str, Any], summary: dict[str, Any]) ->
     axes.barh(rows, [one[0] for one in counts], fill=False, label="drafted")
     axes.barh(rows, [one[1] for one in counts], label="came true")
     axes.barh(rows, [one[2] for one in counts], height=0.3, hatch="//", label="came true, it alone")
-    axes.set_yticks(list(rows), names)
+    axes.set_yticks(list(rows), names, parse_math=False)  # a folder's name may hold a dollar sign
     axes.set(title="Sources", xlabel="nodes")
     axes.legend()
 

@@ -127,13 +127,17 @@ class Recorder:
         self.corpus_mask = sum(1 << bit for bit, name in enumerate(source_names) if self._corpora.knows(name))
 
     def close(self) -> None:
-        """Ends the last generation; closing twice is as closing once."""
+        """Ends the last generation and lets go of texts and datastores; what is left can go elsewhere."""
+        self._end()
+        self._texts, self._corpora = TextMatches(), CorpusMatches([])
+
+    def _end(self) -> None:
         if self._steps:
             self.shown[-1].trees = telling(self._steps)
         self._steps = []
 
     def _begin(self, trace: Trace) -> None:
-        self.close()
+        self._end()
         self._number += 1
         self._texts.begin(trace.prompt)
         if self._number in self._chosen:

@@ -11,7 +11,7 @@ import numpy as np
 from retrieval_spec import __version__
 from retrieval_spec.budget import CostCurve
 from retrieval_spec.datastore.tokenizer import Tokenizer
-from retrieval_spec.match_lengths import RANGES, MatchLengths
+from retrieval_spec.match_lengths import RANGES
 from retrieval_spec.replay import NUM_BINS, Tally
 from retrieval_spec.report.curves import ASSUMED_COSTS_PER_NODE, BATCH_SIZES, StepSample, batch_curves
 from retrieval_spec.report.recording import Recorder, Shown, Step
@@ -26,11 +26,17 @@ _MAX_FIXED = 4
 
 
 class Replayed(NamedTuple):
-    """What came of the replay of one family; each an observer of it."""
+    """What came of the replay of one family.
+
+    Attributes:
+        tally: its totals.
+        recorder: closed.
+        by_match: as `MatchLengths.counts`.
+    """
 
     tally: Tally
     recorder: Recorder
-    lengths: MatchLengths
+    by_match: Any
 
 
 class Asked(NamedTuple):
@@ -55,7 +61,7 @@ def summary_of(
     totals = {ALL: _all(families.values(), asked)}
     if len(families) > 1:
         totals |= {
-            name: _totals(one.tally, one.recorder.sample, one.lengths.counts, asked)
+            name: _totals(one.tally, one.recorder.sample, one.by_match, asked)
             for name, one in families.items()
         }
     texts = TokenTexts(tokenizer)
@@ -79,11 +85,10 @@ def summary_of(
 
 def _all(families: Iterable[Replayed], asked: Asked) -> dict[str, Any]:
     total, sample, by_match = Tally(), StepSample(asked.max_nodes), 0
-    for tally, recorder, lengths in families:
-        recorder.close()
+    for tally, recorder, counts in families:
         total.merge(tally)
         sample.merge(recorder.sample)
-        by_match = by_match + lengths.counts
+        by_match = by_match + counts
     return _totals(total, sample, by_match, asked)
 
 
