@@ -196,6 +196,7 @@ def test_no_step_tells_two_things():
         ("usual", 2),
     ]
     assert [name for name, _ in telling([step(0, 2)])] == ["best"]
+    assert [(name, one.at) for name, one in telling([step(0, 0), step(1, 0)])] == [("worst", 0), ("usual", 1)]
     assert telling([Step(0, DraftTree.empty(), [], 1.0)]) == []
 
 

@@ -191,7 +191,8 @@ def telling(steps: Sequence[Step]) -> list[tuple[str, Step]]:
     drafted = [step for step in steps if len(step.tree)]
     if not drafted:
         return []
-    chosen = {"best": max(drafted, key=lambda step: len(step.path))}
+    best = max(drafted, key=lambda step: len(step.path))
+    chosen = {"best": best} if best.path else {}
     missed = [step for step in drafted if not step.path]
     if missed:
         chosen["worst"] = max(missed, key=lambda step: float(step.tree.path_probs().sum()))
