@@ -45,8 +45,10 @@ def locked(folder: Path, patience_s: float | None = 0.0, busy: str = CHANGING) -
 def _opened(folder: Path) -> int:
     try:
         return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingPath("no such datastore", got=folder) from error
+    except OSError as error:  # no descriptor left, no permission, a disk that fails: it may well be there
+        raise DatastoreError(f"cannot open {folder}", got=error.strerror or error) from error
 
 
 def _is_current(fd: int, folder: Path) -> bool:
