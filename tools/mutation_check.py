@@ -241,13 +241,13 @@ class Check:
     """Tries bugs and keeps what came of them.
 
     Args:
-        root: the sources.
+        sources: in which bugs are planted.
         results: where it is kept; what is there and still holds is not tried again.
         max_s: after so long no further one is begun.
     """
 
-    def __init__(self, root: Path, results: Path, max_s: float = float("inf")) -> None:
-        self._root = root
+    def __init__(self, sources: Path, results: Path, max_s: float = float("inf")) -> None:
+        self._sources = sources
         self._path = results
         self._end_s = time.monotonic() + max_s
         self._known = json.loads(results.read_text()) if results.is_file() else {}
@@ -273,11 +273,12 @@ class Check:
         return Result(**known)
 
     def _tried(self, bug: Bug, workplace: Workplace) -> Result:
+        key = self._key(bug)
         with workplace.with_bug(bug):
             outcome, failed, seconds = workplace.run(bug.tests, bug.plain, stop_at_first=True)
         outcome = {"passed": "survived", "failed": "killed"}.get(outcome, outcome)
         by = failed[0] if failed else ""
-        result = Result(outcome, by, round(seconds, 1), self._key(bug))
+        result = Result(outcome, by, round(seconds, 1), key)
         self._keep(f"{bug.area}/{bug.name}", asdict(result))
         return result
 
@@ -315,7 +316,7 @@ class Check:
     def _digest(self, files: Sequence[str], more: str = "") -> str:
         digest = hashlib.sha256(more.encode())
         for name in files:
-            digest.update((self._root / name).read_bytes())
+            digest.update((self._sources / name).read_bytes())
         return digest.hexdigest()[:16]
 
     def _keep(self, name: str, known: dict[str, object]) -> None:
@@ -381,8 +382,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(bug.file.startswith("retrieval_spec/") for bug in bugs):
         import_what_is_slow(bugs)
     with tempfile.TemporaryDirectory(prefix="mutants-") as copy:
-        check = Check(options.root, options.results, 60 * options.minutes)
-        found = check.run(bugs, Workplace(options.root, Path(copy)))
+        workplace = Workplace(options.root, Path(copy))
+        found = Check(Path(copy), options.results, 60 * options.minutes).run(bugs, workplace)
     print(summary(found))
     return status_of(found) if len(found) == len(bugs) else 3
 
