@@ -18,6 +18,7 @@ import pytest
 from retrieval_spec import encoding as encoding_module
 from retrieval_spec.build import build_datastore
 from retrieval_spec.cli import main
+from retrieval_spec.datastore import locks
 from retrieval_spec.datastore import segments as segments_module
 from retrieval_spec.datastore.corpus import Corpus
 from retrieval_spec.datastore.documents import Documents, document_id, joined, shown_id
@@ -286,6 +287,38 @@ def test_two_writers_exclude_each_other(tmp_path, store, tokenizer):
     assert b"another process is changing" in other.stderr
 
 
+@pytest.mark.row("K3")
+def test_who_waited_for_a_folder_that_was_replaced_holds_the_new_one(tmp_path, monkeypatch):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    opened, entered, leave = threading.Event(), threading.Event(), threading.Event()
+    real = locks._opened
+
+    def wait() -> None:
+        with locks.locked(folder, None):
+            entered.set()
+            assert leave.wait(20)
+
+    def told(path: Path) -> int:
+        fd = real(path)
+        opened.set()
+        return fd
+
+    with locks.locked(folder):
+        monkeypatch.setattr(locks, "_opened", told)
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        assert opened.wait(20)
+        folder.rename(tmp_path / "old")
+        folder.mkdir()
+    assert entered.wait(20)
+    with pytest.raises(DatastoreError, match="another process"), locks.locked(folder):
+        pass
+    leave.set()
+    waiter.join()
+
+
+@pytest.mark.row("K3")
 def test_a_writer_that_waited_changes_what_the_other_one_left(store, monkeypatch):
     waits, found = threading.Event(), []
     real = segments_module.locked
