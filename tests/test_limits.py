@@ -17,7 +17,7 @@ from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.history import HistoryDrafter
 from retrieval_spec.drafters.namespaces import MAX_NAMESPACES, Namespaces
 from retrieval_spec.engine import Engine
-from retrieval_spec.errors import InvalidFeedback, InvalidRequest, LimitExceeded
+from retrieval_spec.errors import InvalidFeedback, InvalidRequest, LimitExceeded, UnknownSession
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.limits import MIB, Limits
 from retrieval_spec.memory import LearnedMemory
@@ -207,6 +207,15 @@ def test_sessions_answer_their_owner_alone():
     assert len(table) == 1
     table.close(mine, "a")
     assert len(table) == 0
+
+
+def test_discarding_a_namespace_ends_no_other_session_of_its_tenant():
+    table = SessionTable(engine())
+    gone, kept = table.open(NO_TOKENS, "a/x"), table.open(NO_TOKENS, "a/y")
+    assert table.discard("a/x") == 1
+    assert table.get(kept).is_open
+    with pytest.raises(UnknownSession):
+        table.get(gone)
 
 
 def test_a_cost_curve_is_told_and_followed_for_its_owner_alone():
