@@ -160,3 +160,33 @@ def test_a_source_that_cannot_go_back_drafts_nothing_more(source, warned):
     session.truncate(0)
     session.finish()
     assert len(warned()) == 1
+
+
+def test_the_first_row_of_a_batch_may_be_the_one_without_a_draft(source, warned):
+    sessions, warn = sessions_of(source, [1], [2], [3])
+    sessions[0].commit([10])
+    source.failing["commit", 1] = GONE
+    assert drafted(source, sessions, warn) == [[], [3, 4], [4, 5]]
+
+
+def test_truncating_cuts_what_was_not_told_yet_and_reaches_into_the_prompt(source):
+    (session,), _ = sessions_of(source, [1, 2, 3])
+    session.commit([10, 20])
+    session.truncate(4)
+    assert session.draft(1).token_ids.tolist() == [11]
+    assert source.sessions[0].context == [1, 2, 3, 10]
+    session.truncate(2)
+    session.commit([30])
+    assert session.draft(1).token_ids.tolist() == [31]
+    assert source.sessions[0].context == [1, 2, 30]
+
+
+def test_feedback_is_told_beside_the_tokens_of_its_own_step_alone(source, monkeypatch):
+    (session,), _ = sessions_of(source, [1])
+    told = []
+    monkeypatch.setattr(source.sessions[0], "commit", lambda *arguments: told.append(arguments))
+    session.commit([10], "after 1")
+    session.draft(1)
+    session.commit([20], "after 10")
+    session.draft(1)
+    assert told == [([10], "after 1"), ([10, 20],)], "the source has forgotten 10, and is told it again"

@@ -387,6 +387,31 @@ def test_the_loop_s_joint_test_notices_a_q_that_was_not_drawn_from(monkeypatch):
     assert joint_and_accepted(DrawingSource)[0] < FALSE_ALARM
 
 
+class FirstStepSession(DrawingSession):
+    """Draws nothing after its first draft."""
+
+    def draft(self, max_nodes=16):
+        tree = super().draft(max_nodes)
+        if len(self.context) > len(PROMPT) + 1:
+            self.proposals = {}
+        return tree
+
+
+def test_a_token_is_tested_against_the_draws_of_its_own_step_alone(monkeypatch):
+    tested, real = [], MixedSampler.__call__
+
+    def noted(self, scores, position, proposal):
+        tested.append(position)
+        return real(self, scores, position, proposal)
+
+    monkeypatch.setattr(MixedSampler, "__call__", noted)
+    monkeypatch.setattr("tests.test_verifier_mixed.DrawingSession", FirstStepSession)
+    generate(toy_model(), PROMPT, DrawingSource(0), do_sample=True, max_new_tokens=10)
+    first = len(PROMPT) + 1
+    assert first in tested
+    assert set(tested) <= {first, first + 1}
+
+
 def test_greedy_output_does_not_depend_on_proposals():
     options = {"do_sample": False, "max_new_tokens": 10}
     truth = toy_model().generate(torch.tensor([PROMPT]), **options)[0].tolist()

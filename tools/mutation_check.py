@@ -153,7 +153,7 @@ class Workplace:
     ) -> tuple[str, list[str], float]:
         """Runs tests; returns `passed`, `failed` or `broken`, which failed, and the seconds that it took."""
         arguments = ["-q", "--tb=no", "-p", "no:cacheprovider", *["-x"][:stop_at_first]]
-        arguments += [*_PLAIN_OPTIONS[: 2 * plain], *tests]
+        arguments += ["-W", _IMPORTED_BEFORE, *_PLAIN_OPTIONS[: 2 * plain], *tests]
         began_s = time.monotonic()
         with tempfile.TemporaryFile("w+") as said:
             pid = os.fork()
@@ -202,6 +202,7 @@ def import_what_is_slow(bugs: Sequence[Bug]) -> None:
             importlib.import_module(name)
 
 
+_IMPORTED_BEFORE = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
 # In plain Python the unsigned words of the arenas are numpy's, which warn where compiled ones wrap around.
 _PLAIN_OPTIONS = ("-W", "ignore::RuntimeWarning")
 

@@ -240,6 +240,27 @@ def test_scores_and_logits_are_those_of_the_host(model):
     assert found.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length()
 
 
+class InPlace(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        scores[:, 7] = 50.0
+        return scores
+
+
+def test_raw_logits_show_no_processor_s_work_even_if_it_works_in_place(model):
+    options = {
+        "do_sample": False,
+        "max_new_tokens": 1,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
+    expected = model.generate(torch.tensor([PROMPT]), **options)
+    verifier = TreeVerifier(FakeSource(VOCAB_SIZE, bushy([*PROMPT, 7], VOCAB_SIZE)))
+    options |= {"custom_generate": verifier, "logits_processor": [InPlace()]}
+    found = model.generate(torch.tensor([PROMPT]), **options)
+    assert found.sequences[0].tolist() == [*PROMPT, 7]
+    torch.testing.assert_close(found.logits[0], expected.logits[0], atol=1e-5, rtol=0)
+
+
 class Recorder:
     def __init__(self):
         self.pieces = []

@@ -211,6 +211,19 @@ def test_the_returned_cache_and_scores_are_the_host_s(name, num_prompts):
     assert torch.equal(*more)
 
 
+def test_a_returned_cache_is_as_long_as_the_host_s_where_rows_ended_apart():
+    model, prompts = model_of("Mistral"), PROMPTS[:2]
+    options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "eos_token_id": None}
+    free = truth_of(model, prompts, options)
+    options |= {"eos_token_id": [int(free[0, -NEW_TOKENS + 3])], "return_dict_in_generate": True}
+    expected = truth_of(model, prompts, options)
+    found = run(model, prompts, Known(bushy, free.tolist(), VOCAB_SIZE), **options)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert (expected.sequences[0] == 0).sum() > (padded(prompts)["input_ids"][0] == 0).sum()
+    shapes = [[layer.keys.shape for layer in one.past_key_values.layers] for one in (found, expected)]
+    assert shapes[0] == shapes[1]
+
+
 ROW_OPTIONS = {
     "encoder penalty": {"encoder_repetition_penalty": 1.5},
     "encoder n-grams": {"encoder_no_repeat_ngram_size": 2},
