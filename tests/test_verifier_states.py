@@ -18,7 +18,8 @@ from retrieval_spec.engine import Engine
 from retrieval_spec.errors import ModelMismatch
 from retrieval_spec.projection import Projection
 from retrieval_spec.target_states import StateTap, body_of, model_fingerprint
-from retrieval_spec.verifier import NoDrafts, generate
+from retrieval_spec.tree import DraftTree
+from retrieval_spec.verifier import NoDrafts, TreeVerifier, generate
 from tests.exactness.sources import FakeSession, FakeSource, bushy
 from tests.stores import write_dense
 from tests.tiny_models import VOCAB_SIZE, tiny_model
@@ -82,6 +83,20 @@ def test_the_state_that_decided_the_newest_token_travels_with_it(model, truth, p
         accepted += len(tokens) - 1
     assert len(source.heard) > 4
     assert accepted > 3 or options["do_sample"]
+
+
+def test_in_a_batch_every_row_is_told_its_own_state(model, truth, projection):
+    source, known = Listener(truth, projection), bushy(truth, VOCAB_SIZE)
+    # One row has large trees, the other none: all others are filled up to the largest.
+    source.make = lambda context, n: known(context, n) if context[0] == PROMPT[0] else DraftTree.empty()
+    ids = torch.tensor([PROMPT, [7, 8, 9, 2]])
+    options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": None}
+    model.generate(ids, attention_mask=torch.ones_like(ids), custom_generate=TreeVerifier(source), **options)
+    told = [one for one in source.heard if one[2] is not None]
+    assert {context[0] for context, _, _ in told} == {5, 7}
+    for context, tokens, feedback in told:
+        state = state_before(model, [*context, *tokens[:-1]])[-1]
+        np.testing.assert_allclose(feedback.hidden_state, projection.apply(state), atol=1e-5)
 
 
 def test_a_projection_of_another_model_is_refused(model, truth, projection):
