@@ -254,6 +254,23 @@ def test_nodes_of_a_failed_session_are_refused():
         read(result, 1)
 
 
+def test_node_counts_that_only_add_up_are_refused():
+    result = result_of([TREE, TREE])
+    result.node_counts = np.array([5, -1], "<i4").tobytes()
+    with pytest.raises(InvalidRequest, match="negative"):
+        read(result, 2)
+
+
+@pytest.mark.parametrize("num_others", [0, 4])
+def test_siblings_that_are_alike_and_no_numbers_are_found_wherever_they_stand(num_others):
+    others = [DraftTree.chain([1])] * num_others
+    alike = DraftTree.from_lists([1, 2, 1], [-1, -1, -1], [0.5, 0.25, 0.125], [1, 1, 1])
+    no_number = DraftTree.from_lists([1, 2, 3], [-1, -1, -1], [0.5, float("nan"), 0.25], [1, 1, 1])
+    for tree in (alike, no_number):
+        with pytest.raises(InvalidTree):
+            read(result_of([*others, tree]), num_others + 1)
+
+
 def test_a_failed_session_needs_no_words():
     result = result_of([UnknownSession("gone")])
     del result.errors[:]

@@ -183,6 +183,7 @@ class Workplace:
                 sys.modules["numba"].core.config.reload_config()
             sys.path.insert(0, str(self._copy))
             sys.dont_write_bytecode = True
+            _take_the_first_example()
             sys.argv = ["pytest", *arguments]
             code = int(pytest.main(arguments))
         except BaseException:
@@ -190,6 +191,15 @@ class Workplace:
         finally:
             sys.stdout.flush()
             os._exit(code)
+
+
+def _take_the_first_example() -> None:
+    """Lets hypothesis end at the first example that fails: nobody reads a smaller one here."""
+    with suppress(ImportError):
+        hypothesis = importlib.import_module("hypothesis")
+        phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+        hypothesis.settings.register_profile("first", phases=phases)
+        hypothesis.settings.load_profile("first")
 
 
 def import_what_is_slow(bugs: Sequence[Bug]) -> None:
