@@ -64,12 +64,12 @@ class World:
         return self
 
 
-@pytest.mark.parametrize("step_s", [0.001, 0.005, 0.02, 0.1])
-def test_useless_drafts_cost_10_ms_and_little_more_however_long_it_goes_on(step_s):
+@pytest.mark.parametrize(("step_s", "gap_steps"), [(0.001, 32), (0.005, 32), (0.02, 8), (0.1, 1)])
+def test_useless_drafts_cost_10_ms_and_little_more_however_long_it_goes_on(step_s, gap_steps):
     world = World(step_s=step_s).steps(2_000)
     assert world.waited_s <= min(max(2 * step_s, 0.002), 0.01) + world.latency_s
     assert world.moves[-500:].count(Move.ASK) == 0
-    assert 10 <= world.moves[-500:].count(Move.LISTEN) <= 500 // LONGEST_GAP_STEPS + 1
+    assert 0 <= world.moves[-500:].count(Move.LISTEN) - 500 // gap_steps <= 1
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.0005, 0.2))

@@ -22,7 +22,9 @@ CREDIT_STEPS = 2.0
 LEAST_CREDIT_S, MOST_CREDIT_S = 0.002, 0.01
 """What drafts that do not pay may cost before the client only listens."""
 
-LONGEST_GAP_STEPS = 32
+LONGEST_GAP_STEPS, LONGEST_GAP_S = 32, 0.16
+"""Listening takes less than a millisecond: between long steps it may be done more often."""
+
 _EXPLORING_STEPS, _EXPLORED_STEPS = 16, 64
 _KEPT, _FEW = 9, 3
 _VAIN_DRAFTS = 2
@@ -133,9 +135,10 @@ class Economy:
 
     Each step that asked changes an account: `accepted * step - (drafted step - plain step) - wait`. It never
     holds more than two steps' time nor 10 ms, and when it is empty the client only listens: it asks without
-    waiting, once in 1, 2, 4, ... 32 steps, and compares the answer with the tokens that come. An answer that
-    would have been worth its wait ends that, with half the account. So drafts that never pay cost 10 ms and
-    little more, however long the generation, and a server that becomes slow is one that does not pay.
+    waiting, once in 1, 2, 4, ... 32 steps but every 0.16 s at least, and compares the answer with the tokens
+    that come. An answer that would have been worth its wait ends that, with half the account. So drafts that
+    never pay cost 10 ms and little more, however long the generation, and a server that becomes slow is one
+    that does not pay.
 
     What a plain step takes is learned from those without drafts. Two drafts in a row in vain, of which the
     second is small, and three steps do without, to learn it; then those drafts are booked with what verifying
@@ -236,7 +239,7 @@ class Economy:
             self._accepted = max(self._accepted, accepted)
             return True
         if is_final:
-            self._gap_steps = min(2 * self._gap_steps, LONGEST_GAP_STEPS)
+            self._gap_steps = min(2 * self._gap_steps, self._longest_gap_steps)
             self._rest_steps = self._gap_steps
         return is_final
 
@@ -254,6 +257,11 @@ class Economy:
     @property
     def _credit_s(self) -> float:
         return min(max(CREDIT_STEPS * self.step_s, LEAST_CREDIT_S), MOST_CREDIT_S)
+
+    @property
+    def _longest_gap_steps(self) -> int:
+        step_s = max(self.step_s, LONGEST_GAP_S / LONGEST_GAP_STEPS)
+        return max(int(LONGEST_GAP_S / step_s), 1)
 
     @property
     def _knows_verifying(self) -> bool:
