@@ -1,0 +1,1 @@
+"""One file a drafting system; each is imported only by the worker process of its own environment."""
