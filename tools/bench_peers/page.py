@@ -157,7 +157,8 @@ def section(part: dict[str, Any], machine: dict[str, str]) -> str:
     name, sizes = facts["name"], SIZES.format(**facts)
     costs = "\n".join(cost_table(part["replays"][str(n)], n, BASE) for n in BUDGETS)
     return f"""## {TITLES[name]}
-{ABOUT[name].format(**machine)} {sizes}
+{ABOUT[name].format(**machine)}
+{sizes}
 
 ### Acceptance
 {acceptance_tables(part)}
@@ -174,8 +175,7 @@ Ids are renamed to small ones, in their order: infini-gram's index of ids above 
 
 {static_tables(part)}
 ### Where we lose
-{losses(part)}
-"""
+{losses(part)}"""
 
 
 def described(systems: Sequence[System], missing: dict[str, str]) -> str:
@@ -205,7 +205,7 @@ def page(results: dict[str, Any], comparison: Comparison | None) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(results["versions"].items()))
     facts = (
         f"{results['date']}; {machine['cpu']}, {machine['cores']} cores, {machine['system']}; "
-        f"Python {machine['python']}; {results['seconds'] / 60:.0f} minutes.\n{versions}.\n\n"
+        f"Python {machine['python']}; {results['seconds']:.0f} s.\n{versions}.\n\n"
         f"    {results['command']}"
     )
     head = HEAD.format(
