@@ -210,8 +210,11 @@ def joint_p(num_runs: int) -> float:
     return chi_square_p(counts, exact_joint())
 
 
-def test_the_joint_of_three_tokens_over_draft_trees_is_the_target_s():
-    assert joint_p(NUM_RUNS) > FALSE_ALARM
+@pytest.mark.parametrize(
+    "num_runs", [NUM_RUNS, pytest.param(30_000, marks=[pytest.mark.long, pytest.mark.timeout(1_800)])]
+)
+def test_the_joint_of_three_tokens_over_draft_trees_is_the_target_s(num_runs):
+    assert joint_p(num_runs) > FALSE_ALARM
 
 
 def test_the_joint_test_notices_drafts_that_are_accepted_too_often(monkeypatch):
