@@ -21,6 +21,9 @@ import pytest
 
 from retrieval_spec.datastore import atomic
 
+needs_proc = pytest.mark.skipif(
+    not os.path.isdir("/proc/self/fd"), reason="reads /proc to see what is written"
+)
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     "intact": lambda data: data,
     "deleted": lambda data: None,

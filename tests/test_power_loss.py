@@ -23,8 +23,10 @@ from retrieval_spec.datastore.manifest import Facts, TokenizerFacts
 from retrieval_spec.datastore.segments import changing, open_segments
 from retrieval_spec.datastore.store import replace_datastore, write_datastore
 from retrieval_spec.errors import DatastoreError, MissingPath
-from tests.simulated_disk import Disk, Tree, crash_states, key_of, recording, tree_of, write_tree
+from tests.simulated_disk import Disk, Tree, crash_states, key_of, needs_proc, recording, tree_of, write_tree
 from tests.stores import array_of
+
+pytestmark = needs_proc
 
 DOCUMENTS = {"old": [[1, 2, 3], [4, 5]], "new": [[7, 8], [9, 9, 9, 1]], "more": [[11, 12, 13]]}
 

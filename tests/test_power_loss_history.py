@@ -8,8 +8,10 @@ import pytest
 
 from retrieval_spec.datastore.history_folder import HistoryFolder
 from retrieval_spec.datastore.history_segment import Text
-from tests.simulated_disk import crash_states, key_of, recording, tree_of, write_tree
+from tests.simulated_disk import crash_states, key_of, needs_proc, recording, tree_of, write_tree
 from tests.strategies import as_int32
+
+pytestmark = needs_proc
 
 VOCAB_SIZE = 1_000
 NOW_S = 1_700_000_000
