@@ -23,6 +23,7 @@ def test_sound_inputs_are_taken(name):
     assert all(attempt(TARGETS[name], data) for data in seeds()[name])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_corpus_and_what_is_near_it_is_taken_or_refused(name):
     chosen = random.Random(name)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 import numpy as np
@@ -201,6 +201,7 @@ def outcome_without_memory(count: int) -> tuple[bool, int]:
     return failing.count <= 0, nodes
 
 
+@pytest.mark.quick
 @pytest.mark.row("K4")
 def test_after_memory_ran_out_at_any_allocation_a_session_can_be_tried_again():
     failed = 0
@@ -236,9 +237,10 @@ class Load:
         self.steps = self.nodes = 0
 
     def round(self) -> None:
-        while len(self.sessions) < 64:
-            prompt = np.tile(self.rng.integers(0, 2_000, 12), 3)
-            self.sessions.append(self.client.open_session(prompt, f"n{self.rng.integers(40)}"))
+        with suppress(LimitExceeded):  # those that were left are dropped after a while
+            while len(self.sessions) < 64:
+                prompt = np.tile(self.rng.integers(0, 2_000, 12), 3)
+                self.sessions.append(self.client.open_session(prompt, f"n{self.rng.integers(40)}"))
         for _ in range(4):
             trees = self.client.draft_batch(self.sessions, 400)
             for session, tree in zip(self.sessions, trees, strict=True):
@@ -256,7 +258,8 @@ class Load:
             for request in (b"\xff" * 40, b"", bytes(9)):
                 call = channel.unary_unary("/retrieval_spec.v1.DraftService/OpenSession")
                 call.future(request).exception()
-            stub.OpenSession(pb.OpenSessionRequest(prompt_token_ids=bytes(400), namespace="left"))
+            with suppress(grpc.RpcError):
+                stub.OpenSession(pb.OpenSessionRequest(prompt_token_ids=bytes(400), namespace="left"))
         for kind in HANGING:
             hang(self.address.removeprefix("unix:"), kind).close()
 
