@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import fields
 from itertools import islice
 
@@ -16,6 +17,7 @@ from retrieval_spec.budget import CostCurve
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.history import HistoryDrafter
 from retrieval_spec.drafters.namespaces import MAX_NAMESPACES, Namespaces
+from retrieval_spec.drafters.registry import drafter_class
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidFeedback, InvalidRequest, LimitExceeded, UnknownSession
 from retrieval_spec.feedback import Feedback
@@ -377,3 +379,26 @@ def test_ten_times_the_budget_fits_in_the_budget():
     assert refused > 5
     assert learned > 0
     assert grown <= 1.25 * budget + 64 * MIB, (grown / MIB, learned / MIB)
+
+
+@pytest.mark.row("S2")
+@pytest.mark.parametrize("kind", ["frequent", "phrases"])
+@pytest.mark.parametrize("num_ids", [300, 100_000])
+def test_phrases_are_counted_as_what_they_take(kind, num_ids):
+    rng = np.random.default_rng(0)
+    source = drafter_class(kind).open(vocab_size=num_ids)
+    texts = [rng.integers(300, 300 + num_ids, 8_000).astype(np.int32) for _ in range(3)]
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for text in texts:
+            cursor = source.start(text[:0], "one")
+            cursor.observe(text)
+            cursor.close()
+        del cursor
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * taken < source.namespaces.num_bytes < 2 * taken
+    source.namespaces.forget("one")
+    assert source.namespaces.num_bytes == 0

@@ -13,6 +13,7 @@ import numpy as np
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.bounds import expect_range
 from retrieval_spec.drafters.namespaces import Namespaces, pieces
+from retrieval_spec.drafters.phrase_pool import phrases_bytes
 from retrieval_spec.drafters.rows import Row, survival, tree_of_rows
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import DraftTree, Tokens
@@ -32,11 +33,17 @@ _SURVIVAL = survival((0.41, 0.48, 0.64, 0.72))
 class PhraseCounts:
     """How often which phrase followed a token. Safe to share between threads."""
 
-    __slots__ = ("_by_token", "_lock")
+    __slots__ = ("__weakref__", "_by_token", "_lock", "_num_phrases")
 
     def __init__(self) -> None:
         self._by_token: OrderedDict[int, dict[Row, int]] = OrderedDict()
         self._lock = threading.Lock()
+        self._num_phrases = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it holds, estimated."""
+        return phrases_bytes(len(self._by_token), self._num_phrases)
 
     def learn(self, output: list[int], phrase_tokens: int) -> None:
         """Counts every phrase of a text, the last one too."""
@@ -55,11 +62,13 @@ class PhraseCounts:
     def _count(self, token: int, phrase: Row) -> None:
         counts = self._by_token.setdefault(token, {})
         self._by_token.move_to_end(token)
+        num_before = len(counts)
         counts[phrase] = counts.get(phrase, 0) + 1
         if len(counts) > MAX_COUNTED:
             del counts[min(counts, key=counts.__getitem__)]
+        self._num_phrases += len(counts) - num_before
         if len(self._by_token) > MAX_KEYS:
-            self._by_token.popitem(last=False)
+            self._num_phrases -= len(self._by_token.popitem(last=False)[1])
 
 
 class FrequentDrafter:

@@ -15,6 +15,15 @@ from retrieval_spec.feedback import Feedback
 Key = tuple[int, ...]
 
 
+_KEY_BYTES = 280
+_PHRASE_BYTES = 190
+
+
+def phrases_bytes(num_keys: int, num_phrases: int) -> int:
+    """Returns what phrases of usual sizes take as Python holds them: dictionaries, tuples and numbers."""
+    return num_keys * _KEY_BYTES + num_phrases * _PHRASE_BYTES
+
+
 class PhrasePool:
     """Up to `max_phrases` phrases a key, up to `max_keys` keys; those that came longest ago go first.
 
@@ -22,35 +31,45 @@ class PhrasePool:
     share between threads: whoever shares it holds `lock`.
     """
 
-    __slots__ = ("_by_key", "max_keys", "max_phrases")
+    __slots__ = ("_by_key", "_num_phrases", "max_keys", "max_phrases")
 
     def __init__(self, max_keys: int, max_phrases: int) -> None:
         self.max_keys = max_keys
         self.max_phrases = max_phrases
         self._by_key: OrderedDict[Key, dict[Row, None]] = OrderedDict()
+        self._num_phrases = 0
 
     def __len__(self) -> int:
         return len(self._by_key)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it holds, estimated."""
+        return phrases_bytes(len(self._by_key), self._num_phrases)
 
     def add(self, key: Key, phrase: Row) -> None:
         """Makes `phrase` the newest one of `key`."""
         phrases = self._by_key.get(key)
         if phrases is None:
             self._by_key[key] = {phrase: None}
+            self._num_phrases += 1
             if len(self._by_key) > self.max_keys:
-                self._by_key.popitem(last=False)
+                self._num_phrases -= len(self._by_key.popitem(last=False)[1])
             return
         self._by_key.move_to_end(key)
+        num_before = len(phrases)
         phrases.pop(phrase, None)
         phrases[phrase] = None
         if len(phrases) > self.max_phrases:
             del phrases[next(iter(phrases))]
+        self._num_phrases += len(phrases) - num_before
 
     def replace(self, key: Key, phrase: Row, better: Row) -> None:
         """Forgets `phrase` and makes `better` the newest one in its place."""
         phrases = self._by_key.get(key)
-        if phrases is not None:
-            phrases.pop(phrase, None)
+        if phrases is not None and phrase in phrases:
+            del phrases[phrase]
+            self._num_phrases -= 1
         self.add(key, better)
 
     def newest(self, key: Key, max_phrases: int) -> list[Row]:

@@ -88,12 +88,17 @@ class Pooling:
         return self
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)  # without slots: what is forgotten is counted by a weak reference
 class SharedPool:
     """A pool and the lock that its users hold."""
 
     pool: PhrasePool
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it holds."""
+        return self.pool.num_bytes
 
 
 class PhrasesDrafter:

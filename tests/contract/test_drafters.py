@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retrieval_spec.drafters.base import Budget, Cursor, Drafter
+from retrieval_spec.drafters.namespaces import Learner
 from retrieval_spec.drafters.registry import DRAFTERS, drafter_class
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
@@ -205,3 +207,26 @@ def test_feedback_is_welcome(drafter):
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(InvalidRequest, match=r"corpus or .*session"):
         drafter_class("nonsense")
+
+
+def test_what_it_learned_is_counted_by_namespace_and_given_back(opened):
+    drafter = opened()
+    learner = getattr(drafter, "drafter", drafter)
+    if not isinstance(learner, Learner):
+        assert not hasattr(learner, "namespaces")
+        return
+    known = set(learner.namespaces.sizes())
+    for number in range(3):
+        cursor = drafter.start(tokens(DOCUMENTS[1]), "default")
+        cursor.observe(tokens(DOCUMENTS[0] * 3 + [number]))
+        cursor.propose(Budget(4))
+        cursor.close()
+    sizes = learner.namespaces.sizes()
+    assert set(sizes) == known | {"default"}
+    assert sizes["default"] > 0
+    assert learner.namespaces.num_bytes >= sum(sizes.values())
+    del cursor
+    for namespace in sizes:
+        learner.namespaces.forget(namespace)
+    gc.collect()
+    assert learner.namespaces.num_bytes == 0
