@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 faiss = pytest.importorskip("faiss")
 # ruff: noqa: E402
-from retrieval_spec.errors import DatastoreCorrupt
+from retrieval_spec.errors import DatastoreCorrupt, InvalidRequest, MissingDependency
 from retrieval_spec.structures import dense_index
 from retrieval_spec.structures.dense_index import DenseIndex, check_trained_alike, nearest
 
@@ -168,6 +169,27 @@ def test_indexes_of_another_training_are_not_compared(index):
 
 
 @pytest.mark.row("F7")
+def test_nothing_is_no_index():
+    with pytest.raises(InvalidRequest, match=r"no vectors to index; got \(0, 8\); expected one or more"):
+        DenseIndex.build(np.zeros((0, 8), np.float32))
+
+
+def test_more_bytes_than_so_many_vectors_take_are_refused_before_faiss_reads_them(monkeypatch):
+    data = DenseIndex.build(VECTORS).to_bytes()
+    monkeypatch.setattr(faiss, "deserialize_index", None)
+    padded = np.concatenate([data, np.zeros(64 << 20, np.uint8)])
+    with pytest.raises(DatastoreCorrupt, match="too large"):
+        DenseIndex.from_bytes(padded, VECTORS.shape[1], VECTORS.shape[0])
+
+
+def test_without_faiss_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(
+        MissingDependency, match=r"dense datastores need faiss; pip install 'retrieval-spec\[dense\]'"
+    ):
+        DenseIndex.build(VECTORS)
+
+
 def test_more_lists_than_the_bytes_hold_are_refused_before_faiss_reads_them(monkeypatch):
     monkeypatch.setattr(dense_index, "MAX_FLAT", 1_000)
     data = DenseIndex.build(VECTORS).to_bytes()

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_spec.budget import CostCurve
+from retrieval_spec.drafters.base import Budget, own_source
+from retrieval_spec.drafters.guarded import GuardedCursor
 from retrieval_spec.engine import Engine, Limits
 from retrieval_spec.errors import (
     ContextMismatch,
@@ -18,7 +20,7 @@ from retrieval_spec.errors import (
     UnknownSession,
 )
 from retrieval_spec.tree import DraftTree
-from tests.fake_drafters import CountingDrafter, TaughtDrafter
+from tests.fake_drafters import CountingCursor, CountingDrafter, TaughtDrafter
 
 VOCAB_SIZE = 100
 
@@ -267,3 +269,32 @@ def test_a_preset_bounds_the_tree_and_so_do_the_limits():
     ):
         session = Engine(VOCAB_SIZE, preset=preset, limits=limits).open_session(prompt)
         assert len(session.draft(200)) == expected
+
+
+def test_a_tree_of_any_size_has_its_own_source():
+    for size in (0, 1, 4_096, 4_097, 10_000):
+        assert own_source(size).tolist() == [1] * size
+        assert own_source(size).dtype == np.uint16
+
+
+def test_a_guarded_cursor_hides_errors_of_its_own_kind_and_nothing_else(caplog):
+    class Failing(CountingCursor):
+        error: Exception = InvalidRequest("no drafts today")
+        is_closed = False
+
+        def propose(self, budget):
+            raise self.error
+
+        def close(self):
+            self.is_closed = True
+
+    cursor = Failing(CountingDrafter(VOCAB_SIZE))
+    guarded = GuardedCursor(cursor)
+    guarded.observe(np.array([1, 2], np.int32))
+    assert [len(guarded.propose(Budget(4))) for _ in range(3)] == [0, 0, 0]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    cursor.error = TypeError("a bug")
+    with pytest.raises(TypeError, match="a bug"):
+        guarded.propose(Budget(4))
+    guarded.close()
+    assert (cursor.seen, cursor.is_closed, guarded.is_closed) == ([1, 2], True, True)

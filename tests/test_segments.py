@@ -188,6 +188,13 @@ def test_appended_documents_are_held_and_those_known_are_not_added_again(tmp_pat
     assert (again.generation, again.num_added, again.num_duplicates) == (1, 0, 6)
 
 
+def test_files_without_text_add_nothing_and_that_is_said(tmp_path, store, tokenizer):
+    with pytest.raises(InvalidRequest, match="the inputs hold no text"):
+        append_documents(store, Corpus([write_texts(tmp_path / "none.jsonl", [])]), tokenizer=tokenizer)
+    assert open_segments(store).generation == 0
+    assert [path.name for path in store.iterdir() if path.name.startswith(".")] == []
+
+
 @pytest.mark.row("F8")
 def test_another_tokenizer_is_refused(tmp_path, store):
     other = write_tokenizer(tmp_path / "other", {**WORDS, "more": 61})

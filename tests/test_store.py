@@ -35,6 +35,7 @@ from retrieval_spec.errors import (
 from tests.conftest import REPOSITORY
 from tests.fake_progress import ToldProgress
 from tests.golden import COLUMNS, FILES, GOLDEN, change_column, change_manifest, copy_golden
+from tests.stores import write_dense
 
 STORES = ("uint16", "int32", "empty")
 
@@ -405,6 +406,42 @@ def test_facts_that_could_not_be_read_are_not_written(tmp_path, change):
     facts, columns = facts_of()
     with pytest.raises(InvalidRequest):
         write_datastore(tmp_path / "store", Facts(**{**facts.__dict__, **change}), columns)
+    assert names_in(tmp_path) == []
+
+
+KNOWN = {
+    "ids": np.arange(5, dtype=np.int64),
+    "origins": np.zeros(5, np.uint32),
+    "origin_names": np.frombuffer(b"a.txt", np.uint8),
+}
+WRONG_KNOWLEDGE = [
+    ({"ids": None}, "some columns about documents are missing"),
+    ({"origin_names": None}, "some columns about documents are missing"),
+    ({"ids": KNOWN["ids"].astype(np.int32)}, "column 'ids' is of another type"),
+    ({"origins": KNOWN["origins"][:4]}, "column 'origins' has another length; got 4; expected 5"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), WRONG_KNOWLEDGE, ids=range(len(WRONG_KNOWLEDGE)))
+def test_half_of_what_is_known_of_documents_is_not_written(tmp_path, change, said):
+    facts, columns = facts_of()
+    known = {name: column for name, column in {**KNOWN, **change}.items() if column is not None}
+    with pytest.raises(InvalidRequest, match=said):
+        write_datastore(tmp_path / "store", facts, {**columns, **known})
+    assert names_in(tmp_path) == []
+
+
+def test_names_of_origins_that_are_no_text_are_found(tmp_path):
+    facts, columns = facts_of()
+    names = np.frombuffer(b"a\xff.txt", np.uint8)
+    write_datastore(tmp_path / "store", facts, {**columns, **KNOWN, "origin_names": names})
+    with pytest.raises(DatastoreCorrupt, match="column 'origin_names' is no text"):
+        verify_datastore(tmp_path / "store")
+
+
+def test_states_that_do_not_say_of_which_model_are_not_written(tmp_path):
+    with pytest.raises(InvalidRequest, match="does not say which model its states are of"):
+        write_dense(tmp_path / "store", [[1, 2, 3, 4]], 100, np.eye(3, 8), model="")
     assert names_in(tmp_path) == []
 
 
