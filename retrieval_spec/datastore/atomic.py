@@ -76,9 +76,8 @@ class Draft:
 
         Between them the place is empty; after a crash there, `sweep` puts the old folder back.
         """
-        sync_folder(
-            self.target.parent
-        )  # else a half-deleted older one may come back, and pass for the old one
+        # Else a half-deleted older one may come back, and pass for the old one.
+        sync_folder(self.target.parent)
         old = _sibling(self.target, "old")
         os.rename(self.target, old)
         try:

@@ -352,9 +352,8 @@ def sweep_segments(folder: Path) -> None:
     data = _generation_bytes(folder)
     places = {OWN_FOLDER} if data is None else {entry.place for entry in parse_generation(data).segments}
     with writing(folder):
-        sync_folder(
-            folder
-        )  # a writer may have been killed before it synced the list that others are deleted by
+        # A writer may have been killed before it synced the list that others are deleted by.
+        sync_folder(folder)
         for path in folder.glob(f".{GENERATION_NAME}.tmp-*"):
             path.unlink()
         _sweep_compaction(folder)
