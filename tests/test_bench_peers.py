@@ -124,15 +124,15 @@ def test_repeats_that_accept_different_tokens_are_refused(bench):
 def test_a_ratio_is_taken_repeat_by_repeat_and_says_how_far_another_run_may_be(bench):
     table = {
         "default": [replay_of(2.0, us) for us in (10.0, 20.0, 40.0)],
-        "other": [replay_of(2.0, us) for us in (5.0, 10.0, 24.0)],
+        "other": [replay_of(2.0, us) for us in (5.0, 10.0, 28.0)],
     }
     ratio = bench.figures.ratio(table, "other", "default", "draft_p50_us")
     assert ratio.value == 0.5
-    assert ratio.spread == pytest.approx(1.5 * 0.2)
-    assert str(ratio) == "0.50 ±30 %"
+    assert ratio.spread == pytest.approx(1.5 * 0.4)
+    assert str(ratio) == "0.50 ±60 %"
     assert bench.figures.Ratio.of([2.0, 2.0, 2.0]).spread == bench.figures.LEAST_SPREAD
-    assert ratio.agrees(bench.figures.Ratio(0.64, 0.1))
-    assert not ratio.agrees(bench.figures.Ratio(0.66, 0.1))
+    assert ratio.agrees(bench.figures.Ratio(0.79, 0.1))
+    assert not ratio.agrees(bench.figures.Ratio(0.81, 0.1))
 
 
 def results(accepted: float, p50_us: float) -> dict:
@@ -164,7 +164,7 @@ def results(accepted: float, p50_us: float) -> dict:
                 "replays": replays,
                 "static": static,
                 "fed": {"default": [built], "Arctic tree": [{**built, "bytes": None}]},
-                "built": {"corpus": [built], "infini-gram": [{**built, "seconds": 1.0, "bytes": 600}]},
+                "built": {"corpus": [built], "infini-gram": [{**built, "seconds": 0.8, "bytes": 300}]},
             }
         ],
     }
@@ -177,15 +177,15 @@ def test_the_page_names_what_is_missing_and_where_we_lose(bench):
     assert "| Arctic tree | **2.500** | **2.500** | **2.500** |" in page
     assert "Arctic tree accepts more than `default` at 16 nodes: the mean of all families" in page
     assert "some (2.50, ours 2.00)" in page
-    assert "Arctic tree: a draft takes less time than of `default`, 0.40 ±25 % at 8 nodes" in page
-    assert "infini-gram: building is 2.00 ±25 % times as fast as of `corpus`." in page
-    assert "infini-gram: building takes 0.75 ±25 % of the bytes a token of `corpus`." in page
+    assert "Arctic tree: a draft takes less time than of `default`, 0.40 ±50 % at 8 nodes" in page
+    assert "infini-gram: building is 2.50 ±50 % times as fast as of `corpus`." in page
+    assert "infini-gram: building takes 0.38 ±50 % of the bytes a token of `corpus`." in page
     assert "infini-gram accepts" not in page
     assert "set RETRIEVAL_SPEC_DATA" in page
 
 
 def test_a_second_run_is_held_against_the_first_one(bench):
-    first, same, other = results(2.5, 4.0), results(2.5, 4.8), results(2.6, 5.2)
+    first, same, other = results(2.5, 4.0), results(2.5, 4.8), results(2.6, 6.2)
     agreeing = bench.figures.Comparison.of(first, same)
     assert (agreeing.num_acceptances, agreeing.changed, agreeing.strayed) == (24, [], [])
     differing = bench.figures.Comparison.of(first, other)
@@ -193,7 +193,7 @@ def test_a_second_run_is_held_against_the_first_one(bench):
     assert len(differing.strayed) == 6
     page = bench.page.page(other, differing)
     assert "Of 24 acceptance figures 6 differ from the run before" in page
-    assert "library, replays, Arctic tree, draft_p50_us @8: 0.40 ±25 %, then 0.52" in page
+    assert "library, replays, Arctic tree, draft_p50_us @8: 0.40 ±50 %, then 0.62" in page
 
 
 def test_our_runner_replays_and_feeds_and_answers_what_it_cannot_do(recordings):
