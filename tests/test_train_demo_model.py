@@ -147,7 +147,10 @@ def test_a_finished_run_is_exported_again_without_training(sources, tmp_path, un
         (("--window-tokens", "4096"), "window_tokens is 4096; expected 2048 at most"),
         (("--vocabulary", "200"), "vocabulary is 200; expected 300 or more"),
         (("--vocabulary", "4000"), "choose a smaller --vocabulary"),
-        (("--window-tokens", "2048", "--steps", "1", "--corpus", str(TOOLS / "demo_model")), "0 held-out files"),
+        (
+            ("--window-tokens", "2048", "--steps", "1", "--corpus", str(TOOLS / "demo_model")),
+            "0 held-out files",
+        ),
     ],
 )
 def test_bad_input_ends_with_one_line_and_exit_code_2(sources, tmp_path, capsys, change, said):
