@@ -68,15 +68,6 @@ def check_numbers(arguments: argparse.Namespace, names: Iterable[str]) -> None:
             raise InvalidRequest(f"--{name.replace('_', '-')} is out of range", expected="1 or more")
 
 
-def cost_curve_of(arguments: argparse.Namespace) -> CostCurve | None:
-    """Returns what passes over one row cost, as the arguments say; None if they do not.
-
-    Raises:
-        InvalidRequest: a file that holds no curve.
-    """
-    return cost_curves_of(arguments).get(1)
-
-
 def cost_curves_of(arguments: argparse.Namespace) -> dict[int, CostCurve]:
     """Returns rows of a batch -> what a pass costs; nothing where nobody said.
 

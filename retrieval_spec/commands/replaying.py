@@ -76,25 +76,26 @@ class Replayer:
 
     def __call__(self, traces: Sequence[Trace], advance: Callable[[int], None] | None = None) -> Found:
         """Returns what came of a family; `advance` is told of output tokens."""
-        engine, lengths = self._engine(), MatchLengths()
+        engine, lengths = self.new_engine(), MatchLengths()
         peak = _SessionPeak(engine)
-        tally = self._replay(engine, traces, self.curves.get(1), advance, lengths, peak)
+        tally = self.replay(engine, traces, self.curves.get(1), advance, lengths, peak)
         found = Found(tally, lengths.counts, peak.num_bytes, engine.memory.num_bytes)
         if len(self.curves) > 1:
-            found.full = self._replay(self._engine(), traces, None, advance)
+            found.full = self.replay(self.new_engine(), traces, None, advance)
             found.paying = {
-                rows: tally if rows == 1 else self._replay(self._engine(), traces, curve, advance)
+                rows: tally if rows == 1 else self.replay(self.new_engine(), traces, curve, advance)
                 for rows, curve in self.curves.items()
             }
         return found
 
-    def _engine(self) -> Engine:
+    def new_engine(self) -> Engine:
+        """Returns an engine that has learned nothing yet."""
         engine = Engine(self.vocab_size, preset=preset_or_sources(self.sources), datastores=self.datastores)
         if self.leaves_own_out:
             engine.drafters.update(without_own(engine.drafters, self.datastores))
         return engine
 
-    def _replay(
+    def replay(
         self,
         engine: Engine,
         traces: Sequence[Trace],
@@ -102,6 +103,7 @@ class Replayer:
         advance: Callable[[int], None] | None,
         *observers: Observer,
     ) -> Tally:
+        """Replays a family with an engine under a cost curve, and tells the observers of every step."""
         tally = Tally()
         others = [source for source in engine.drafters.values() if isinstance(source, OthersCorpus)]
         for trace in traces:

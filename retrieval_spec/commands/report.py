@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retrieval_spec.budget import CostCurve
 from retrieval_spec.commands.progress_bar import progress_bar
 from retrieval_spec.commands.replay import check_numbers, cost_curves_of, read_families, replay_families
+from retrieval_spec.commands.replaying import Replayer
 from retrieval_spec.datastore.atomic import check_parent, draft_file
 from retrieval_spec.datastore.segments import open_segments
 from retrieval_spec.datastore.tokenizer import load_tokenizer
-from retrieval_spec.drafters.presets import preset_or_sources
-from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.match_lengths import MatchLengths
-from retrieval_spec.replay import Tally, replay
 from retrieval_spec.report.matches import CorpusMatches
 from retrieval_spec.report.page import page_of
 from retrieval_spec.report.plots import new_figure, write_plots
@@ -70,13 +68,11 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
         num_chosen = sum(map(len, chosen.values()))
         work = partial(
             _record_family,
+            replayer=Replayer(
+                vocab_size, arguments.preset, tuple(arguments.datastore), arguments.max_nodes, curves
+            ),
             chosen=chosen,
             max_tokens=min(arguments.show_tokens, MAX_SHOWN_TOKENS // num_chosen),
-            vocab_size=vocab_size,
-            sources=arguments.preset,
-            datastores=arguments.datastore,
-            max_nodes=arguments.max_nodes,
-            cost_curve=curves.get(1),
         )
         replayed = dict(replay_families(families, work, arguments.processes, progress))
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
@@ -85,23 +81,16 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _record_family(
     traces: list[Trace],
+    replayer: Replayer,
     chosen: dict[str, list[int]],
     max_tokens: int,
-    vocab_size: int,
-    sources: str,
-    datastores: list[str],
-    max_nodes: int,
-    cost_curve: CostCurve | None,
-    advance: Any = None,
+    advance: Callable[[int], None] | None = None,
 ) -> Replayed:
     """Replays one family, in this process or another."""
-    engine = Engine(vocab_size, preset=preset_or_sources(sources), datastores=datastores)
-    corpora = CorpusMatches([open_segments(place) for place in datastores])
-    recorder = Recorder(chosen[traces[0].family], max_tokens, max_nodes, corpora)
-    tally, lengths = Tally(), MatchLengths()
-    for trace in traces:
-        replay(engine, [trace], max_nodes, cost_curve, tally, observers=[recorder, lengths])
-        if advance is not None:
-            advance(trace.output.shape[0])
+    corpora = CorpusMatches([open_segments(place) for place in replayer.datastores])
+    recorder = Recorder(chosen[traces[0].family], max_tokens, replayer.max_nodes, corpora)
+    lengths = MatchLengths()
+    curve = replayer.curves.get(1)
+    tally = replayer.replay(replayer.new_engine(), traces, curve, advance, recorder, lengths)
     recorder.close()
     return Replayed(tally, recorder, lengths.counts)
