@@ -28,11 +28,12 @@ from retrieval_spec.match_lengths import MatchLengths
 from retrieval_spec.replay import Tally, replay
 from retrieval_spec.report import summary as summary_module
 from retrieval_spec.report.curves import BATCH_SIZES, StepSample, batch_curves, curve_of_batch
-from retrieval_spec.report.matches import CorpusMatches, TextMatches
+from retrieval_spec.report.matches import CorpusMatches
 from retrieval_spec.report.page import embedded, page_of
 from retrieval_spec.report.recording import NO_PROB, Recorder, Step, choose, telling
 from retrieval_spec.report.summary import Asked, Replayed, summary_of
 from retrieval_spec.report.texts import TokenTexts
+from retrieval_spec.text_matches import TextMatches
 from retrieval_spec.traces import Trace
 from retrieval_spec.tree import DraftTree
 from tests.conftest import REPOSITORY
@@ -102,7 +103,7 @@ def test_generations_that_are_not_shown_are_texts_to_match_all_the_same():
 @settings(max_examples=60)
 @given(st.lists(st.tuples(*[st.lists(st.integers(0, 2), max_size=8)] * 2), min_size=1, max_size=4))
 def test_a_match_is_the_longest_run_that_stood_before_and_where_it_did_first(texts):
-    matches, before = TextMatches(), []
+    matches, before = TextMatches(1 << 20), []
     for number, (prompt, output) in enumerate(texts):
         matches.begin(as_int32(prompt))
         now = list(prompt)

@@ -1,8 +1,7 @@
-"""Where the tokens before a place stood before: in earlier generations of a family, or in a datastore."""
+"""Where a datastore has a token, and how long a run before it."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,55 +13,7 @@ from retrieval_spec.datastore.manifest import CORPUS_KIND
 from retrieval_spec.datastore.segments import Segments
 from retrieval_spec.drafters.opening import STORE_KINDS, name_of
 from retrieval_spec.structures.context_array import ContextArray
-from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
 from retrieval_spec.tree import TOKEN, Tokens
-
-MAX_TEXT_TOKENS = 1 << 20
-"""Of one family that are searched; what goes beyond it begins anew with the next generation."""
-_MAX_OCCURRENCES = 64
-
-
-class TextMatch(NamedTuple):
-    """The longest run of tokens before a place that stood before.
-
-    Attributes:
-        num_tokens: of the run; 0 if there is none.
-        generation: the number of the first generation that has it, counted from 0; -1 if there is none.
-    """
-
-    num_tokens: int
-    generation: int
-
-
-class TextMatches:
-    """The prompts and outputs of a family so far, and what of their end stood in them before."""
-
-    def __init__(self) -> None:
-        self._automaton = SuffixAutomaton()
-        self._starts: list[int] = []
-        self._first_number = 0
-
-    def begin(self, prompt: Tokens) -> None:
-        """Begins the next generation."""
-        if self._automaton.num_tokens > MAX_TEXT_TOKENS:
-            self._first_number += len(self._starts)
-            self._automaton, self._starts = SuffixAutomaton(), []
-        # A number of its own before each generation: no run goes on from one to the next.
-        self._automaton.extend(np.array([-1 - len(self._starts)], TOKEN))
-        self._starts.append(self._automaton.num_tokens)
-        self._automaton.extend(prompt)
-
-    def append(self, tokens: Tokens) -> None:
-        """Goes on by decided tokens."""
-        self._automaton.extend(tokens)
-
-    def here(self) -> TextMatch:
-        """Returns what of the text's end stood in it before."""
-        num_tokens = self._automaton.match_length
-        if not num_tokens:
-            return TextMatch(0, -1)
-        within = bisect_right(self._starts, self._automaton.match_first_end) - 1
-        return TextMatch(num_tokens, self._first_number + within)
 
 
 class CorpusMatch(NamedTuple):

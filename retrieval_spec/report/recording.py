@@ -9,13 +9,16 @@ from typing import NamedTuple
 import numpy as np
 
 from retrieval_spec.report.curves import StepSample
-from retrieval_spec.report.matches import CorpusMatches, TextMatches
+from retrieval_spec.report.matches import CorpusMatches
 from retrieval_spec.structures.context_array import MAX_DEPTH_TOKENS
+from retrieval_spec.text_matches import TextMatches
 from retrieval_spec.traces import Trace
 from retrieval_spec.tree import CONTEXT, DraftTree, Tokens
 
 MAX_PROMPT_TOKENS = 64
 """Of a prompt its end is shown."""
+MAX_TEXT_TOKENS = 1 << 20
+"""Of one family, in which matches are looked for."""
 NO_PROB = -1
 
 
@@ -96,7 +99,7 @@ class Recorder:
         self._chosen = frozenset(chosen)
         self._max_tokens = max_tokens
         self._corpora = corpora
-        self._texts = TextMatches()
+        self._texts = TextMatches(MAX_TEXT_TOKENS)
         self._number = -1
         self._steps: list[Step] = []
 
@@ -129,7 +132,7 @@ class Recorder:
     def close(self) -> None:
         """Ends the last generation and lets go of texts and datastores; what is left can go elsewhere."""
         self._end()
-        self._texts, self._corpora = TextMatches(), CorpusMatches([])
+        self._texts, self._corpora = TextMatches(MAX_TEXT_TOKENS), CorpusMatches([])
 
     def _end(self) -> None:
         if self._steps:
