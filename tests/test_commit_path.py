@@ -154,6 +154,16 @@ def test_a_lock_is_that_of_the_folder_that_is_there_now(tmp_path, monkeypatch, g
     assert (os.listdir("/proc/self/fd") if before else []) == before
 
 
+def test_a_folder_that_cannot_be_opened_is_not_called_missing(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(DatastoreError, match="Too many open files") as caught, locked(tmp_path):
+        pass
+    assert not isinstance(caught.value, MissingPath)
+
+
 @pytest.fixture
 def grown(tmp_path) -> Path:
     """A datastore of two segments."""

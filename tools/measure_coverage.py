@@ -131,7 +131,11 @@ def summaries() -> dict[str, dict[str, Any]]:
     report = DATA.with_name("report.json")
     data.json_report(outfile=str(report))
     files = json.loads(report.read_text(encoding="utf-8"))["files"]
-    return {name.removeprefix("retrieval_spec/"): file for name, file in files.items()}
+    return {
+        name.removeprefix("retrieval_spec/"): file
+        for name, file in files.items()
+        if file["summary"]["num_statements"]
+    }
 
 
 def missing_of(file: dict[str, Any]) -> str:

@@ -43,8 +43,13 @@ class Judge:
         self.rounding = 0.0
 
     def plain(self, prompt: list[int], count: int) -> list[int]:
-        source = NoDrafts(VOCAB_SIZE)
-        return generate(self.model, prompt, source, do_sample=False, max_new_tokens=count).token_ids.tolist()
+        return self.continued(prompt, NoDrafts(VOCAB_SIZE), count)
+
+    def continued(self, tokens: list[int], source, count: int) -> list[int]:
+        # Without a mask the host would take tokens with the padding's id for padding.
+        mask = torch.ones((1, len(tokens)), dtype=torch.long)
+        options = {"do_sample": False, "max_new_tokens": count, "attention_mask": mask}
+        return generate(self.model, tokens, source, **options).token_ids.tolist()
 
     def compare(self, prompt: list[int], maker) -> None:
         truth = self.plain(prompt, NEW_TOKENS)
@@ -54,8 +59,7 @@ class Judge:
         written = len(prompt)
         while written < len(truth):
             source = FakeSource(VOCAB_SIZE, maker(truth, VOCAB_SIZE))
-            options = {"do_sample": False, "max_new_tokens": len(truth) - written}
-            found = generate(self.model, truth[:written], source, **options).token_ids.tolist()
+            found = self.continued(truth[:written], source, len(truth) - written)
             same = next((n for n, (a, b) in enumerate(zip(truth, found, strict=True)) if a != b), len(truth))
             self.tokens += same - written
             if same < len(truth):
