@@ -82,6 +82,19 @@ def test_nearest_neighbours_are_the_longest_matches(case, depth, k):
     assert [length for _, length in taken] == [length for length in longest[:k] if length]
 
 
+def test_equally_long_matches_come_from_both_sides_by_turns():
+    end = separator_of(NARROW)
+    sides = [*range(10, 18), *range(30, 38)]
+    tokens = np.array([token for side in sides for token in (side, 50, 51, end)], NARROW)
+    array, reference = pair(tokens, 7)
+    block = np.empty(5 * SEEN_WORDS, np.int64)
+    context = np.array([20, 50], np.int32)
+    assert nearest(array.tokens, array.positions, array.buckets, context, 7, 5, block, 0) == 5
+    found = block[FOUND::SEEN_WORDS].tolist()
+    assert found == [position for position, _ in reference.nearest(context, 5)]
+    assert [int(tokens[position - 2]) for position in found] == [30, 17, 31, 16, 32]
+
+
 @pytest.mark.quick
 @compiling
 @given(corpora(), st.integers(1, 7), st.integers(1, 20), st.integers(1, 5))

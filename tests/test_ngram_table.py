@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.kernels import ngram as kernels
+from retrieval_spec.structures import ngram_table
 from retrieval_spec.structures.ngram_table import MAX_CORPUS_CONTEXTS, NGramTable, Shape
 from tests.reference.ngram_table import ReferenceTable
 from tests.strategies import as_int32, token_streams
@@ -118,16 +119,24 @@ def test_a_run_of_one_token_is_one_row_for_each_length():
     assert table.successors(as_int32([7, 7, 7])).counts == {7: 9_997}
 
 
-@given(st.lists(token_streams(max_size=30, alphabet=3), max_size=8), token_streams(max_size=60, alphabet=3))
+@given(
+    st.lists(token_streams(max_size=30, alphabet=3), max_size=8),
+    token_streams(max_size=60, alphabet=3),
+    st.sampled_from([1, 7, 20, 1_000_000]),
+)
 @settings(deadline=None)
-def test_a_base_is_counted_by_document_and_kept_apart(documents, text):
+def test_a_base_is_counted_by_document_and_kept_apart(documents, text, chunk_tokens):
     documents = [[token % 60_000 for token in document] for document in documents]
     corpus = [token for document in documents for token in (*document, SEPARATOR)]
     base = NGramTable(Shape(3))
-    base.extend_documents(np.array(corpus, np.uint16), SEPARATOR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ngram_table, "_CHUNK_TOKENS", chunk_tokens)
+        base.extend_documents(np.array(corpus, np.uint16), SEPARATOR)
     before = base.arena.copy()
     base_twin = ReferenceTable(3)
     base_twin.extend([-1 if token == SEPARATOR else token for token in corpus])
+    assert list(base.contexts()) == list(base_twin.newest)
+    assert_like_the_twin(base, base_twin)
     table, twin = NGramTable(Shape(3), base=base), ReferenceTable(3, documents=base_twin.newest)
     table.extend(as_int32(text))
     twin.extend(text)

@@ -65,8 +65,11 @@ def test_a_text_taken_out_leaves_the_counts_of_the_others(growth, counted, remov
     _, twin = grown(growth)
     _, others = grown([(text, tokens) for text, tokens in growth if text != removed])
     for string in twin.counts:
+        found = automaton.num_occurrences(as_int32(string))
         if len(string) <= counted:
-            assert automaton.num_occurrences(as_int32(string)) == others.counts[string]
+            assert found == others.counts[string]
+        else:
+            assert 0 <= found <= twin.counts[string]
 
 
 def test_a_long_run_is_counted_exactly():

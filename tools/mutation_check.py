@@ -242,7 +242,7 @@ def _end_of(pid: int, deadline_s: float) -> int | None:
 
 
 def _failures(text: str, code: int) -> list[str]:
-    found = re.findall(r"^(?:FAILED|ERROR) (\S+(?: .*?\])?)(?: - .*)?$", text, re.MULTILINE)
+    found = re.findall(r"^(?:FAILED|ERROR) (\S+?(?:\[.*?\])?)(?: - .*)?$", text, re.MULTILINE)
     lines = [line for line in text.splitlines() if line.strip()]
     last = f"pytest ended with {code}: {lines[-1] if lines else 'nothing said'}"[:200]
     return found if found or code == 0 else [last]
