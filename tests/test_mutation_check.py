@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
@@ -14,15 +14,12 @@ import pytest
 from tests.conftest import REPOSITORY
 
 TOOL = REPOSITORY / "tools" / "mutation_check.py"
+sys.path.insert(0, str(TOOL.parent))
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("mutation_check", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("mutation_check")
 
 
 def test_every_bug_can_be_planted_and_names_tests_that_are_there(tool):

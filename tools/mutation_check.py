@@ -10,7 +10,6 @@ explained, 2 if a bug cannot be planted or its tests fail without it, and 3 if t
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import importlib
 import json
@@ -25,74 +24,21 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from planted_bugs import BUGS, Bug, CannotPlant, read_bugs
 
 ROOT = Path(__file__).resolve().parent.parent
-BUGS = Path(__file__).resolve().parent / "mutants"
 RESULTS = ROOT / ".cache" / "mutants.json"
 ENOUGH = 0.95
 
-_COMPILED = ("retrieval_spec/kernels/", "retrieval_spec/fusion.py")
-MAX_S = 400.0
-"""A bug may make tests hang: then it is noticed too."""
-TIME_WAS_UP = "time was up"
+TEST_S, MAX_S = 60, 400.0
+"""A bug may make one test hang, or all of them: then it is noticed too."""
+TIME_WAS_UP, CRASHED = "time was up", "the tests crashed"
 _TESTS_FAILED = 1
-
-
-class CannotPlant(Exception):
-    """An entry does not fit the sources: it has to be written anew, or dropped."""
-
-
-@dataclass(frozen=True)
-class Bug:
-    """A change of one place, as somebody who maintains it could make by mistake.
-
-    Attributes:
-        area: what it breaks; the name of the file that lists it.
-        name: says what is wrong with it.
-        file: where it is planted.
-        old: stands there once.
-        new: stands there then.
-        harm: what a user would see.
-        tests: files, or single tests of them, that should notice.
-        plain: whether kernels run as plain Python: those of a changed source would all be compiled.
-        survives: why no test needs to notice, if none does.
-    """
-
-    area: str
-    name: str
-    file: str
-    old: str
-    new: str
-    harm: str
-    tests: tuple[str, ...]
-    plain: bool = False
-    survives: str = ""
-
-    def planted(self, source: str) -> str:
-        """Returns a source with the bug in it.
-
-        Raises:
-            CannotPlant: there is no such place, or more than one, or it would be no Python any more.
-        """
-        count = source.count(self.old)
-        if count != 1 or self.old == self.new:
-            raise CannotPlant(f"{self.area}/{self.name}: its old text stands {count} times in {self.file}")
-        changed = source.replace(self.old, self.new)
-        try:
-            ast.parse(changed)
-        except SyntaxError as error:
-            raise CannotPlant(f"{self.area}/{self.name}: {error}") from error
-        return changed
 
 
 @dataclass(frozen=True)
@@ -101,7 +47,7 @@ class Result:
 
     Attributes:
         outcome: killed, survived, or broken: where not even an import goes well nothing was tried.
-        by: the first test that failed, or that time was up.
+        by: the first test that failed, or that time was up, or that all of them crashed.
         seconds: that it took.
         key: what it depends on.
     """
@@ -110,20 +56,6 @@ class Result:
     by: str
     seconds: float
     key: str
-
-
-def read_bugs(folder: Path) -> list[Bug]:
-    """Returns all bugs of a folder's lists, which are named by their area."""
-    known = {field.name for field in fields(Bug)}
-    bugs = []
-    for path in sorted(folder.glob("*.toml")):
-        for entry in tomllib.loads(path.read_text())["bug"]:
-            if unknown := set(entry) - known:
-                raise CannotPlant(f"{path.name}: {entry.get('name')} has unknown keys {sorted(unknown)}")
-            is_compiled = entry["file"].startswith(_COMPILED)
-            entry = {"plain": is_compiled, **entry, "tests": tuple(entry["tests"])}
-            bugs.append(Bug(area=path.stem, **entry))
-    return bugs
 
 
 class Workplace:
@@ -152,7 +84,7 @@ class Workplace:
         self, tests: Sequence[str], plain: bool, *, stop_at_first: bool = False
     ) -> tuple[str, list[str], float]:
         """Runs tests; returns `passed`, `failed` or `broken`, which failed, and the seconds that it took."""
-        arguments = ["-q", "--tb=no", "-p", "no:cacheprovider", *["-x"][:stop_at_first]]
+        arguments = f"-q --tb=no -p no:cacheprovider -o timeout={TEST_S}".split() + ["-x"][:stop_at_first]
         arguments += ["-W", _IMPORTED_BEFORE, *_PLAIN_OPTIONS[: 2 * plain], *tests]
         began_s = time.monotonic()
         with tempfile.TemporaryFile("w+") as said:
@@ -163,8 +95,8 @@ class Workplace:
             said.seek(0)
             text = said.read()
         seconds = time.monotonic() - began_s
-        if code is None:
-            return "failed", [TIME_WAS_UP], seconds
+        if code is None or code < 0:
+            return "failed", [TIME_WAS_UP if code is None else CRASHED], seconds
         outcome = {0: "passed", _TESTS_FAILED: "failed"}.get(code, "broken")
         return outcome, _failures(text, code), seconds
 
@@ -301,7 +233,7 @@ class Check:
                 test: self._digest([test.partition("::")[0]])
                 for bug, result in found.items()
                 if result.outcome == "killed" and bug.plain == plain
-                for test in (bug.tests if result.by == TIME_WAS_UP else (result.by,))
+                for test in (bug.tests if result.by in (TIME_WAS_UP, CRASHED) else (result.by,))
             }
             name = f"passed without a bug, plain={plain}"
             passed = self._known.get(name, {})
