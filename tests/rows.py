@@ -54,7 +54,7 @@ ROWS = {
     "T1": "a tenant's answers do not depend on others",
     "T2": "no tenant's text in another's drafts; what is forgotten is gone",
     "T3": "no text in logs, metrics and errors",
-    "T4": "answers of one size, whatever was drafted",
+    "T4": "answers of one size, whatever was drafted; how long they take tells nothing of others",
     "S1": "soak: memory, descriptors and threads stay what they are",
     "S2": "memory stays within its budget",
 }
