@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import transformers
 from pyarrow import parquet
 
 from retrieval_spec.build import build_datastore
@@ -21,6 +20,8 @@ from retrieval_spec.datastore.store import open_datastore
 from retrieval_spec.datastore.tokenizer import load_tokenizer
 from retrieval_spec.demo_model import demo_model_dir
 from retrieval_spec.errors import InvalidInput, InvalidRequest, MissingDependency
+
+transformers = pytest.importorskip("transformers")
 
 OPENAI = [
     {"role": "system", "content": "Be brief."},
