@@ -556,8 +556,8 @@ def test_a_build_of_another_corpus_does_not_go_on_after_this_one(tmp_path, token
     lines = write_texts(tmp_path / "one.jsonl", texts(0, 9))
     out = tmp_path / "parts"
     run_until(
-        "mkdir",
-        8,
+        "rename",
+        2,
         lambda: build_datastore(Corpus([lines]), tokenizer=tokenizer, out=out, memory_limit_bytes=40),
     )
     assert inodes((tmp_path / ".parts.segments").glob("*/store/segments/[!.]*"))
