@@ -119,11 +119,12 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # Since Python 3.12 its traceback would be a cycle with frames that hold what a writer has open.
         raise DatastoreError(
             f"cannot write {target}",
             got=error.strerror or error,
             remedy="free space or choose another place, then build again",
-        ) from error
+        ) from error.with_traceback(None)
 
 
 @contextmanager

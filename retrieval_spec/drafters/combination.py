@@ -8,8 +8,10 @@ Some rules choose by how long a source's match is: `match_length`, a property of
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 from retrieval_spec.drafters.base import Budget, Cursor
 from retrieval_spec.drafters.rows import Row, is_known, rows_of_tree, with_nodes
@@ -142,9 +144,12 @@ def best_score(cursors: Sequence[Cursor], budget: Budget) -> list[DraftTree]:
 
 
 def _expected_tokens(tree: DraftTree) -> float:
-    """Sums path probabilities in double precision, where fewer sums that should differ are equal."""
+    """Sums path probabilities in double precision, where fewer sums that should differ are equal.
+
+    One after the other: `sum` rounds otherwise since Python 3.12, and equal trees would be told apart.
+    """
     path_probs: list[float] = tree.probs.tolist()
     for node, parent in enumerate(tree.parents.tolist()):
         if parent >= 0:
             path_probs[node] *= path_probs[parent]
-    return sum(path_probs)
+    return reduce(operator.add, path_probs, 0.0)

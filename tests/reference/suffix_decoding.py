@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -38,8 +39,8 @@ class CountedTrie:
                 break
             size = min(max_nodes, int(length * factor + offset + 1e-6))
             draft = self._tree(match, size, min_prob, path)
-            if sum(draft.values()) >= best_score:
-                best_score, best = sum(draft.values()), draft
+            if added(draft.values()) >= best_score:
+                best_score, best = added(draft.values()), draft
         return best
 
     def _tree(self, match: Path, size: int, min_prob: float, path: bool) -> dict[Path, float]:
@@ -104,4 +105,12 @@ def _score_of_tree(draft: dict[Path, float]) -> float:
     for path in draft:
         parent = draft.get(path[:-1], 1.0)
         probs[path] = probs[path[:-1]] * float(np.float32(draft[path] / parent))
-    return sum(probs.values()) - 1.0
+    return added(probs.values()) - 1.0
+
+
+def added(numbers: Iterable[float]) -> float:
+    """One after the other, each sum rounded: since Python 3.12 `sum` rounds once, and ties fall otherwise."""
+    total = 0.0
+    for number in numbers:
+        total += number
+    return total
