@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -232,6 +233,23 @@ def test_a_generation_that_is_no_file_is_refused_and_nothing_stays_open(grown, o
 
 def open_files() -> list[str]:
     return os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+
+
+@pytest.mark.row("D3")
+def test_what_could_not_be_verified_is_closed_at_once(tmp_path):
+    place = copy_golden(tmp_path)
+    with open(place / "positions.bin", "r+b") as file:
+        file.write(b"\xff")
+    gc.collect()
+    before = open_files()
+    gc.disable()  # which would close it sooner or later
+    try:
+        for _ in range(3):
+            with pytest.raises(DatastoreCorrupt, match=r"positions\.bin was altered"):
+                verify_datastore(place)
+            assert open_files() == before
+    finally:
+        gc.enable()
 
 
 def test_prefault_reads_every_segment(grown, monkeypatch):

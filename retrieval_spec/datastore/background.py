@@ -28,11 +28,15 @@ class Background(Generic[T]):
         self._thread.start()
 
     def result(self) -> T:
-        """Waits for the end of the work; returns what it returned, or raises what it raised."""
+        """Waits for the end of the work; returns what it returned, or raises, once, what it raised."""
         self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._result
+        error, self._error = self._error, None
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            del error  # else its frames would hold it, and what the work had open
 
     def _run(self) -> None:
         try:
