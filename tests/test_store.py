@@ -507,7 +507,7 @@ def fail_at(patch, seam, call, failure):
         nonlocal count
         count += 1
         if count == call:
-            raise failure
+            raise type(failure)(*failure.args)  # one that is raised again keeps all that it ever passed
         return real(*arguments, **options)
 
     patch.setattr(os, seam, fails)
