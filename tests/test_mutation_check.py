@@ -98,6 +98,21 @@ def test_tests_that_fail_without_a_bug_notice_none(tmp_path):
     assert "broken: area/wrong: test_ends.py::test_it fails without it" in said
 
 
+CRASHING = "import os\n\nfrom ends import last\n\n\ndef test_it():\n    {} or os.abort()\n"
+
+
+@pytest.mark.parametrize(
+    ("condition", "status", "outcome"),
+    [("last([1, 2]) == 2", 0, "killed   area/wrong"), ("False", 2, "broken: area/wrong")],
+    ids=["with the bug", "without it too"],
+)
+def test_tests_that_crash_notice_a_bug_unless_they_crash_without_it(tmp_path, condition, status, outcome):
+    tests = CRASHING.format(condition)
+    code, said = check(project(tmp_path, ("wrong", "values[-1]", "values[0]"), tests=tests))
+    assert code == status
+    assert outcome in said
+
+
 @pytest.mark.parametrize("old", ["values[1]", "values", "return values[-1]", "values[0]"])
 def test_a_bug_that_does_not_fit_its_source_is_refused(tool, tmp_path, capsys, old):
     new = "return return" if old.startswith("return") else "values[0]"

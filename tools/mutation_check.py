@@ -38,6 +38,7 @@ ENOUGH = 0.95
 TEST_S, MAX_S = 60, 400.0
 """A bug may make one test hang, or all of them: then it is noticed too."""
 TIME_WAS_UP, CRASHED = "time was up", "the tests crashed"
+_ENDED_EARLY = frozenset([TIME_WAS_UP, CRASHED])
 _TESTS_FAILED = 1
 
 
@@ -233,7 +234,7 @@ class Check:
                 test: self._digest([test.partition("::")[0]])
                 for bug, result in found.items()
                 if result.outcome == "killed" and bug.plain == plain
-                for test in (bug.tests if result.by in (TIME_WAS_UP, CRASHED) else (result.by,))
+                for test in (bug.tests if result.by in _ENDED_EARLY else (result.by,))
             }
             name = f"passed without a bug, plain={plain}"
             passed = self._known.get(name, {})
@@ -241,7 +242,8 @@ class Check:
             if not new:
                 continue
             outcome, failed, _ = workplace.run(new, plain)
-            failing |= {(test, plain) for test in (new if outcome == "broken" else failed)}
+            is_known = outcome != "broken" and _ENDED_EARLY.isdisjoint(failed)
+            failing |= {(test, plain) for test in (failed if is_known else new)}
             good = {test: killers[test] for test in new if (test, plain) not in failing}
             self._keep(name, {**passed, **good})
         return {
