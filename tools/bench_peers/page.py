@@ -90,15 +90,29 @@ def absent(systems: Sequence[System], missing: dict[str, str]) -> list[list[str]
     ]
 
 
-def acceptance_tables(part: dict[str, Any]) -> str:
-    """Returns the means at all budgets, and all families at one."""
-    by_budget = part["replays"]
+def means_table(by_budget: dict[str, Any], others: list[list[str]]) -> str:
+    """Returns the mean acceptance length of each system at all budgets, and rows for others below."""
     systems = list(by_budget[str(SHOWN_BUDGET)])
     means = [
         best(systems, [mean_acceptance(by_budget[str(n)][s]) for s in systems], 3, most=True) for n in BUDGETS
     ]
-    rows = [*columns(systems, *means), *absent(SYSTEMS, part["missing"])]
-    out = table(["mean acceptance length", *(f"{n} nodes" for n in BUDGETS)], rows)
+    header = ["mean acceptance length", *(f"{n} nodes" for n in BUDGETS)]
+    return table(header, [*columns(systems, *means), *others])
+
+
+def ratios_to(base: str, repeats: dict[str, Any], *keys: str) -> dict[str, list[str]]:
+    """Returns each system's figures, by the base's, with their spread."""
+    return {
+        key: [shown(ratio(repeats, system, base, key), is_base=system == base) for system in repeats]
+        for key in keys
+    }
+
+
+def acceptance_tables(part: dict[str, Any]) -> str:
+    """Returns the means at all budgets, and all families at one."""
+    by_budget = part["replays"]
+    systems = list(by_budget[str(SHOWN_BUDGET)])
+    out = means_table(by_budget, absent(SYSTEMS, part["missing"]))
     at_one = by_budget[str(SHOWN_BUDGET)]
     families = [
         [family, *best(systems, [at_one[s][0]["acceptance"][family] for s in systems], 2, most=True)]
@@ -110,10 +124,7 @@ def acceptance_tables(part: dict[str, Any]) -> str:
 def cost_table(repeats: dict[str, Any], budget: int, base: str) -> str:
     """Returns what drafts cost at one budget."""
     systems = list(repeats)
-    ratios = {
-        key: [shown(ratio(repeats, s, base, key), is_base=s == base) for s in systems]
-        for key in ("draft_p50_us", "token_us")
-    }
+    ratios = ratios_to(base, repeats, "draft_p50_us", "token_us")
     cells = [
         best(systems, [middle(repeats[s], key) for s in systems], 1, most=False)
         for key in ("draft_p50_us", "draft_p99_us", "token_us")
@@ -130,10 +141,7 @@ def rate_table(tables: dict[str, Any], what: str, base: str) -> str:
     systems = list(taken)
     rates = best(systems, [middle(taken[s], "rate") for s in systems], 0, most=True)
     sizes = best(systems, [middle(taken[s], "bytes") for s in systems], 1, most=False)
-    ratios = {
-        key: [shown(ratio(taken, s, base, key), is_base=s == base) for s in systems]
-        for key in ("rate", "bytes")
-    }
+    ratios = ratios_to(base, taken, "rate", "bytes")
     rows = columns(systems, rates, ratios["rate"], sizes, ratios["bytes"])
     return table([what, "tokens/s", f"/ {base}", "bytes a token", f"/ {base}"], rows)
 
@@ -141,12 +149,7 @@ def rate_table(tables: dict[str, Any], what: str, base: str) -> str:
 def static_tables(part: dict[str, Any]) -> str:
     """Returns what static lookup accepts and costs."""
     by_budget = part["static"]
-    systems = list(by_budget[str(SHOWN_BUDGET)])
-    means = [
-        best(systems, [mean_acceptance(by_budget[str(n)][s]) for s in systems], 3, most=True) for n in BUDGETS
-    ]
-    rows = [*columns(systems, *means), *absent(STATIC, part["missing"])]
-    out = table(["mean acceptance length", *(f"{n} nodes" for n in BUDGETS)], rows)
+    out = means_table(by_budget, absent(STATIC, part["missing"]))
     costs = cost_table(by_budget[str(SHOWN_BUDGET)], SHOWN_BUDGET, STATIC_BASE)
     return f"{out}\n{costs}\n{rate_table(part['built'], 'build, one core', STATIC_BASE)}"
 
