@@ -15,7 +15,7 @@ from retrieval_spec.drafters.prompts import PromptsDrafter
 from retrieval_spec.drafters.session import SessionDrafter
 from retrieval_spec.structures.blend_tables import shipped_prior
 from retrieval_spec.tree import DraftTree
-from tests.reference.blend import Namespace, Session
+from tests.reference.blend import Namespace, Node, Session, drafted_together
 from tests.reference.blend_tables import SHAPES
 from tests.replay import num_accepted
 from tests.strategies import as_int32
@@ -68,6 +68,14 @@ def proposed(bit: int, context: list[int], budget: Budget) -> DraftTree:
     return DraftTree.from_lists([path[-1] for path in order[1:]], parents, probs, [1] * len(probs))
 
 
+def check_equal(tree: DraftTree, expected: list[Node]) -> None:
+    """Compares a tree with the twin's."""
+    assert tree.token_ids.tolist() == [node.token for node in expected]
+    assert tree.parents.tolist() == [node.parent for node in expected]
+    assert tree.sources.tolist() == [node.sources for node in expected]
+    np.testing.assert_allclose(tree.probs, [node.prob for node in expected], rtol=1e-5, atol=1e-12)
+
+
 class Both:
     """The blend and its twin, which are asked and told the same."""
 
@@ -82,6 +90,17 @@ class Both:
 
     def start(self, prompt: list[int]) -> BothSessions:
         return BothSessions(self, prompt)
+
+    def draft_all(self, sessions: list[BothSessions], max_nodes: int, total_nodes: int) -> list[DraftTree]:
+        """The drafts of a batch of both, which must be equal."""
+        budgets = [Budget(max_nodes)] * len(sessions)
+        trees = self.blend.draft_all([one.joint for one in sessions], budgets, total_nodes)
+        asked = [(one.twin, one.others(budgets[0])) for one in sessions]
+        expected = drafted_together(asked, max_nodes, total_nodes)
+        for tree, nodes in zip(trees, expected, strict=True):
+            check_equal(tree, nodes)
+        self.check_tables()
+        return trees
 
     def check_tables(self) -> None:
         cells = self.blend.cells_of("default")
@@ -100,15 +119,15 @@ class BothSessions:
         """The draft of both, which must be equal."""
         budget = Budget(max_nodes, max_depth)
         tree = self.joint.draft(budget)
-        bits = OTHER_BITS if self.both.with_others else ()
-        others = tuple((bit, proposed(bit, self.twin.context, budget)) for bit in bits)
-        expected = self.twin.draft(max_nodes, max_depth, others)
-        assert tree.token_ids.tolist() == [node.token for node in expected]
-        assert tree.parents.tolist() == [node.parent for node in expected]
-        assert tree.sources.tolist() == [node.sources for node in expected]
-        np.testing.assert_allclose(tree.probs, [node.prob for node in expected], rtol=1e-5, atol=1e-12)
+        expected = self.twin.draft(max_nodes, max_depth, self.others(budget))
+        check_equal(tree, expected)
         self.both.check_tables()
         return tree
+
+    def others(self, budget: Budget) -> tuple[tuple[int, DraftTree], ...]:
+        """What the other sources propose, by their bits."""
+        bits = OTHER_BITS if self.both.with_others else ()
+        return tuple((bit, proposed(bit, self.twin.context, budget)) for bit in bits)
 
     def keep(self, num_nodes: int) -> None:
         self.joint.keep(num_nodes)

@@ -32,6 +32,23 @@ def test_drafts_and_tables_are_those_of_the_twin(asked, with_others, prior):
     lived_through(Both(with_others, prior), asked)
 
 
+@given(st.data(), st.booleans(), PRIORS)
+@settings(max_examples=60, deadline=None)
+def test_batches_are_those_of_the_twin(data, with_others, prior):
+    both = Both(with_others, prior)
+    lived_through(both, data.draw(sessions())[:2])
+    tokens = st.lists(st.integers(0, 4).map(lambda token: token * 30_011), max_size=30)
+    batch = [both.start(prompt) for prompt in data.draw(st.lists(tokens, min_size=2, max_size=5))]
+    for total_nodes in data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=4)):
+        most = min(total_nodes, 4 * -(-total_nodes // len(batch)))
+        both.draft_all(batch, most, total_nodes)
+        for session in batch:
+            session.commit(data.draw(tokens)[:6])
+            session.settle()  # in a batch the next one drafts with it
+    for session in batch:
+        session.close()
+
+
 def test_the_twin_is_compared_on_drafts_that_say_something():
     rng = np.random.default_rng(0)
     sizes: list[int] = []

@@ -57,6 +57,8 @@ PLACES = EVIDENCE_WORDS
 LEFT_FOR_SHORTER = 3.0
 """Shorter matches are asked while they have so many times what a node must reach: what they offer late
 comes true less often than told, and takes the place of better nodes."""
+SHORT_OF_WANTED = 0.1
+"""Evidence is gathered of candidates that reach this part of what is wanted: features may make up for the rest."""
 OUTCOME_PRIOR = 10.0
 """How many accepted nodes the assumption is worth that a path probability is true."""
 
@@ -194,6 +196,15 @@ def _correction(tables, path_prob):
 
 
 @inlined_kernel
+def _least_wanted(tables, lowest):
+    """Returns below which path probability a node is out of the question, however outcomes correct it."""
+    most = 0.0
+    for at in range(OUTCOMES, OUTCOMES + NUM_OUTCOMES):
+        most = max(most, (tables[at] + OUTCOME_PRIOR) / (tables[at + NUM_OUTCOMES] + OUTCOME_PRIOR))
+    return SHORT_OF_WANTED * lowest / most
+
+
+@inlined_kernel
 def _correct(size, parents, probs, reached):
     """Makes the probabilities of the nodes those that lead to what path probabilities are in truth."""
     for node in range(size):
@@ -263,9 +274,10 @@ def draft(
     clear_records(records, max_nodes)
     size, waiting = 0, 0
     depth, path_prob, place, corrected = np.int64(0), 1.0, np.int64(PLACES), 1.0
+    least_wanted = _least_wanted(tables, lowest)
     while size < max_nodes:
         capacity = max_nodes - size
-        floor = least_useful(block, floats, ranking, waiting, capacity)
+        floor = max(least_useful(block, floats, ranking, waiting, capacity), least_wanted)
         if depth < max_depth_nodes:
             num = _find_candidates(
                 own,

@@ -41,7 +41,7 @@ MAX_HOPS = 12
 LEFT_FOR_SHORTER = 3.0
 LOWEST_MIXED_PROB = 0.001
 MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
-MIN_PATH_PROB = float(np.float32(5e-4))
+MIN_PATH_PROB, SHORT_OF_WANTED = float(np.float32(5e-4)), 0.1
 NUM_FEATURES, USUAL_RECORD_WORDS, MAX_RECORD_WORDS = 9, 48, 581
 
 
@@ -92,13 +92,20 @@ class Session:
         self.trees = TreeNode()
 
     def draft(
-        self, max_nodes: int, max_depth: int = 64, trees: tuple[tuple[int, DraftTree], ...] = ()
+        self,
+        max_nodes: int,
+        max_depth: int = 64,
+        trees: tuple[tuple[int, DraftTree], ...] = (),
+        lowest: float = -1.0,
     ) -> list[Node]:
-        """The most probable paths, best first; `trees` are what other sources propose, by source bit."""
+        """The most probable paths, best first, but none that is no better than `lowest`.
+
+        `trees` are what other sources propose, by source bit. Path probabilities are those told.
+        """
         self.trees = TreeNode()
         for bit, tree in trees:
             self.trees.add(tree, bit)
-        self.drafted = self._expanded(max_nodes, max_depth)
+        self.drafted = self._expanded(max_nodes, max_depth, lowest)
         self.num_kept = len(self.drafted)
         return self._corrected(self.drafted)
 
@@ -132,16 +139,17 @@ class Session:
         matches = (self.namespace.texts[kind].match(self.context) for kind in (OUTPUTS, PROMPTS))
         return Place((repeated(self.end), *matches), self.trees, self.anchor)
 
-    def _expanded(self, max_nodes: int, max_depth: int) -> list[Node]:
+    def _expanded(self, max_nodes: int, max_depth: int, lowest: float) -> list[Node]:
         # Path probability (negative), depth, token and age rank those that wait; then what becomes a node.
         waiting: list[tuple[float, int, int, int, tuple[Node, Place]]] = []
         nodes: list[Node] = []
-        place, depth, path_prob, age = self._place(), 0, 1.0, 0
+        place, depth, path_prob, told, age = self._place(), 0, 1.0, 1.0, 0
+        least_wanted = SHORT_OF_WANTED * lowest / self.tables.largest_correction()
         self.records = {}
         self.num_free_words = (max_nodes + 1) * USUAL_RECORD_WORDS + MAX_RECORD_WORDS
         while len(nodes) < max_nodes:
             room = max_nodes - len(nodes)
-            floor = MIN_PATH_PROB if len(waiting) < room else -waiting[-1][0]
+            floor = max(MIN_PATH_PROB if len(waiting) < room else -waiting[-1][0], least_wanted)
             at = len(nodes) - 1
             for one in self._children(place, at, depth, floor / path_prob) if depth < max_depth else ():
                 prob = float(np.float32(one.prob))
@@ -155,6 +163,9 @@ class Session:
                 break
             _, depth, token, _, (node, before) = waiting.pop(0)
             place, path_prob = before.after(token), node.path_prob
+            told = min(told, path_prob * self.tables.correction(path_prob))
+            if told <= lowest:
+                break
             nodes.append(node)
         return nodes
 
@@ -236,8 +247,34 @@ class Session:
             path = min([node.path_prob * self.tables.correction(node.path_prob), *paths[-1:], 1.0])
             before = 1.0 if node.parent < 0 else paths[node.parent]
             paths.append(path)
-            told.append(node._replace(prob=path / before if before > 0.0 else 0.0))
+            prob = path / before if before > 0.0 else 0.0
+            told.append(node._replace(prob=prob, path_prob=float(np.float32(path))))
         return told
+
+
+def drafted_together(
+    asked: list[tuple[Session, tuple[tuple[int, DraftTree], ...]]], max_nodes: int, total_nodes: int
+) -> list[list[Node]]:
+    """The trees of a batch: of all paths the most probable ones, of equals those of earlier sessions.
+
+    `asked` are sessions, and what other sources propose for each.
+    """
+    if total_nodes >= max_nodes * len(asked):
+        return [session.draft(max_nodes, trees=others) for session, others in asked]
+    best: list[float] = []
+    trees = []
+    for session, others in asked:
+        lowest = best[0] if len(best) == total_nodes else -1.0
+        trees.append(session.draft(max_nodes, trees=others, lowest=lowest))
+        best = sorted([*best, *(node.path_prob for node in trees[-1])])[-total_nodes:]
+    num_equal = best.count(best[0]) if best else 0
+    for at, ((session, _), tree) in enumerate(zip(asked, trees, strict=True)):
+        better = [node for node in tree if node.path_prob > best[0]]
+        equal = [node for node in tree if node.path_prob == best[0]][:num_equal]
+        num_equal -= len(equal)
+        trees[at] = [*better, *equal] if len(best) == total_nodes else tree
+        session.keep(len(trees[at]))
+    return trees
 
 
 def _shorter_matches(match: Match) -> Iterator[Match]:
