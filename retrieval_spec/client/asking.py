@@ -22,12 +22,11 @@ from retrieval_spec.client.opening import Opener
 from retrieval_spec.client.peer import Peer
 from retrieval_spec.client.session import PARKED_S, LastStep, RemoteSession
 from retrieval_spec.client.steps import Counters, Question, Step, fill, proves_health
-from retrieval_spec.client.transport import Answer, Transport
+from retrieval_spec.client.transport import Transport
 from retrieval_spec.errors import (
     ContextMismatch,
     InvalidFeedback,
     InvalidInput,
-    InvalidTree,
     RetrievalSpecError,
     ServiceUnavailable,
     UnknownSession,
@@ -51,6 +50,9 @@ _ROUNDS = 3
 
 LOOK_STEPS = 4
 """So many tokens after an answer that nobody waited for, most drafts are seen to be right or wrong."""
+
+_SENDING_S = 0.0001
+"""By then a question has left the process, if nothing else holds the interpreter."""
 
 _SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.005, 0.05
 
@@ -100,12 +102,15 @@ class Asker:
         if self._policy.is_probing:
             self._guarded(self._book, step)
         self._guarded(self._begin, step)
-        # While the server works: what came of the last step matters from the next one on.
-        self._guarded(self._book, step)
+        if not step.waits:
+            self._guarded(self._book, step)
 
     def finish(self, step: Step) -> None:
         """Waits for what was asked, in bounded time, and fills in the trees."""
-        if step.deadline_s is not None and step.waiting:
+        if step.waits:
+            self._let_go()
+            # While the server works: what came of the last step matters from the next one on.
+            self._guarded(self._book, step)
             self._guarded(self._finish, step)
         now_s = time.perf_counter()
         waited_s = None if step.deadline_s is None else now_s - step.began_s
@@ -176,6 +181,13 @@ class Asker:
         else:
             self.counters.failures += 1
             self._breaker.failed(error)
+
+    def _let_go(self) -> None:
+        """Leaves the interpreter to the thread that sends; whatever is done before, the server waits for."""
+        if self._question is not None:
+            left_s = self._question.sent_s + _SENDING_S - time.perf_counter()
+            if left_s > 0.0:
+                time.sleep(left_s)
 
     def _book(self, step: Step) -> None:
         book(step.sessions, self._policy, step.began_s)
@@ -350,7 +362,9 @@ class Asker:
         answer = self._transport.receive(timeout_s)
         if answer is None:
             return None
-        outcomes = self._read(question, answer)
+        if self._pad_to_nodes:
+            wire.unpad(answer.result)
+        outcomes = self._peer.read(answer.result, question.caps, question.total_nodes)
         self._question = None
         self._is_foreseen = False
         if question.sessions:
@@ -359,19 +373,6 @@ class Asker:
         if proves_health(outcomes) or not self._breaker.allows:
             self._breaker.succeeded()
         self._tell(question, outcomes)
-        return outcomes
-
-    def _read(self, question: Question, answer: Answer) -> list[wire.Outcome]:
-        result, peer = answer.result, self._peer
-        if self._pad_to_nodes:
-            wire.unpad(result)
-        outcomes = wire.read_result(
-            result, question.caps, question.total_nodes, peer.vocab_size, peer.source_names
-        )
-        if result.incarnation != peer.incarnation_seen:
-            if any([isinstance(outcome, DraftTree) for outcome in outcomes]):
-                raise InvalidTree("drafts of another server process than the one asked")
-            peer.incarnation_seen = result.incarnation
         return outcomes
 
     def _tell(self, question: Question, outcomes: list[wire.Outcome]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from retrieval_spec.errors import ServiceUnavailable, TokenizerMismatch
+from collections.abc import Sequence
+
+from retrieval_spec import wire
+from retrieval_spec.errors import InvalidTree, ServiceUnavailable, TokenizerMismatch
 from retrieval_spec.feedback import MAX_TOPK
 from retrieval_spec.tree import MAX_VOCAB_SIZE, DraftTree
 from retrieval_spec.v1 import draft_pb2 as pb
@@ -53,6 +56,23 @@ class Peer:
             self.source_names = tuple(info.source_names)
             self.no_draft = DraftTree.empty(self.source_names)
         self.incarnation_seen = info.incarnation
+
+    def read(
+        self, result: pb.DraftStepResult, max_nodes: Sequence[int], total_nodes: int
+    ) -> list[wire.Outcome]:
+        """Returns what an answer brings to each session of the question (`wire.read_result`).
+
+        Another process may say who it is, but has no drafts for what the former one was asked.
+
+        Raises:
+            InvalidRequest, InvalidTree, InvalidTokens: the answer is no good.
+        """
+        outcomes = wire.read_result(result, max_nodes, total_nodes, self.vocab_size, self.source_names)
+        if result.incarnation != self.incarnation_seen:
+            if any([isinstance(outcome, DraftTree) for outcome in outcomes]):
+                raise InvalidTree("drafts of another server process than the one asked")
+            self.incarnation_seen = result.incarnation
+        return outcomes
 
 
 def _check(info: pb.ServerInfo) -> None:

@@ -86,6 +86,11 @@ class Step:
         self.total_nodes = min(self.total_nodes, max_nodes * len(self.sessions))
 
     @property
+    def waits(self) -> bool:
+        """Whether an answer is waited for."""
+        return self.deadline_s is not None and bool(self.waiting)
+
+    @property
     def left_nodes(self) -> int:
         """Nodes that may still be drafted."""
         return self.total_nodes - sum(map(len, self.trees))
