@@ -101,6 +101,22 @@ def test_a_place_is_the_longest_suffix_that_occurs_and_is_not_too_long(growth, c
         assert np.array_equal(place, again)
 
 
+@given(GROWTH, GROWTH, st.lists(st.integers(0, 2), max_size=24), st.integers(1, 9))
+@settings(deadline=None, max_examples=200)
+def test_a_place_is_found_again_after_texts_have_grown(growth, more, context, max_match):
+    automaton = SharedAutomaton(1 << 20, COUNTED)
+    texts = [automaton.new_text() for _ in range(NUM_TEXTS)]
+    place, fresh = automaton.new_place(), automaton.new_place()
+    newest = as_int32(context[-max_match:])
+    for further in (growth, more):
+        for text, tokens in further:
+            automaton.extend(texts[text], as_int32(tokens))
+        automaton.find_again(place, newest, max_match)
+        fresh[:] = 0
+        automaton.follow(fresh, newest, max_match)
+        assert np.array_equal(place, fresh)
+
+
 def test_an_equal_text_makes_no_states():
     rng = np.random.default_rng(5)
     tokens = rng.integers(0, 500, 5_000).astype(np.int32)

@@ -78,6 +78,11 @@ class Cursor(Protocol):
         ...
 
 
+Span = tuple[int, int]
+"""An address, and how many int32 lie there."""
+NO_SPAN: Span = (0, 0)
+
+
 @runtime_checkable
 class TextCursor(Cursor, Protocol):
     """A cursor whose source is a text in an automaton, so that it can be blended with others of its kind."""
@@ -87,11 +92,12 @@ class TextCursor(Cursor, Protocol):
     lock: Lock | None
     """Held from `find_place` until the arena is no longer read; None if no other session reads it."""
 
-    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s]:
+    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s, Span]:
         """Returns the automaton, its table of commonest continuations, and the state and length of the match.
 
-        The place in the context's own text is where that ends; there its anchor stands instead
-        (`kernels.anchor`), and so many new tokens are about to be appended.
+        Last comes, if the text has grown, where the last tokens of the context lie: with these the place is
+        to be found anew before it is used. The place in the context's own text is where that ends; there its
+        anchor stands instead (`kernels.anchor`), and so many new tokens are about to be appended.
         """
         ...
 

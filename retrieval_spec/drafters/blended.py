@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from retrieval_spec.calibration import reliability_by_match_length
-from retrieval_spec.drafters.base import Budget, Cursor, Int64s, SearchedCursor, TextCursor
+from retrieval_spec.drafters.base import NO_SPAN, Budget, Cursor, Int64s, SearchedCursor, Span, TextCursor
 from retrieval_spec.drafters.columns import new_columns
 from retrieval_spec.drafters.guarded import GuardedCursor
 from retrieval_spec.drafters.joint import trials_of
@@ -75,8 +75,8 @@ class _NoText:
     def trial(self) -> _NoText:
         return self
 
-    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s]:
-        return _NO_TEXT, NO_ROWS, _NO_PLACE
+    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s, Span]:
+        return _NO_TEXT, NO_ROWS, _NO_PLACE, NO_SPAN
 
     def advance(self, tokens: Tokens, num_added: int) -> None:
         pass
@@ -349,10 +349,12 @@ class Blended:
             self._make_room(max_nodes)
         seen, num_new = self._seen, self.pending.shape[0]
         for kind, text in enumerate(self._texts):
-            arena, rows, place = text.find_place(num_new)
+            arena, rows, place, suffix = text.find_place(num_new)
+            at = kind * cards.TEXT_WORDS
+            self._card[at + cards.SUFFIX : at + cards.TEXT_WORDS] = suffix
             if seen[2 * kind]() is not arena or seen[2 * kind + 1]() is not rows:
                 seen[2 * kind : 2 * kind + 2] = weakref.ref(arena), weakref.ref(rows)
-                self._card[kind * cards.TEXT_WORDS : (kind + 1) * cards.TEXT_WORDS] = (
+                self._card[at : at + cards.SUFFIX] = (
                     *(arena.ctypes.data, rows.ctypes.data, place.ctypes.data),
                     *(arena.shape[0], rows.shape[0]),
                 )

@@ -7,13 +7,15 @@ written (`learn="live"`). Every namespace has its own automaton, lock and byte b
 from __future__ import annotations
 
 import threading
+import weakref
 from array import array
+from collections.abc import Callable
 from copy import copy
 from typing import Literal
 
 import numpy as np
 
-from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget, Int64s
+from retrieval_spec.drafters.base import MAX_DEPTH_NODES, NO_SPAN, Budget, Int64s, Span
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.namespaces import Namespaces, pieces
 from retrieval_spec.drafters.session import MAX_MATCH_TOKENS, WORTH
@@ -92,6 +94,7 @@ class HistoryCursor:
     """One session's place in its namespace's history; owned by that session, not thread-safe."""
 
     __slots__ = (
+        "_automaton",
         "_history",
         "_is_live",
         "_num_learned",
@@ -118,6 +121,7 @@ class HistoryCursor:
         self._place = SharedAutomaton.new_place()
         self._num_new_tokens = 0  # since the place was found
         self._version = -1  # of the history in which it was found
+        self._automaton: Callable[[], SharedAutomaton | None] = _nothing  # likewise
         self._scratch = np.empty(0, np.int64)
 
     @property
@@ -161,29 +165,46 @@ class HistoryCursor:
         self._scratch = with_room(self._scratch, scratch_words(max_nodes))
         columns = new_columns(max_nodes)
         with self._history.lock:
-            arena, _, place = self.find_place(0)
+            arena, _, place, suffix = self.find_place(0)
+            self._catch_up(suffix)
             state, match_tokens = place.tolist()
             max_depth_nodes = budget.max_depth_nodes
             size = draft_from(arena, state, match_tokens, WORTH, max_depth_nodes, self._scratch, *columns)
         return tree_of(columns, size)
 
-    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s]:
+    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s, Span]:
         """Returns the history's automaton, and where the context stands in it; call with the lock held."""
-        texts = self._history.texts
-        if self._num_new_tokens or self._version != texts.version:
-            self._follow(texts)
+        texts, suffix = self._history.texts, NO_SPAN
+        if self._version != texts.version:
+            suffix = self._begin_again(texts)
         rows = texts.automaton.commonest if self._own_rows is None else self._own_rows
-        return texts.automaton.arena, rows, self._place
+        return texts.automaton.arena, rows, self._place, suffix
 
-    def _follow(self, texts: RecentTexts) -> None:
-        if self._own_rows is not None and self._version != texts.version:
+    def _begin_again(self, texts: RecentTexts) -> Span:
+        """Returns the last tokens of the context, with which to find the place in texts that have grown."""
+        if self._own_rows is not None:
             self._own_rows = texts.automaton.commonest.copy()
-        if self._version != texts.version or self._num_new_tokens >= MAX_MATCH_TOKENS:
+        if self._num_new_tokens or self._automaton() is not texts.automaton:
             self._place[:] = 0
-            self._num_new_tokens = MAX_MATCH_TOKENS
-        newest = np.array(self._written[-self._num_new_tokens :], TOKEN)
-        texts.automaton.follow(self._place, newest, MAX_MATCH_TOKENS)
+            self._automaton = weakref.ref(texts.automaton)
         self._version, self._num_new_tokens = texts.version, 0
+        address, num_written = self._written.buffer_info()
+        num_suffix = min(num_written, MAX_MATCH_TOKENS)
+        return address + self._written.itemsize * (num_written - num_suffix), num_suffix
+
+    def _catch_up(self, suffix: Span) -> None:
+        """Does to the place what kernels do that are told of the suffix, and moves it on by output."""
+        automaton = self._history.texts.automaton
+        if suffix is not NO_SPAN:
+            automaton.find_again(self._place, self._newest(MAX_MATCH_TOKENS), MAX_MATCH_TOKENS)
+        elif self._num_new_tokens:
+            if self._num_new_tokens >= MAX_MATCH_TOKENS:
+                self._place[:] = 0
+            automaton.follow(self._place, self._newest(self._num_new_tokens), MAX_MATCH_TOKENS)
+            self._num_new_tokens = 0
+
+    def _newest(self, num_tokens: int) -> Tokens:
+        return np.array(self._written[-min(num_tokens, MAX_MATCH_TOKENS) :], TOKEN)
 
     def _learn_output(self) -> None:
         output = self._written[self._num_learned :]
@@ -197,3 +218,7 @@ class HistoryCursor:
             with self._history.lock:
                 if not self._history.is_released:
                     self._history.texts.extend(self._text, tokens[begin:end])
+
+
+def _nothing() -> None:
+    """Stands for a reference to an automaton that is gone."""

@@ -9,7 +9,7 @@ from copy import copy
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, Cursor, Int64s
+from retrieval_spec.drafters.base import NO_SPAN, Budget, Cursor, Int64s, Span
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.copying import Copy
 from retrieval_spec.feedback import Feedback
@@ -103,11 +103,11 @@ class SessionCursor:
     def close(self) -> None:
         """Does nothing: what the session wrote ends with it."""
 
-    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s]:
+    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s, Span]:
         """Returns the automaton, the row of its commonest tokens, and its anchor: the place is its end."""
         if num_new:
             self.automaton.own()
-        return self.automaton.arena, self._commonest, self._anchor
+        return self.automaton.arena, self._commonest, self._anchor, NO_SPAN
 
     @property
     def num_bytes(self) -> int:

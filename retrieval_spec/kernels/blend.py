@@ -58,7 +58,7 @@ LEFT_FOR_SHORTER = 3.0
 """Shorter matches are asked while they have so many times what a node must reach: what they offer late
 comes true less often than told, and takes the place of better nodes."""
 SHORT_OF_WANTED = 0.1
-"""Evidence is gathered of candidates that reach this part of what is wanted: features may make up for the rest."""
+"""Candidates are looked for that reach this part of what is wanted: features may make up for the rest."""
 OUTCOME_PRIOR = 10.0
 """How many accepted nodes the assumption is worth that a path probability is true."""
 

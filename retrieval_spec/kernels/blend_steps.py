@@ -35,6 +35,7 @@ from retrieval_spec.kernels.cards import (
     NUM_KEPT,
     NUM_POSITIONS,
     NUM_ROWS,
+    NUM_SUFFIX,
     NUM_TOKENS,
     PLACE,
     POSITIONS,
@@ -42,6 +43,7 @@ from retrieval_spec.kernels.cards import (
     RECORDS_WORDS,
     ROWS,
     SORTED_TOKENS,
+    SUFFIX,
     TABLES,
     TEXT_WORDS,
     TOKENS,
@@ -54,7 +56,7 @@ from retrieval_spec.kernels.fusion import insert
 from retrieval_spec.kernels.jit import allocation_free_kernel, expanded_kernel, inlined_kernel
 from retrieval_spec.kernels.places import MAX_MATCH_TOKENS
 from retrieval_spec.kernels.selection import admit, cut, floor_of, num_at_floor
-from retrieval_spec.kernels.shared_automaton import follow
+from retrieval_spec.kernels.shared_automaton import find_again, follow
 
 CARD, END, MAX_NODES, NUM_ADDED, SIZE, STEP_WORDS = range(6)
 """Words of a step."""
@@ -135,6 +137,17 @@ def _look_up(card, tokens):
             if tokens.shape[0] >= MAX_MATCH_TOKENS:
                 place[:] = 0
             follow(_arena(card, kind), place, newest, MAX_MATCH_TOKENS)
+
+
+@allocation_free_kernel
+def _find_again(card):
+    """Finds the places anew in texts that have grown since."""
+    for kind in range(OUTPUTS, NUM_TEXTS):
+        num_suffix = card[kind * TEXT_WORDS + NUM_SUFFIX]
+        if num_suffix > 0:
+            suffix = array_at(card[kind * TEXT_WORDS + SUFFIX], (num_suffix,), np.int32)
+            place = array_at(card[kind * TEXT_WORDS + PLACE], (np.int64(2),), np.int64)
+            find_again(_arena(card, kind), place, suffix, MAX_MATCH_TOKENS)
 
 
 @allocation_free_kernel
@@ -306,6 +319,7 @@ def take_steps(
     for at in range(steps.shape[0]):
         card = array_at(steps[at, CARD], (np.int64(CARD_WORDS),), np.int64)
         end, last = steps[at, END], first + steps[at, MAX_NODES]
+        _find_again(card)
         steps[at, NUM_ADDED] = _move_on(card, tokens[begin:end], block)
         steps[at, SIZE] = 0
         if last > first and steps[at, NUM_ADDED] == end - begin:

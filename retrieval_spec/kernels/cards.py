@@ -17,10 +17,11 @@ from numba.np.arrayobj import make_array, populate_array
 
 from retrieval_spec.kernels.blend_tables import NUM_TEXTS
 
-ARENA, ROWS, PLACE, ARENA_WORDS, NUM_ROWS, TEXT_WORDS = range(6)
+ARENA, ROWS, PLACE, ARENA_WORDS, NUM_ROWS, SUFFIX, NUM_SUFFIX, TEXT_WORDS = range(8)
 """Words of each text: its automaton, its commonest continuations, and where the context stands in it.
 
-A text that is not there has no row of commonest continuations.
+A text that is not there has no row of commonest continuations. If it has grown since the place was found, the
+last tokens of the context lie at `SUFFIX`; else there are none.
 """
 
 BITS = NUM_TEXTS * TEXT_WORDS

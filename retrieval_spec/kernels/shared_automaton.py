@@ -33,6 +33,7 @@ from retrieval_spec.kernels.automaton import (
     num_overflow,
     record_of,
     redirect,
+    walk,
 )
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 
@@ -222,3 +223,24 @@ def follow(arena, place, tokens, max_match_tokens):
         length = min(length, max_match_tokens)
         state = _settled(words, state, length)
     place[STATE], place[MATCH] = state, length
+
+
+@allocation_free_kernel
+def find_again(arena, place, tokens, max_match_tokens):
+    """Finds a place anew after texts have grown.
+
+    The longest suffix is still the longest one unless the next longer one occurs by now.
+
+    Args:
+        arena: int32[words]  see the module.
+        place: int64[2]  `STATE` and `MATCH` of the context before they grew, or zeros; changed.
+        tokens: int32[n]  the end of the context: all of it, or at least the longest suffix looked for.
+        max_match_tokens: as for `follow`.
+    """
+    length, end = np.int64(place[MATCH]), tokens.shape[0]
+    most = min(end, max_match_tokens)
+    if length < most and walk(arena, tokens[end - length - 1 :]) >= 0:
+        place[STATE] = place[MATCH] = 0
+        follow(arena, place, tokens[end - most :], max_match_tokens)
+    else:
+        place[STATE] = _settled(arena.view(np.uint32), np.int64(place[STATE]), length)

@@ -44,7 +44,7 @@ class SharedAutomaton:
             again and again; else it always doubles.
     """
 
-    __slots__ = ("_counted_tokens", "_leap_states", "_max_states", "arena", "commonest")
+    __slots__ = ("__weakref__", "_counted_tokens", "_leap_states", "_max_states", "arena", "commonest")
 
     def __init__(self, max_bytes: int, counted_tokens: int, leaps: bool = True) -> None:
         self._counted_tokens = counted_tokens
@@ -80,9 +80,13 @@ class SharedAutomaton:
     def follow(self, place: Place, tokens: Tokens, max_match_tokens: int) -> None:
         """Moves a place on by tokens of its context: to its longest suffix that some text holds.
 
-        Begin anew, with the last `max_match_tokens` of the context, whenever a text has grown.
+        Call `find_again` first, with the last `max_match_tokens` of the context, whenever a text has grown.
         """
         kernels.follow(self.arena, place, tokens, max_match_tokens)
+
+    def find_again(self, place: Place, tokens: Tokens, max_match_tokens: int) -> None:
+        """Finds anew the place of a context that ends with the tokens, as it was before texts grew."""
+        kernels.find_again(self.arena, place, tokens, max_match_tokens)
 
     def num_occurrences(self, tokens: Tokens) -> int:
         """Returns how often a string that is not empty occurs in the texts."""
