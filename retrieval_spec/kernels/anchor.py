@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrieval_spec.kernels.automaton import NONE, TARGET, find, record_of
+from retrieval_spec.kernels.automaton import NONE, TARGET, record_of, seek
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 
 MIN_COPY_TOKENS = 6
@@ -31,7 +31,7 @@ NUM_SUPPORTS = 4 + MOST_FOLLOWED + 2 * MOST_MISSED
 @inlined_kernel
 def target_of(words, state, token):
     """Returns where a token leads from a state, 0 if nowhere."""
-    target = words[find(words, state, np.uint32(token))]
+    target = words[seek(words, state, np.uint32(token))]
     return np.int64(0) if target == NONE else np.int64(target)
 
 

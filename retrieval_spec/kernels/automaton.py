@@ -76,6 +76,17 @@ def find(words, state, token):
     return _probe(words, state, token) + EDGE_TARGET
 
 
+@inlined_kernel
+def seek(words, state, token):
+    """Does as `find` where no edge is to be added: most states have one, and are not looked for elsewhere."""
+    record = record_of(state)
+    if words[record + TOKEN] == token:
+        return record + TARGET
+    if words[record + OVERFLOW] == 0:
+        return record + OVERFLOW
+    return _probe(words, state, token) + EDGE_TARGET
+
+
 @allocation_free_kernel
 def rehash(arena, old):
     """Enters the overflow edges of an old arena into an empty table, every list in the same order."""
@@ -309,7 +320,7 @@ def walk(arena, tokens):
     words = arena.view(np.uint32)
     state = np.int64(0)
     for token in tokens:
-        found = find(words, state, np.uint32(token))
+        found = seek(words, state, np.uint32(token))
         if words[found] == 0 or words[found] == NONE:
             return np.int64(-1)
         state = np.int64(words[found])

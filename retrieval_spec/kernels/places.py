@@ -11,7 +11,7 @@ import numpy as np
 from retrieval_spec.fusion import FIRST_CHILD, NEXT_SIBLING
 from retrieval_spec.fusion import TOKEN as TRIE_TOKEN
 from retrieval_spec.kernels.anchor import ANCHOR_WORDS, follow_anchor
-from retrieval_spec.kernels.automaton import LAST, LENGTH, LINK, NONE, find, record_of
+from retrieval_spec.kernels.automaton import LAST, LENGTH, LINK, NONE, record_of, seek
 from retrieval_spec.kernels.blend_tables import NUM_TEXTS, OUTPUTS, OWN
 from retrieval_spec.kernels.jit import allocation_free_kernel, expanded_kernel, inlined_kernel
 
@@ -51,11 +51,11 @@ def begin(own, anchor, output_place, prompt_place, block, place):
 def follow(words, block, at, token):
     """Moves a place in a text on by one token, to the longest suffix that goes on so."""
     state, length = block[at], block[at + 1]
-    found = find(words, state, np.uint32(token))
+    found = seek(words, state, np.uint32(token))
     while (words[found] == 0 or words[found] == NONE) and state != 0:
         state = np.int64(words[record_of(state) + LINK])
         length = np.int64(words[record_of(state) + LENGTH])
-        found = find(words, state, np.uint32(token))
+        found = seek(words, state, np.uint32(token))
     if words[found] == 0 or words[found] == NONE:
         state, length = np.int64(0), np.int64(0)
     else:

@@ -33,6 +33,7 @@ from retrieval_spec.kernels.automaton import (
     num_overflow,
     record_of,
     redirect,
+    seek,
     walk,
 )
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
@@ -212,11 +213,11 @@ def follow(arena, place, tokens, max_match_tokens):
     state, length = np.int64(place[STATE]), np.int64(place[MATCH])
     for at in range(tokens.shape[0]):
         token = np.uint32(tokens[at])
-        found = find(words, state, token)
+        found = seek(words, state, token)
         while words[found] == 0 and state != 0:
             state = np.int64(words[record_of(state) + LINK])
             length = np.int64(words[record_of(state) + LENGTH])
-            found = find(words, state, token)
+            found = seek(words, state, token)
         if words[found] != 0:
             state = np.int64(words[found])
             length += 1
