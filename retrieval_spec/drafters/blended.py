@@ -25,7 +25,14 @@ from retrieval_spec.fusion import TRIE_ROWS
 from retrieval_spec.kernels import cards
 from retrieval_spec.kernels.anchor import ANCHOR_WORDS
 from retrieval_spec.kernels.blend import scratch_words
-from retrieval_spec.kernels.blend_steps import NUM_ADDED, SEARCH_WORDS, take_steps
+from retrieval_spec.kernels.blend_steps import (
+    MAX_NODES,
+    NUM_ADDED,
+    SEARCH_WORDS,
+    SIZE,
+    STEP_WORDS,
+    take_steps,
+)
 from retrieval_spec.kernels.blend_tables import NUM_TEXTS, OUTPUTS, PROMPTS
 from retrieval_spec.kernels.fusion import insert
 from retrieval_spec.kernels.records import record_words
@@ -129,7 +136,7 @@ def step_all(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes: 
             *(steps, tokens, budgets[0].max_depth_nodes, best, _RELIABILITY, scratch.block, scratch.trie),
             *(*columns, scratch.reached),
         )
-    done = steps[:, NUM_ADDED:].tolist()
+    done = steps[:, NUM_ADDED : SIZE + 1].tolist()
     late = [at for at, joint in enumerate(joints) if joint.worked_in(done[at][0]) and caps[at]]
     trees = _trees(joints, caps, [size for _, size in done], columns)
     for at in late:
@@ -164,8 +171,11 @@ def _in_order(locks: Iterable[Lock]) -> tuple[Lock, ...]:
 def _steps_of(joints: Sequence[Blended], caps: list[int]) -> tuple[Int64s, Tokens]:
     pending = [joint.pending for joint in joints]
     ends = accumulate(map(len, pending))
-    rows = [(joint.address, end, cap, 0, 0) for joint, end, cap in zip(joints, ends, caps, strict=True)]
-    return np.array(rows, np.int64), pending[0] if len(pending) == 1 else np.concatenate(pending)
+    steps: Int64s = np.zeros((len(joints), STEP_WORDS), np.int64)
+    steps[:, : MAX_NODES + 1] = [
+        (joint.address, end, cap) for joint, end, cap in zip(joints, ends, caps, strict=True)
+    ]
+    return steps, pending[0] if len(pending) == 1 else np.concatenate(pending)
 
 
 def _trees(

@@ -28,6 +28,7 @@ from retrieval_spec.kernels.cards import (
     DRAFTED,
     DRAFTED_ROOM,
     IS_WIDE,
+    LAST_KEPT,
     NUM_BUCKETS,
     NUM_CONTEXT,
     NUM_CORPORA,
@@ -58,8 +59,8 @@ from retrieval_spec.kernels.places import MAX_MATCH_TOKENS
 from retrieval_spec.kernels.selection import admit, cut, floor_of, num_at_floor
 from retrieval_spec.kernels.shared_automaton import find_again, follow
 
-CARD, END, MAX_NODES, NUM_ADDED, SIZE, STEP_WORDS = range(6)
-"""Words of a step."""
+CARD, END, MAX_NODES, NUM_ADDED, SIZE, FIRST, TURN, STEP_WORDS = range(8)
+"""Words of a step; the last two are the kernel's own: its first node, and whose turn it is as many-th."""
 SEARCH_WORDS = context_draft.SCRATCH_WORDS
 
 
@@ -266,16 +267,35 @@ def _draft(
 
 
 @inlined_kernel
+def _take_turns(steps):
+    """Finds where each tree begins, and who drafts when: first those of whose nodes most were kept last time.
+
+    They go on as they did, mostly, and the others learn early what a node must reach.
+    """
+    begin = first = np.int64(0)
+    for at in range(steps.shape[0]):
+        card = array_at(steps[at, CARD], (np.int64(CARD_WORDS),), np.int64)
+        if steps[at, END] > begin and card[NUM_DRAFTED] >= 0:
+            card[LAST_KEPT] = card[NUM_KEPT]
+        steps[at, FIRST], steps[at, SIZE] = first, card[LAST_KEPT]
+        begin, first = steps[at, END], first + steps[at, MAX_NODES]
+        turn = at
+        while turn > 0 and steps[steps[turn - 1, TURN], SIZE] < steps[at, SIZE]:
+            steps[turn, TURN] = steps[turn - 1, TURN]
+            turn -= 1
+        steps[turn, TURN] = at
+
+
+@inlined_kernel
 def _cut_all(steps, best, reached):
     """Keeps the nodes that are among the best."""
-    first, at_floor = np.int64(0), num_at_floor(best)
+    at_floor = num_at_floor(best)
     for at in range(steps.shape[0]):
         card = array_at(steps[at, CARD], (np.int64(CARD_WORDS),), np.int64)
         if steps[at, SIZE] > 0:
-            path_probs = reached[first : first + steps[at, SIZE]]
+            path_probs = reached[steps[at, FIRST] : steps[at, FIRST] + steps[at, SIZE]]
             steps[at, SIZE], at_floor = cut(best, path_probs, at_floor)
             card[NUM_KEPT] = steps[at, SIZE]
-        first += steps[at, MAX_NODES]
 
 
 @allocation_free_kernel
@@ -295,7 +315,7 @@ def take_steps(
 ):
     """Moves sessions on by committed tokens, one after the other, and drafts for those that have room.
 
-    Of all trees together it keeps the most probable nodes, ties in the order of the sessions.
+    Of all trees together it keeps the most probable nodes.
 
     Args:
         steps: int64[n, STEP_WORDS]  a row each session: where its card lies (`kernels.cards`), where its
@@ -314,11 +334,12 @@ def take_steps(
         sources: uint16[..]  written: bit mask of the sources that know the token here.
         reached: float32[..]  written: path probabilities.
     """
-    begin = first = np.int64(0)
     num_best = 0
-    for at in range(steps.shape[0]):
+    _take_turns(steps)
+    for at in steps[:, TURN]:
         card = array_at(steps[at, CARD], (np.int64(CARD_WORDS),), np.int64)
-        end, last = steps[at, END], first + steps[at, MAX_NODES]
+        begin, end = steps[at - 1, END] if at > 0 else np.int64(0), steps[at, END]
+        first, last = steps[at, FIRST], steps[at, FIRST] + steps[at, MAX_NODES]
         _find_again(card)
         steps[at, NUM_ADDED] = _move_on(card, tokens[begin:end], block)
         steps[at, SIZE] = 0
@@ -337,6 +358,5 @@ def take_steps(
                 reached[first:last],
             )
             num_best = admit(best, num_best, reached[first : first + steps[at, SIZE]])
-        begin, first = end, last
     if 0 < best.shape[0] == num_best:
         _cut_all(steps, best, reached)

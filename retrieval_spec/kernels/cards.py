@@ -34,12 +34,13 @@ BITS = NUM_TEXTS * TEXT_WORDS
     DRAFTED_ROOM,
     NUM_DRAFTED,  # its nodes; negative once its outcome is known
     NUM_KEPT,  # so many of them go to the target
+    LAST_KEPT,  # and so many did of the tree whose outcome came last
     TRIE,  # int32[TRIE_ROWS, TRIE_COLUMNS]: what sources propose that kernels cannot ask
     TRIE_COLUMNS,
     CORPORA,  # int64[NUM_CORPORA, CORPUS_WORDS]: those that kernels ask themselves
     NUM_CORPORA,
     CARD_WORDS,
-) = range(BITS + NUM_TEXTS, BITS + NUM_TEXTS + 12)
+) = range(BITS + NUM_TEXTS, BITS + NUM_TEXTS + 13)
 
 (
     TOKENS,

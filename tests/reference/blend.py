@@ -88,7 +88,7 @@ class Session:
         self.anchor: Anchor | None = None
         self.drafted: list[Node] | None = None
         self.records: dict[int, Record] = {}
-        self.num_kept = self.num_full = self.num_free_words = 0
+        self.num_kept = self.last_kept = self.num_full = self.num_free_words = 0
         self.trees = TreeNode()
 
     def draft(
@@ -117,6 +117,7 @@ class Session:
         """Learns from what followed, if it was drafted for, and goes on; only then an anchor moves along."""
         anchor = None if tokens else self.anchor
         if self.drafted is not None and tokens:
+            self.last_kept = self.num_kept
             place = self._place()
             for token in tokens[:MAX_LEARNED_TOKENS]:
                 place = place.after(token)
@@ -257,16 +258,18 @@ def drafted_together(
 ) -> list[list[Node]]:
     """The trees of a batch: of all paths the most probable ones, of equals those of earlier sessions.
 
-    `asked` are sessions, and what other sources propose for each.
+    `asked` are sessions, and what other sources propose for each. Those of whose nodes most were kept last
+    time draft first, and later ones look no further than what the best so far say.
     """
     if total_nodes >= max_nodes * len(asked):
         return [session.draft(max_nodes, trees=others) for session, others in asked]
     best: list[float] = []
-    trees = []
-    for session, others in asked:
+    trees: list[list[Node]] = [[] for _ in asked]
+    for at in sorted(range(len(asked)), key=lambda at: -asked[at][0].last_kept):
+        session, others = asked[at]
         lowest = best[0] if len(best) == total_nodes else -1.0
-        trees.append(session.draft(max_nodes, trees=others, lowest=lowest))
-        best = sorted([*best, *(node.path_prob for node in trees[-1])])[-total_nodes:]
+        trees[at] = session.draft(max_nodes, trees=others, lowest=lowest)
+        best = sorted([*best, *(node.path_prob for node in trees[at])])[-total_nodes:]
     num_equal = best.count(best[0]) if best else 0
     for at, ((session, _), tree) in enumerate(zip(asked, trees, strict=True)):
         better = [node for node in tree if node.path_prob > best[0]]
