@@ -39,6 +39,21 @@ def test_what_one_session_wrote_is_drafted_for_the_next():
     assert tree.parents.tolist() == list(range(-1, 9))
 
 
+def test_a_session_that_is_open_while_old_outputs_are_forgotten_drafts_as_a_fresh_one():
+    drafter, rng = opened(max_bytes=MIN_BYTES), np.random.default_rng(0)
+    write(drafter, [*PASSAGE, 3])
+    running = drafter.start(as_int32(PASSAGE[:20]))
+    texts = drafter.namespaces.of("default").texts
+    former = texts.automaton
+    assert running.propose(Budget(8)).token_ids.tolist() == PASSAGE[20:28]
+    while texts.automaton is former:
+        write(drafter, rng.integers(0, 60_000, 300))
+    for output in ([*PASSAGE[5:18], 1, 2], [*PASSAGE[9:20], 4, 5, 6]):
+        write(drafter, output)
+        assert running.propose(Budget(8)) == drafted(drafter, PASSAGE[:20], max_nodes=8)
+    assert running.propose(Budget(8)).token_ids.tolist()[:3] == [4, 5, 6]
+
+
 @pytest.mark.row("T1")
 def test_no_namespace_reads_another():
     drafter = opened(learn="live")
