@@ -102,15 +102,16 @@ class Asker:
         if self._policy.is_probing:
             self._guarded(self._book, step)
         self._guarded(self._begin, step)
-        if not step.waits:
+        if not step.waits_for_many:
             self._guarded(self._book, step)
 
     def finish(self, step: Step) -> None:
         """Waits for what was asked, in bounded time, and fills in the trees."""
-        if step.waits:
+        if step.waits_for_many:
             self._let_go()
             # While the server works: what came of the last step matters from the next one on.
             self._guarded(self._book, step)
+        if step.waits:
             self._guarded(self._finish, step)
         now_s = time.perf_counter()
         waited_s = None if step.deadline_s is None else now_s - step.began_s
@@ -185,9 +186,7 @@ class Asker:
     def _let_go(self) -> None:
         """Leaves the interpreter to the thread that sends; whatever is done before, the server waits for."""
         if self._question is not None:
-            left_s = self._question.sent_s + _SENDING_S - time.perf_counter()
-            if left_s > 0.0:
-                time.sleep(left_s)
+            time.sleep(max(0.0, self._question.sent_s + _SENDING_S - time.perf_counter()))
 
     def _book(self, step: Step) -> None:
         book(step.sessions, self._policy, step.began_s)

@@ -12,6 +12,8 @@ from retrieval_spec.budget import CostCurve
 from retrieval_spec.client.session import RemoteSession
 from retrieval_spec.tree import DraftTree
 
+MANY_SESSIONS = 8
+
 
 @dataclass(slots=True)
 class Counters:
@@ -89,6 +91,11 @@ class Step:
     def waits(self) -> bool:
         """Whether an answer is waited for."""
         return self.deadline_s is not None and bool(self.waiting)
+
+    @property
+    def waits_for_many(self) -> bool:
+        """Whether that is about so many sessions that booking them takes longer than waking up once more."""
+        return self.waits and len(self.sessions) >= MANY_SESSIONS
 
     @property
     def left_nodes(self) -> int:
