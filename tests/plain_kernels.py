@@ -32,7 +32,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_any_text_may_stand_alone",
         "test_a_run_of_one_token_is_drafted_on",
         "test_what_was_committed_last_is_learned_although_no_draft_follows",
-        "test_a_batch_has_no_more_nodes_than_wanted_and_shares_them_as_its_sources_do",
+        "test_of_a_batch_the_most_probable_nodes_are_drafted_and_no_more",
     ),
     "test_blend_edits.py": (
         "test_what_follows_an_insertion_is_drafted_unless_it_is_long",

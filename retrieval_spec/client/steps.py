@@ -13,6 +13,7 @@ from retrieval_spec.client.session import RemoteSession
 from retrieval_spec.tree import DraftTree
 
 MANY_SESSIONS = 8
+"""Booking so many takes longer than waking up once more."""
 
 
 @dataclass(slots=True)
@@ -94,7 +95,7 @@ class Step:
 
     @property
     def waits_for_many(self) -> bool:
-        """Whether that is about so many sessions that booking them takes longer than waking up once more."""
+        """Whether that is about many sessions."""
         return self.waits and len(self.sessions) >= MANY_SESSIONS
 
     @property

@@ -57,8 +57,6 @@ PLACES = EVIDENCE_WORDS
 LEFT_FOR_SHORTER = 3.0
 """Shorter matches are asked while they have so many times what a node must reach: what they offer late
 comes true less often than told, and takes the place of better nodes."""
-SHORT_OF_WANTED = 0.1
-"""Candidates are looked for that reach this part of what is wanted: features may make up for the rest."""
 OUTCOME_PRIOR = 10.0
 """How many accepted nodes the assumption is worth that a path probability is true."""
 
@@ -196,15 +194,6 @@ def _correction(tables, path_prob):
 
 
 @inlined_kernel
-def _least_wanted(tables, lowest):
-    """Returns below which path probability a node is out of the question, however outcomes correct it."""
-    most = 0.0
-    for at in range(OUTCOMES, OUTCOMES + NUM_OUTCOMES):
-        most = max(most, (tables[at] + OUTCOME_PRIOR) / (tables[at + NUM_OUTCOMES] + OUTCOME_PRIOR))
-    return SHORT_OF_WANTED * lowest / most
-
-
-@inlined_kernel
 def _correct(size, parents, probs, reached):
     """Makes the probabilities of the nodes those that lead to what path probabilities are in truth."""
     for node in range(size):
@@ -261,7 +250,7 @@ def draft(
         sources: uint16[max_nodes]  written: bit mask of the sources that know the token here.
         path_probs: float32[max_nodes]  written: path probability before outcomes corrected it, for `learn`.
         reached: float32[max_nodes]  written: path probability as it is true on average; never rises.
-        lowest: no node is wanted whose path probability is no higher; below 0: all are.
+        lowest: no node is wanted whose path probability is lower; below 0: all are.
     """
     own, outputs = own_text.view(np.uint32), output_texts.view(np.uint32)
     prompts = prompt_texts.view(np.uint32)
@@ -274,10 +263,9 @@ def draft(
     clear_records(records, max_nodes)
     size, waiting = 0, 0
     depth, path_prob, place, corrected = np.int64(0), 1.0, np.int64(PLACES), 1.0
-    least_wanted = _least_wanted(tables, lowest)
     while size < max_nodes:
         capacity = max_nodes - size
-        floor = max(least_useful(block, floats, ranking, waiting, capacity), least_wanted)
+        floor = least_useful(block, floats, ranking, waiting, capacity)
         if depth < max_depth_nodes:
             num = _find_candidates(
                 own,
@@ -307,7 +295,7 @@ def draft(
         best = block[ranking + waiting]
         path_prob = floats[best + PATH_PROB]
         corrected = min(corrected, path_prob * _correction(tables, path_prob))
-        if corrected <= lowest:
+        if np.float32(corrected) < lowest:
             break
         depth, path_prob = add_to_tree(block, floats, best, size, token_ids, parents, probs)
         sources[size] = block[best + NODE_SOURCES]

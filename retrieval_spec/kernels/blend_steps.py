@@ -315,7 +315,7 @@ def take_steps(
 ):
     """Moves sessions on by committed tokens, one after the other, and drafts for those that have room.
 
-    Of all trees together it keeps the most probable nodes.
+    Of all trees together it keeps the most probable nodes, ties in the order of the sessions.
 
     Args:
         steps: int64[n, STEP_WORDS]  a row each session: where its card lies (`kernels.cards`), where its

@@ -41,7 +41,7 @@ MAX_HOPS = 12
 LEFT_FOR_SHORTER = 3.0
 LOWEST_MIXED_PROB = 0.001
 MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
-MIN_PATH_PROB, SHORT_OF_WANTED = float(np.float32(5e-4)), 0.1
+MIN_PATH_PROB = float(np.float32(5e-4))
 NUM_FEATURES, USUAL_RECORD_WORDS, MAX_RECORD_WORDS = 9, 48, 581
 
 
@@ -98,7 +98,7 @@ class Session:
         trees: tuple[tuple[int, DraftTree], ...] = (),
         lowest: float = -1.0,
     ) -> list[Node]:
-        """The most probable paths, best first, but none that is no better than `lowest`.
+        """The most probable paths, best first, but none that is worse than `lowest`.
 
         `trees` are what other sources propose, by source bit. Path probabilities are those told.
         """
@@ -145,12 +145,11 @@ class Session:
         waiting: list[tuple[float, int, int, int, tuple[Node, Place]]] = []
         nodes: list[Node] = []
         place, depth, path_prob, told, age = self._place(), 0, 1.0, 1.0, 0
-        least_wanted = SHORT_OF_WANTED * lowest / self.tables.largest_correction()
         self.records = {}
         self.num_free_words = (max_nodes + 1) * USUAL_RECORD_WORDS + MAX_RECORD_WORDS
         while len(nodes) < max_nodes:
             room = max_nodes - len(nodes)
-            floor = max(MIN_PATH_PROB if len(waiting) < room else -waiting[-1][0], least_wanted)
+            floor = MIN_PATH_PROB if len(waiting) < room else -waiting[-1][0]
             at = len(nodes) - 1
             for one in self._children(place, at, depth, floor / path_prob) if depth < max_depth else ():
                 prob = float(np.float32(one.prob))
@@ -165,7 +164,7 @@ class Session:
             _, depth, token, _, (node, before) = waiting.pop(0)
             place, path_prob = before.after(token), node.path_prob
             told = min(told, path_prob * self.tables.correction(path_prob))
-            if told <= lowest:
+            if float(np.float32(told)) < lowest:
                 break
             nodes.append(node)
         return nodes
@@ -259,7 +258,7 @@ def drafted_together(
     """The trees of a batch: of all paths the most probable ones, of equals those of earlier sessions.
 
     `asked` are sessions, and what other sources propose for each. Those of whose nodes most were kept last
-    time draft first, and later ones look no further than what the best so far say.
+    time learn and draft first.
     """
     if total_nodes >= max_nodes * len(asked):
         return [session.draft(max_nodes, trees=others) for session, others in asked]

@@ -95,11 +95,6 @@ class Tables:
         )
         return low + part * (high - low)
 
-    def largest_correction(self) -> float:
-        """By what path probabilities are multiplied at most."""
-        accepted, predicted = self.by_name["outcomes"]
-        return float(np.max((accepted + OUTCOME_PRIOR) / (predicted + OUTCOME_PRIOR)))
-
     def judge(self, drafted: list[tuple[int, int, float]], num_verified: int, tokens: list[int]) -> None:
         """Notes of the tokens, parents and path probabilities of a tree which came true.
 
