@@ -4,15 +4,17 @@
 
 A real server process with the default preset and a datastore; the client is `DraftClient`. Messages of 64
 sessions alternate with those of one and with empty calls on the same stream. Then 1,000 sessions of several
-namespaces stay open for `--seconds`, each replaced as it ends, while the server's memory is watched: after
-the first third each session was replaced, and what they taught fills its budget, so that old text goes as
-new comes. Memory rises and falls with that; its peaks must not rise. Last, a forward pass of a small model
-on the CPU beside the idle server, and beside the same server stopped.
+namespaces stay open for `--seconds`, each replaced as it ends: `--clients` processes share them and ask
+without a break, as engines beside one server do. The server's memory is watched: after the first third each
+session was replaced, and what they taught fills its budget, so that old text goes as new comes. Memory rises
+and falls with that; its peaks must not rise. Last, a forward pass of a small model on the CPU beside the idle
+server, and beside the same server stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import re
 import signal
@@ -20,9 +22,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -153,29 +156,49 @@ def bench_batches(client: DraftClient, documents: Sequence[Any], rounds: int) ->
     ]
 
 
-def bench_sustained(client: DraftClient, pid: int, documents: Sequence[Any], seconds: float) -> list[Row]:
+class Asked(NamedTuple):
+    """What one of several clients did."""
+
+    num_drafts: int
+    num_opened: int
+    num_missed: int
+
+
+def ask_on(address: str, documents: Sequence[Any], num_sessions: int, seconds: float) -> Asked:
+    """Asks without a break about so many open sessions: what each of several processes does."""
+    with DraftClient(address, timeout_s=1.0) as client:
+        walks = Walks(client, documents, num_sessions)
+        end_s = time.perf_counter() + seconds
+        num_drafts, place = 0, 0
+        while time.perf_counter() < end_s:
+            client.draft_batch(walks.batch(place, BATCH), NODES_EACH * BATCH)
+            num_drafts += BATCH
+            place = (place + BATCH) % num_sessions
+        walks.close()
+        return Asked(num_drafts, walks.num_opened, client.counters.missed + client.counters.failures)
+
+
+def bench_sustained(
+    address: str, pid: int, documents: Sequence[Any], seconds: float, num_clients: int
+) -> list[Row]:
     """Asks without a break with 1,000 sessions open; watches the server's memory."""
-    walks = Walks(client, documents, OPEN_SESSIONS)
-    begin_s = time.perf_counter()
-    now_s, num_drafts, place = begin_s, 0, 0
-    memory: list[tuple[float, float]] = []
-    while now_s - begin_s < seconds:
-        client.draft_batch(walks.batch(place, BATCH), NODES_EACH * BATCH)
-        num_drafts += BATCH
-        place = (place + BATCH) % OPEN_SESSIONS
-        now_s = time.perf_counter()
-        if not memory or now_s - memory[-1][0] > seconds / 240:
-            memory.append((now_s, resident_mib(pid)))
-    counters, elapsed_s = client.counters, now_s - begin_s
-    walks.close()
-    sizes = [size for _, size in memory]
+    sizes: list[float] = []
+    with ProcessPoolExecutor(num_clients, multiprocessing.get_context("spawn")) as pool:
+        asking = [
+            pool.submit(ask_on, address, documents[first::num_clients], OPEN_SESSIONS // num_clients, seconds)
+            for first in range(num_clients)
+        ]
+        while not wait(asking, seconds / 240).done:
+            sizes.append(resident_mib(pid))
+        drafts, opened, missed = map(sum, zip(*[one.result() for one in asking], strict=True))
     third = len(sizes) // 3
     middle, last = sizes[third : 2 * third], sizes[-third:]
+    many = f"{num_clients} client{'s' if num_clients > 1 else ''}"
     return [
-        Row(f"drafts a second, {OPEN_SESSIONS:,} sessions open, {elapsed_s:.0f} s",
-            num_drafts / elapsed_s, "drafts/s", 20_000, True),
-        Row("sessions opened meanwhile", walks.num_opened, "sessions"),
-        Row("answers that did not come in time", counters.missed + counters.failures, "answers", 0),
+        Row(f"drafts a second, {OPEN_SESSIONS:,} sessions open, {many}, {seconds:.0f} s",
+            drafts / seconds, "drafts/s", 20_000, True),
+        Row("sessions opened meanwhile", opened, "sessions"),
+        Row("answers that did not come in time", missed, "answers", 0),
         Row("server memory at the end of each third: first", sizes[third - 1], "MiB"),
         Row("middle", middle[-1], "MiB"),
         Row("last", last[-1], "MiB"),
@@ -243,7 +266,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
             if arguments.rounds:
                 show(bench_batches(client, held_out, arguments.rounds))
             if arguments.seconds:
-                show(bench_sustained(client, pid, held_out, arguments.seconds))
+                show(bench_sustained(client.address, pid, held_out, arguments.seconds, arguments.clients))
             if arguments.passes:
                 show(bench_beside_model(client, pid, held_out, arguments.passes))
     return rows
@@ -258,6 +281,7 @@ def main() -> int:
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "retrieval_spec" / "demo_model")
     parser.add_argument("--rounds", type=int, default=600, help="of messages of 64, 1 and 0 sessions")
     parser.add_argument("--seconds", type=float, default=600.0, help="under load")
+    parser.add_argument("--clients", type=int, default=2, help="processes that ask under load")
     parser.add_argument("--passes", type=int, default=60, help="rounds of forward passes")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows as JSON")
     arguments = parser.parse_args()
