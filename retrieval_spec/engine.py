@@ -8,17 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import Any
+from itertools import accumulate
 
-import numpy as np
-from numpy.typing import NDArray
-
-from retrieval_spec.ahead import Lookahead
-from retrieval_spec.budget import CostCurve, draft_paying, share_nodes
+from retrieval_spec.budget import CostCurve, share_nodes
 from retrieval_spec.drafters.base import (
     Budget,
-    Cursor,
     Drafter,
     TextDrafter,
     TopKDrafter,
@@ -26,30 +20,27 @@ from retrieval_spec.drafters.base import (
 )
 from retrieval_spec.drafters.blend import Blend
 from retrieval_spec.drafters.combination import ask_all
-from retrieval_spec.drafters.joint import Combination, Fuse, Joining, Joint
+from retrieval_spec.drafters.joint import Combination, Fuse, Joining, Joint, Rows
 from retrieval_spec.drafters.opening import Places, common_projection, open_sources
 from retrieval_spec.drafters.preset import Preset
 from retrieval_spec.drafters.presets import preset as preset_of
-from retrieval_spec.errors import ContextMismatch, InvalidRequest, LimitExceeded, UnknownSession
+from retrieval_spec.errors import InvalidRequest, LimitExceeded
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import fuse_sources
 from retrieval_spec.kernels.fusion import COMPILED
 from retrieval_spec.ledger import Ledger
 from retrieval_spec.limits import Limits, tenant_of
-from retrieval_spec.memory import MEASURED_TOKENS, LearnedMemory, cursor_bytes
-from retrieval_spec.tree import MAX_VOCAB_SIZE, TOKEN, DraftTree, Tokens, as_tokens
+from retrieval_spec.memory import LearnedMemory
+from retrieval_spec.session import Session, TokenIds
+from retrieval_spec.tree import MAX_VOCAB_SIZE, DraftTree, Forest, Tokens, as_tokens
 
 MAX_SOURCES = 16
 """One bit each in `DraftTree.sources`."""
-
-FIRST_PAID_NODES = 12
-"""What is taken to have paid before the first step under a cost curve."""
 
 MAX_SHARE = 4
 """How many times the average one session of a batch may take of the common budget."""
 
 _NAMESPACE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}/)?[A-Za-z0-9_-]{1,64}")
-TokenIds = Sequence[int] | NDArray[Any]
 
 
 class Engine:
@@ -155,17 +146,67 @@ class Engine:
         curve of the pass that verifies them all, only nodes that pay are among them.
         """
         total_nodes = max(total_nodes, 0)
-        most = min(total_nodes, MAX_SHARE * -(-total_nodes // max(len(sessions), 1)))
+        most = _most_of_one(total_nodes, len(sessions))
         caps = [most] * len(sessions) if max_nodes is None else [min(most, cap) for cap in max_nodes]
         if len(sessions) == 1:
             return [sessions[0].draft(caps[0], cost_curve)]
         joints, budgets = [one.joint for one in sessions], [self.budget(cap) for cap in caps]
         trees = self.joining.draft_all(joints, budgets, total_nodes)
-        shared = share_nodes(trees, total_nodes, cost_curve)
-        for joint, tree, kept in zip(joints, trees, shared, strict=True):
-            if len(kept) < len(tree):
-                joint.keep(len(kept))
-        return shared
+        return _shared(joints, trees, total_nodes, cost_curve)
+
+    def step_batch(
+        self,
+        sessions: Sequence[Session],
+        lengths: Sequence[int],
+        num_committed: Sequence[int],
+        token_ids: Tokens,
+        max_nodes: Sequence[int],
+        total_nodes: int,
+        cost_curve: CostCurve | None = None,
+    ) -> Forest | None:
+        """Commits to distinct sessions and drafts for them if all is as usual; else does nothing: None.
+
+        The same as `Session.expect`, `Session.commit` and `draft_batch`, wherever none of these can fail and
+        no source has to be told or asked itself.
+
+        Args:
+            sessions: each once.
+            lengths: tokens that each context is taken to hold.
+            num_committed: tokens to append to each.
+            token_ids: int32[sum of num_committed]  those, session after session; not checked yet.
+            max_nodes: of each tree.
+            total_nodes: of all trees together.
+            cost_curve: of the pass that verifies them; a session alone asks anew while all nodes pay.
+        """
+        if cost_curve is not None and len(sessions) == 1:
+            return None
+        if not all([one.is_open for one in sessions]) or not self._has_room(lengths, num_committed):
+            return None
+        total_nodes = max(total_nodes, 0)
+        most = min(_most_of_one(total_nodes, len(sessions)), self.max_nodes)
+        caps = [max(0, min(most, cap)) for cap in max_nodes]
+        joints = [one.joint for one in sessions]
+        rows = Rows(lengths, list(accumulate(num_committed)), token_ids, self.vocab_size, caps)
+        drafted = self.joining.commit_and_draft(joints, rows, total_nodes, self.limits.max_depth_nodes)
+        if drafted is None:
+            return None
+        for at in drafted.due:
+            sessions[at].measure_in_time()
+        if not drafted.late and cost_curve is None:
+            return drafted.forest
+        trees = drafted.forest.trees([self.source_names] * len(sessions))
+        for at in drafted.late:
+            trees[at] = joints[at].draft(self.budget(caps[at])) if caps[at] else trees[at]
+        return Forest.of(_shared(joints, trees, total_nodes, cost_curve))
+
+    def _has_room(self, lengths: Sequence[int], num_committed: Sequence[int]) -> bool:
+        """Whether no commit comes near a limit."""
+        most = max(num_committed)
+        return (
+            most <= self.limits.max_append_tokens
+            and max(lengths) + most <= self.limits.max_context_tokens
+            and self.ledger.has_memory_for(sum(num_committed))
+        )
 
     def budget(self, max_nodes: int) -> Budget:
         """Returns what a tree of one session may cost that is asked for so many nodes."""
@@ -221,180 +262,20 @@ class Engine:
         feedback.check(self.vocab_size, self.state_dimensions, self.limits.max_topk)
 
 
+def _most_of_one(total_nodes: int, num_sessions: int) -> int:
+    return min(total_nodes, MAX_SHARE * -(-total_nodes // max(num_sessions, 1)))
+
+
+def _shared(
+    joints: Sequence[Joint], trees: Sequence[DraftTree], total_nodes: int, cost_curve: CostCurve | None
+) -> list[DraftTree]:
+    """Returns what of the trees goes to the target, and tells the sources."""
+    shared = share_nodes(trees, total_nodes, cost_curve)
+    for joint, tree, kept in zip(joints, trees, shared, strict=True):
+        if len(kept) < len(tree):
+            joint.keep(len(kept))
+    return shared
+
+
 def _joining(combine: Combination | type[Blend], source_names: tuple[str, ...]) -> Joining:
     return combine(source_names) if isinstance(combine, type) else Fuse(combine, source_names)
-
-
-class Session:
-    """One generation: its context, and one cursor in every source. Not thread-safe."""
-
-    __slots__ = (
-        "_buffer",
-        "_cursors",
-        "_engine",
-        "_joint",
-        "_measured_length",
-        "_num_bytes",
-        "_num_drafted",
-        "_num_paid",
-        "_prompt_length",
-        "context_length",
-        "is_open",
-        "namespace",
-    )
-
-    def __init__(self, engine: Engine, prompt: Tokens, namespace: str, reserved_bytes: int) -> None:
-        self._engine = engine
-        self._buffer = prompt.copy()
-        self.context_length = self._prompt_length = int(prompt.size)
-        self.namespace = namespace
-        self._cursors: list[Cursor] = []
-        self._start(prompt)
-        self.is_open = True
-        self._num_paid = self._num_drafted = FIRST_PAID_NODES
-        self._num_bytes = reserved_bytes
-        self._measure()
-
-    @property
-    def context(self) -> Tokens:
-        """All tokens decided so far, as a view: int32[context_length]."""
-        context: Tokens = self._buffer[: self.context_length]
-        return context
-
-    def draft(self, max_nodes: int = 16, cost_curve: CostCurve | None = None) -> DraftTree:
-        """Returns at most `max_nodes` nodes that continue the context; equal states give equal trees.
-
-        With what a pass of the target costs, only nodes that pay are drafted (`budget.num_paying`).
-
-        Raises:
-            UnknownSession: the session is closed.
-        """
-        self._check_open()
-        if max_nodes <= 0:
-            return DraftTree.empty(self._engine.source_names)
-        max_nodes = min(max_nodes, self._engine.max_nodes)
-
-        def ask(num_nodes: int) -> DraftTree:
-            return self._joint.draft(self._engine.budget(num_nodes))
-
-        if cost_curve is None:
-            return ask(max_nodes)
-        tree = draft_paying(ask, max_nodes, cost_curve, self._num_paid)
-        self._num_drafted = len(tree)
-        self.keep(len(tree))
-        return tree
-
-    @property
-    def joint(self) -> Joint:
-        """The sources of an open session as one, for drafts of several sessions at once."""
-        self._check_open()
-        return self._joint
-
-    def keep(self, num_nodes: int) -> None:
-        """Says that of the tree drafted last only the first nodes will be verified: what it teaches is less.
-
-        Unsaid, the whole tree is taken to be. Nodes that a cost curve or a batch left out are known of.
-        """
-        self._joint.keep(num_nodes)
-
-    def commit(self, token_ids: TokenIds, feedback: Feedback | None = None) -> None:
-        """Appends decided tokens (accepted ones and the bonus token) to the context.
-
-        Raises:
-            InvalidTokens: an id outside the vocabulary; the session is unchanged.
-            InvalidFeedback: feedback that no source can use; the session is unchanged.
-            LimitExceeded: more tokens than one commit, context or the memory may hold; nothing is changed.
-            UnknownSession: the session is closed.
-        """
-        self._check_open()
-        tokens = as_tokens(token_ids, self._engine.vocab_size)
-        self._engine.check_append(self.context_length, tokens.size)
-        if feedback is not None:
-            self._engine.check_feedback(feedback)
-        self._append(tokens)
-        self._joint.observe(tokens, feedback)
-        self._num_paid = self._num_drafted
-        if self.context_length >= self._measured_length:
-            self._joint.settle()  # what waits to be worked in is not in what the sources hold
-            self._measure()
-
-    def look_ahead(self) -> Lookahead:
-        """Returns what drafts for tokens that may be committed next; for as long as none is."""
-        return Lookahead(self._joint, self._num_drafted, self._engine.budget(self._engine.max_nodes))
-
-    def truncate(self, length: int) -> None:
-        """Cuts the context to its first `length` tokens, because the host went back.
-
-        Raises:
-            ContextMismatch: the context is shorter than that.
-            UnknownSession: the session is closed.
-        """
-        self._check_open()
-        if not 0 <= length <= self.context_length:
-            raise ContextMismatch(
-                "cannot cut the context", got=length, expected=f"0 to {self.context_length}"
-            )
-        self._joint.settle()
-        self.context_length = length
-        self._prompt_length = min(length, self._prompt_length)
-        self._start(self.context[: self._prompt_length])
-        self._joint.observe(self.context[self._prompt_length :])
-        self._measure()
-
-    def expect(self, context_length: int) -> None:
-        """Refuses a step that was meant for another state of the session.
-
-        Raises:
-            ContextMismatch: a message before this one was lost, or this one is repeated or late.
-        """
-        if context_length != self.context_length:
-            raise ContextMismatch(
-                "verifier and session disagree on the context length",
-                got=context_length,
-                expected=self.context_length,
-                remedy="truncate or open the session again",
-            )
-
-    def close(self) -> None:
-        """Ends the session, lets the sources learn from it and releases it; closing twice is harmless."""
-        if self.is_open:
-            self._joint.settle()
-            cursors, context, begin = self._cursors, self.context, self._prompt_length
-            self.discard()
-            for cursor in cursors:
-                cursor.close()
-            self._engine.memory.taught(self.namespace, context[:begin], context[begin:])
-
-    def discard(self) -> None:
-        """Ends the session and releases it, and no source learns from its end; as harmless twice."""
-        if self.is_open:
-            self.is_open = False
-            self._cursors = []
-            self._buffer = self._buffer[:0].copy()
-            self._engine.ledger.close(tenant_of(self.namespace), self._num_bytes)
-
-    def _start(self, prompt: Tokens) -> None:
-        # What was added since the session began stays out: its verifier does not know the source's bit.
-        drafters = islice(self._engine.drafters.values(), len(self._cursors) or None)
-        self._cursors = [drafter.start(prompt, self.namespace) for drafter in drafters]
-        self._joint = self._engine.joining.start(self._cursors, self.namespace)
-
-    def _measure(self) -> None:
-        """Tells the ledger what the session holds, and says when to look again."""
-        num_bytes = self._buffer.nbytes + cursor_bytes(self._cursors, self.context_length)
-        self._engine.ledger.resize(num_bytes - self._num_bytes)
-        self._num_bytes = num_bytes
-        self._measured_length = self.context_length + max(self.context_length >> 3, MEASURED_TOKENS)
-
-    def _check_open(self) -> None:
-        if not self.is_open:
-            raise UnknownSession("the session is closed", remedy="open a new one")
-
-    def _append(self, tokens: Tokens) -> None:
-        length = self.context_length + tokens.size
-        if length > self._buffer.size:
-            grown = np.empty(max(length, 2 * self._buffer.size, 256), TOKEN)
-            grown[: self.context_length] = self.context
-            self._buffer = grown
-        self._buffer[self.context_length : length] = tokens
-        self.context_length = length

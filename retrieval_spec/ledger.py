@@ -75,15 +75,19 @@ class Ledger:
         Raises:
             LimitExceeded: there is none left.
         """
-        if self.num_bytes + num_tokens * BYTES_PER_TOKEN > self._limits.max_session_bytes:
+        if not self.has_memory_for(num_tokens):
             raise self._no_memory()
+
+    def has_memory_for(self, num_tokens: int) -> bool:
+        """Whether so many tokens more fit into the memory of all sessions."""
+        return self.num_bytes + num_tokens * BYTES_PER_TOKEN <= self._limits.max_session_bytes
 
     def _refusal(self, tenant: str, num_tokens: int) -> LimitExceeded | None:
         if self.num_sessions >= self._limits.max_sessions:
             return _too_many("too many open sessions", self._limits.max_sessions)
         if self._of_tenants.get(tenant, 0) >= self._limits.max_tenant_sessions:
             return _too_many("too many open sessions of one tenant", self._limits.max_tenant_sessions)
-        if self.num_bytes + num_tokens * BYTES_PER_TOKEN > self._limits.max_session_bytes:
+        if not self.has_memory_for(num_tokens):
             return self._no_memory()
         return None
 

@@ -15,8 +15,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from retrieval_spec.budget import CostCurve
-from retrieval_spec.engine import Engine, Session
+from retrieval_spec.engine import Engine
 from retrieval_spec.errors import LimitExceeded, RetrievalSpecError, UnknownSession
+from retrieval_spec.session import Session
 from retrieval_spec.tree import DraftTree, Tokens
 
 TAIL_TOKENS = 16

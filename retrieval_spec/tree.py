@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -254,6 +254,48 @@ class DraftTree:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class Forest(NamedTuple):
+    """Draft trees of several sessions in common columns, one right behind the other.
+
+    Attributes:
+        counts: nodes of each tree.
+        token_ids: int32[n]  as in `DraftTree`, and so are the others; parents are counted within each tree.
+        parents: int32[n]
+        probs: float32[n]
+        sources: uint16[n]
+    """
+
+    counts: Sequence[int]
+    token_ids: Tokens
+    parents: Int32s
+    probs: Float32s
+    sources: Uint16s
+
+    def trees(self, source_names: Sequence[tuple[str, ...]]) -> list[DraftTree]:
+        """Returns the trees one by one; costs no copy."""
+        trees, begin = [], 0
+        for count, names in zip(self.counts, source_names, strict=True):
+            part = slice(begin, begin + count)
+            trees.append(
+                DraftTree(
+                    self.token_ids[part], self.parents[part], self.probs[part], self.sources[part], names
+                )
+            )
+            begin += count
+        return trees
+
+    @classmethod
+    def of(cls, trees: Sequence[DraftTree]) -> Forest:
+        """Returns trees in common columns."""
+        return cls(
+            [len(tree) for tree in trees],
+            np.concatenate([tree.token_ids for tree in trees]),
+            np.concatenate([tree.parents for tree in trees]),
+            np.concatenate([tree.probs for tree in trees]),
+            np.concatenate([tree.sources for tree in trees]),
+        )
 
 
 _set_token_ids, _set_parents, _set_probs, _set_sources, _set_source_names = (

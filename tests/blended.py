@@ -14,6 +14,7 @@ from retrieval_spec.drafters.history import HistoryDrafter
 from retrieval_spec.drafters.prompts import PromptsDrafter
 from retrieval_spec.drafters.session import SessionDrafter
 from retrieval_spec.structures.blend_tables import shipped_prior
+from retrieval_spec.structures.context import Context
 from retrieval_spec.tree import DraftTree
 from tests.reference.blend import Namespace, Node, Session, drafted_together
 from tests.reference.blend_tables import SHAPES
@@ -112,7 +113,7 @@ class BothSessions:
     def __init__(self, both: Both, prompt: list[int]) -> None:
         self.both = both
         self.cursors = [drafter.start(as_int32(prompt)) for drafter in both.drafters]
-        self.joint = both.blend.start(self.cursors, "default")
+        self.joint = both.blend.start(self.cursors, "default", Context(as_int32(prompt)))
         self.twin = Session(both.twin, prompt)
 
     def draft(self, max_nodes: int, max_depth: int = 64) -> DraftTree:

@@ -61,7 +61,7 @@ def history(data: bytes) -> None:
 
 def step(data: bytes) -> None:
     message = pb.DraftStep.FromString(data)
-    for row in wire.read_step(message, MAX_ROWS):
+    for row in wire.read_step(message, wire.read_columns(message, MAX_ROWS)):
         assert row.commit.dtype == np.int32
     wire.read_cost_curve(message)
 

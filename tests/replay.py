@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
-from retrieval_spec.engine import Session
+from retrieval_spec.session import Session
 from tests.reference.acceptance import drafted_paths
 
 Paths = set[tuple[int, ...]]

@@ -21,6 +21,7 @@ from retrieval_spec.errors import ServiceUnavailable
 from retrieval_spec.kernels.blend_tables import OUTPUTS, OWN, PROMPTS
 from retrieval_spec.kernels.features import MAX_HOPS
 from retrieval_spec.structures import blend_tables
+from retrieval_spec.structures.context import Context
 from retrieval_spec.tree import DraftTree
 from tests.conftest import REPOSITORY
 from tests.fake_drafters import CountingDrafter
@@ -129,9 +130,11 @@ class FailingDrafter:
 @pytest.mark.parametrize("num_good", [0, 1])
 def test_a_source_that_fails_is_done_without(num_good, caplog):
     failing, prompt = FailingDrafter(num_good), as_int32([5, 6, 7, 5, 6])
-    alone = Blend(("session", "failing")).start([SessionDrafter.open(9).start(prompt)], "default")
+    alone = Blend(("session", "failing")).start(
+        [SessionDrafter.open(9).start(prompt)], "default", Context(prompt)
+    )
     cursors = [SessionDrafter.open(9).start(prompt), failing]
-    beside = Blend(("session", "failing")).start(cursors, "default")
+    beside = Blend(("session", "failing")).start(cursors, "default", Context(prompt))
     for token in (7, 5, 6):
         tree = beside.draft(Budget(8))
         assert len(tree) > 0
@@ -145,11 +148,9 @@ def test_a_source_that_fails_is_done_without(num_good, caplog):
 
 
 def test_what_another_source_proposes_is_drafted_beside_texts():
-    cursors = [
-        SessionDrafter.open(99).start(as_int32([5, 6, 7, 5, 6])),
-        CountingDrafter(99).start(as_int32([6])),
-    ]
-    tree = Blend(("session", "counting")).start(cursors, "default").draft(Budget(40))
+    prompt = as_int32([5, 6, 7, 5, 6])
+    cursors = [SessionDrafter.open(99).start(prompt), CountingDrafter(99).start(prompt)]
+    tree = Blend(("session", "counting")).start(cursors, "default", Context(prompt)).draft(Budget(40))
     assert tree.source_names == ("session", "counting")
     sources = {(*before, token): sources for before, token, sources in with_paths(tree)}
     assert (sources[7,], sources[7, 8], sources[7, 5]) == (0b11, 0b10, 0b01)
@@ -164,12 +165,13 @@ def test_any_text_may_stand_alone(source):
     before = drafter.start(as_int32(PASSAGE))
     before.observe(as_int32(PASSAGE))
     before.close()
-    text = drafter.start(as_int32([*PASSAGE[:20], PASSAGE[9]]))
+    prompt = as_int32([*PASSAGE[:20], PASSAGE[9]])
+    text = drafter.start(prompt)
     assert isinstance(text, TextCursor)
     assert text.kind == KINDS[source]
     counting = CountingDrafter(VOCAB_SIZE, 0.5).start(as_int32([5]))
     assert not isinstance(counting, TextCursor)
-    tree = blend.start([counting, text], "default").draft(Budget(8, 1)).check(VOCAB_SIZE)
+    tree = blend.start([counting, text], "default", Context(prompt)).draft(Budget(8, 1)).check(VOCAB_SIZE)
     sources = dict(zip(tree.token_ids.tolist(), tree.sources.tolist(), strict=True))
     assert (sources[PASSAGE[10]], sources[6]) == (0b10, 0b01)
 
@@ -294,8 +296,8 @@ def test_batches_over_several_namespaces_are_drafted_in_several_threads():
 @pytest.mark.parametrize("max_nodes", [0, 1, 2, 7, 64, 256])
 @pytest.mark.parametrize("max_depth_nodes", [0, 1, 2, 64])
 def test_trees_keep_their_budget(max_nodes, max_depth_nodes):
-    cursor = SessionDrafter.open(9).start(as_int32(np.random.default_rng(0).integers(0, 4, 300).tolist()))
-    joint = Blend(("session",)).start([cursor], "default")
+    prompt = as_int32(np.random.default_rng(0).integers(0, 4, 300).tolist())
+    joint = Blend(("session",)).start([SessionDrafter.open(9).start(prompt)], "default", Context(prompt))
     tree = joint.draft(Budget(max_nodes, max_depth_nodes)).check(9)
     assert len(tree) <= max_nodes
     assert max(tree.depths(), default=0) <= max_depth_nodes

@@ -184,8 +184,7 @@ def test_a_meter_does_not_remember_sessions_for_ever(monkeypatch):
     monkeypatch.setattr("retrieval_spec.service.meter._MAX_AWAITED", 3)
     meter = Meter()
     for session_id in range(10):
-        row = wire.SessionStep(session_id, 0, np.array([1, 2], np.int32), 4)
-        meter.answered([row], [DraftTree.chain([1])], 0.001)
+        meter.answered([session_id], [2], [DraftTree.chain([1])], 0.001)
     assert len(meter._awaited) <= 3
     assert (meter.drafts, meter.committed_tokens, meter.accepted_nodes) == (10, 20, 0)
 
@@ -193,8 +192,7 @@ def test_a_meter_does_not_remember_sessions_for_ever(monkeypatch):
 def test_no_more_nodes_are_accepted_than_were_drafted():
     meter = Meter()
     for commit, drafted in (([1], 3), ([5, 6, 7, 8, 9, 9], 0), ([1, 2], 2)):
-        row = wire.SessionStep(1, 0, np.array(commit, np.int32), 4)
-        meter.answered([row], [DraftTree.chain(range(drafted))], 0.001)
+        meter.answered([1], [len(commit)], [DraftTree.chain(range(drafted))], 0.001)
     assert meter.accepted_nodes == 3
     meter.closed(1, 3)
     meter.closed(1, 3)

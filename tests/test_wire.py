@@ -53,6 +53,10 @@ ERRORS = st.sampled_from(sorted(error_types().values(), key=lambda error_type: e
 OUTCOMES = st.lists(NAMED_TREES | ERRORS, max_size=5)
 
 
+def rows_of(step, max_sessions):
+    return wire.read_step(step, wire.read_columns(step, max_sessions))
+
+
 def step_of(rows, total_nodes=8) -> DraftStep:
     step = DraftStep()
     wire.write_step(step, rows, total_nodes)
@@ -80,7 +84,7 @@ def plain_feedback(feedback):
 
 @given(ROWS)
 def test_a_step_comes_back_as_it_was(rows):
-    again = wire.read_step(step_of(rows), max_sessions=5)
+    again = rows_of(step_of(rows), 5)
     assert list(map(plain, again)) == list(map(plain, rows))
 
 
@@ -157,14 +161,14 @@ def test_a_feedback_column_of_a_wrong_length_is_named(column, data):
     step = step_of([wire.SessionStep(1, 2, tokens, 3, feedback)])
     setattr(step.feedback[0], column, data)
     with pytest.raises(InvalidRequest, match="column"):
-        wire.read_step(step, max_sessions=5)
+        rows_of(step, 5)
 
 
 def test_feedback_on_no_session_is_refused():
     step = step_of([wire.SessionStep(1, 2, np.array([1], np.int32), 3, Feedback())])
     step.feedback[0].session_index = 1
     with pytest.raises(InvalidRequest, match="no session"):
-        wire.read_step(step, max_sessions=5)
+        rows_of(step, 5)
 
 
 def test_the_columns_are_little_endian():
@@ -181,7 +185,7 @@ def test_the_columns_are_little_endian():
 
 def test_budgets_past_the_column_are_clamped():
     step = step_of([wire.SessionStep(1, 0, np.zeros(0, np.int32), 10**12)], total_nodes=-4)
-    assert (wire.read_step(step, 1)[0].max_nodes, step.total_nodes) == (2**31 - 1, 0)
+    assert (rows_of(step, 1)[0].max_nodes, step.total_nodes) == (2**31 - 1, 0)
 
 
 def test_token_ids_that_were_read_may_be_written_to():
@@ -201,7 +205,7 @@ def test_a_step_with_a_short_column_is_refused(column, cut):
     step = step_of([wire.SessionStep(1, 2, np.array([3], np.int32), 4)] * 2)
     setattr(step, column, getattr(step, column)[:-cut])
     with pytest.raises(InvalidRequest, match=r"column \w+ has a wrong length"):
-        wire.read_step(step, 5)
+        rows_of(step, 5)
 
 
 @pytest.mark.row("C1")
@@ -209,15 +213,15 @@ def test_negative_lengths_are_refused():
     step = step_of([wire.SessionStep(1, 2, np.array([3, 4], np.int32), 4)] * 2)
     step.commit_lengths = np.array([-1, 5], "<i4").tobytes()
     with pytest.raises(InvalidRequest, match="negative"):
-        wire.read_step(step, 5)
+        rows_of(step, 5)
 
 
 @pytest.mark.row("C1")
 def test_a_step_may_not_hold_more_sessions_than_the_server():
     rows = [wire.SessionStep(1, 2, np.zeros(0, np.int32), 4)] * 3
-    assert len(wire.read_step(step_of(rows), 3)) == 3
+    assert len(rows_of(step_of(rows), 3)) == 3
     with pytest.raises(LimitExceeded, match="too many sessions"):
-        wire.read_step(step_of(rows), 2)
+        rows_of(step_of(rows), 2)
 
 
 RESULT_COLUMNS = ["statuses", "node_counts", "token_ids", "parents", "probs", "sources"]
@@ -363,7 +367,7 @@ def test_a_damaged_answer_gives_checked_trees_or_a_typed_error(data, sessions):
 @given(damaged(ROWS.map(step_of)) | st.binary(max_size=80))
 def test_a_damaged_step_gives_rows_or_a_typed_error(data):
     try:
-        rows = wire.read_step(DraftStep.FromString(data), 100)
+        rows = rows_of(DraftStep.FromString(data), 100)
     except (DecodeError, RetrievalSpecError):
         return
     assert all(row.commit.dtype == np.int32 for row in rows)

@@ -11,7 +11,8 @@ from retrieval_spec.projection import Projection
 from retrieval_spec.tree import DraftTree, as_tokens
 
 if TYPE_CHECKING:  # the engine needs numba, which a remote client's process need not have
-    from retrieval_spec.engine import Engine, Session
+    from retrieval_spec.engine import Engine
+    from retrieval_spec.session import Session
     from retrieval_spec.suffixes import SuffixBook
 
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.projection import Projection
-from retrieval_spec.tree import DraftTree, Int32s, Tokens, Uint16s
+from retrieval_spec.tree import DraftTree, Tokens, Uint16s
 
 if TYPE_CHECKING:
-    from retrieval_spec.drafters.tail import Tail
+    from retrieval_spec.drafters.text_card import TextCard
     from retrieval_spec.structures.context_array import ContextArray
 
 Int64s = NDArray[np.int64]
@@ -78,43 +78,47 @@ class Cursor(Protocol):
         ...
 
 
-Span = tuple[int, int]
-"""An address, and how many int32 lie there."""
-NO_SPAN: Span = (0, 0)
-
-
 @runtime_checkable
 class TextCursor(Cursor, Protocol):
-    """A cursor whose source is a text in an automaton, so that it can be blended with others of its kind."""
+    """A cursor whose source is a text in an automaton, so that it can be blended with others of its kind.
+
+    Kernels read the text and move the place on, over all sessions of a step; the cursor is told later.
+    """
 
     kind: int
     """`OWN`, `OUTPUTS` or `PROMPTS` of `kernels.blend_tables`."""
     lock: Lock | None
-    """Held from `find_place` until the arena is no longer read; None if no other session reads it."""
+    """Held while kernels read the text; None if no other session reads it."""
+    card: TextCard
+    """Where the text lies; always the same one."""
+    place: Int64s
+    """int64[PLACE_WORDS]  where the context stands in it; in its own text, its anchor (`kernels.anchor`)."""
+    learns_at_once: bool
+    """Whether it is to be told after every step, not only before the session ends."""
 
-    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s, Span]:
-        """Returns the automaton, its table of commonest continuations, and the state and length of the match.
-
-        Last comes, if the text has grown, where the last tokens of the context lie: with these the place is
-        to be found anew before it is used. The place in the context's own text is where that ends; there its
-        anchor stands instead (`kernels.anchor`), and so many new tokens are about to be appended.
-        """
+    def refresh(self, num_new: int) -> None:
+        """Brings the card of a trial up to date, before so many tokens are worked in; the lock is held."""
         ...
 
-    def advance(self, tokens: Tokens, num_added: int) -> None:
-        """Notes committed tokens, where a kernel has moved the place on by them.
+    def advance(self, tokens: Tokens) -> None:
+        """Notes committed tokens that kernels have worked in."""
+        ...
 
-        Of the first `num_added` it has also extended the context's own text.
-        """
+    def make_room(self, left: Tokens) -> None:
+        """Makes room in the context's own text, and appends tokens for which kernels found none."""
         ...
 
 
 @runtime_checkable
 class SearchedCursor(Cursor, Protocol):
-    """A cursor whose source is a corpus, so that a kernel can search it together with others' texts."""
+    """A cursor whose source is a corpus, so that a kernel can search it together with others' texts.
 
-    def find_corpus(self) -> tuple[ContextArray, Tail] | None:
-        """Returns the corpus and the end of the context; None if the cursor itself has to be asked."""
+    Where it is not asked itself, it is told of commits late, and of many at once.
+    """
+
+    @property
+    def corpus(self) -> ContextArray | None:
+        """The corpus as it is now; None if the cursor itself has to be asked."""
         ...
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retrieval_spec.drafters.base import Budget, Cursor
-from retrieval_spec.drafters.blended import Blended, Learned, step_all
+from retrieval_spec.drafters.blended import Blended, Learned
+from retrieval_spec.drafters.joint import Drafted, Rows
 from retrieval_spec.drafters.namespaces import Namespaces
+from retrieval_spec.drafters.stepping import commit_and_draft, draft_all
+from retrieval_spec.structures.context import Context
 from retrieval_spec.tree import DraftTree, Float32s
 
 
@@ -26,9 +29,9 @@ class Blend:
         self.source_names = source_names
         self.namespaces = Namespaces(lambda: Learned(prior))
 
-    def start(self, cursors: Sequence[Cursor], namespace: str) -> Blended:
+    def start(self, cursors: Sequence[Cursor], namespace: str, context: Context) -> Blended:
         """Returns the cursors of a new session as one."""
-        return Blended(cursors, self.namespaces.of(namespace), self.source_names)
+        return Blended(cursors, self.namespaces.of(namespace), self.source_names, context)
 
     def draft_all(
         self, joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes: int
@@ -36,7 +39,13 @@ class Blend:
         """Returns one tree of each session, all in one kernel call."""
         if len(set(joints)) < len(joints):  # one that is asked for twice moves on once
             return [joint.draft(budget) for joint, budget in zip(joints, budgets, strict=True)]
-        return step_all(joints, budgets, total_nodes) if joints else []
+        return draft_all(joints, budgets, total_nodes) if joints else []
+
+    def commit_and_draft(
+        self, joints: Sequence[Blended], rows: Rows, total_nodes: int, max_depth_nodes: int
+    ) -> Drafted | None:
+        """Commits and drafts for distinct sessions in two kernel calls, where all is as usual."""
+        return commit_and_draft(joints, rows, total_nodes, max_depth_nodes)
 
     def cells_of(self, namespace: str) -> Float32s:
         """Returns the tables of a namespace, not a copy: float32[NUM_CELLS], for tools."""

@@ -161,10 +161,11 @@ class CorpusCursor:
     def close(self) -> None:
         """Does nothing: the corpus never changes."""
 
-    def find_corpus(self) -> tuple[ContextArray, Tail] | None:
-        """Returns what a kernel needs to do as `propose` does; None if it has to be asked, not a kernel."""
+    @property
+    def corpus(self) -> ContextArray | None:
+        """What a kernel needs to do as `propose` does; None if it has to be asked, not a kernel."""
         corpus = self._drafter.corpus
-        return (corpus, self._tail) if isinstance(corpus, ContextArray) else None
+        return corpus if isinstance(corpus, ContextArray) else None
 
     def propose(self, budget: Budget) -> DraftTree:
         """Returns the most probable continuations of the nearest occurrences; no match, no nodes."""

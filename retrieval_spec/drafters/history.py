@@ -7,25 +7,25 @@ written (`learn="live"`). Every namespace has its own automaton, lock and byte b
 from __future__ import annotations
 
 import threading
-import weakref
 from array import array
-from collections.abc import Callable
 from copy import copy
 from typing import Literal
 
 import numpy as np
 
-from retrieval_spec.drafters.base import MAX_DEPTH_NODES, NO_SPAN, Budget, Int64s, Span
+from retrieval_spec.drafters.base import MAX_DEPTH_NODES, Budget, Int64s
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.namespaces import Namespaces, pieces
 from retrieval_spec.drafters.session import MAX_MATCH_TOKENS, WORTH
+from retrieval_spec.drafters.text_card import TextCard
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.automaton_draft import draft_from, scratch_words
 from retrieval_spec.kernels.blend_tables import OUTPUTS
+from retrieval_spec.kernels.cards import PLACE_WORDS, SEEN_NUMBER, SEEN_VERSION, VERSION
 from retrieval_spec.structures.recent_texts import RecentText, RecentTexts
-from retrieval_spec.structures.shared_automaton import SharedAutomaton
-from retrieval_spec.tree import TOKEN, DraftTree, Int32s, Tokens
+from retrieval_spec.structures.shared_automaton import NO_ROWS, SharedAutomaton
+from retrieval_spec.tree import TOKEN, DraftTree, Tokens
 
 When = Literal["close", "live"]
 MIN_BYTES = 1 << 20
@@ -71,6 +71,7 @@ class History:
     Attributes:
         texts: what it wrote; nothing once it was released.
         is_released: whether it was, so that nothing is learned into it.
+        card: where that lies now.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -78,6 +79,7 @@ class History:
         # No string is longer than the longest match with the deepest draft after it.
         self.texts = RecentTexts(max_bytes, counted_tokens=MAX_MATCH_TOKENS + MAX_DEPTH_NODES)
         self.is_released = False
+        self.card = TextCard(self.texts.automaton.arena, self.texts.automaton.commonest)
 
     @property
     def num_bytes(self) -> int:
@@ -87,25 +89,40 @@ class History:
     def release(self) -> None:
         """Gives back its memory, although sessions hold it until they end."""
         with self.lock:
+            before = self.texts.automaton
             self.texts, self.is_released = RecentTexts.none(), True
+            self._show(before)
+
+    def extend(self, text: RecentText, tokens: Tokens) -> None:
+        """Appends to a text, unless all was released; call with the lock held."""
+        if not self.is_released:
+            before = self.texts.automaton
+            self.texts.extend(text, tokens)
+            self._show(before)
+
+    def _show(self, before: SharedAutomaton) -> None:
+        automaton = self.texts.automaton
+        self.card.show(automaton.arena, automaton.commonest)
+        if automaton is before:
+            self.card.has_grown()
+        else:
+            self.card.is_another()
 
 
 class HistoryCursor:
     """One session's place in its namespace's history; owned by that session, not thread-safe."""
 
     __slots__ = (
-        "_automaton",
         "_history",
-        "_is_live",
         "_num_learned",
         "_num_new_tokens",
-        "_own_rows",
-        "_place",
         "_scratch",
         "_text",
-        "_version",
         "_written",
+        "card",
+        "learns_at_once",
         "lock",
+        "place",
     )
 
     kind = OUTPUTS
@@ -113,15 +130,14 @@ class HistoryCursor:
     def __init__(self, history: History, learn: When, context: Tokens) -> None:
         self._history = history
         self.lock = history.lock
-        self._is_live = learn == "live"
+        self.card = history.card
+        self.learns_at_once = learn == "live"
         self._written = array("i", context[-MAX_MATCH_TOKENS:].tobytes())  # and then the output
         self._num_learned = len(self._written)  # of what is written: the prompt never is
         self._text = RecentText()
-        self._own_rows: Int32s | None = None  # of commonest continuations, in place of the history's
-        self._place = SharedAutomaton.new_place()
+        self.place: Int64s = np.zeros(PLACE_WORDS, np.int64)
+        self.place[SEEN_VERSION:] = -1
         self._num_new_tokens = 0  # since the place was found
-        self._version = -1  # of the history in which it was found
-        self._automaton: Callable[[], SharedAutomaton | None] = _nothing  # likewise
         self._scratch = np.empty(0, np.int64)
 
     @property
@@ -132,26 +148,39 @@ class HistoryCursor:
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves on by output; `feedback` is not used."""
         self._num_new_tokens += tokens.shape[0]
-        self.advance(tokens, 0)
+        self.advance(tokens)
 
-    def advance(self, tokens: Tokens, num_added: int) -> None:
-        """Moves on by output by which a kernel has moved the place on."""
+    def advance(self, tokens: Tokens) -> None:
+        """Notes output by which kernels have moved the place on."""
         self._written.frombytes(tokens.tobytes())
-        if self._is_live:
+        if self.learns_at_once:
             self._learn_output()
+
+    def make_room(self, left: Tokens) -> None:
+        """Does nothing: only the context's own text grows with every step."""
 
     def trial(self) -> HistoryCursor | None:
         """Returns a cursor whose moves show nowhere else; None if outputs are learned as they are written."""
-        if self._is_live:
+        if self.learns_at_once:
             return None
         trial = copy(self)
-        trial._place = self._place.copy()
+        trial.place = self.place.copy()
         trial._written = self._written[-MAX_MATCH_TOKENS:]
-        if self._own_rows is None and self._history.texts.version:
+        if self.card is self._history.card and self._history.texts.version:
             # Drafts note there what they looked for; trials of a trial share what it has.
+            trial.card = TextCard(self._history.texts.automaton.arena, NO_ROWS)
+            trial.card.words[VERSION] = -1
             with self._history.lock:
-                trial._own_rows = self._history.texts.automaton.commonest.copy()
+                trial.refresh(0)
         return trial
+
+    def refresh(self, num_new: int) -> None:
+        """Brings the card of a trial up to date, its own; call with the lock held."""
+        known = self._history.card
+        if self.card.words[VERSION] != known.words[VERSION]:
+            automaton = self._history.texts.automaton
+            self.card.show(automaton.arena, automaton.commonest.copy())
+            self.card.words[VERSION:] = known.words[VERSION:]
 
     def close(self) -> None:
         """Lets later sessions of the namespace draft from this one's output."""
@@ -165,46 +194,30 @@ class HistoryCursor:
         self._scratch = with_room(self._scratch, scratch_words(max_nodes))
         columns = new_columns(max_nodes)
         with self._history.lock:
-            arena, _, place, suffix = self.find_place(0)
-            self._catch_up(suffix)
-            state, match_tokens = place.tolist()
-            max_depth_nodes = budget.max_depth_nodes
-            size = draft_from(arena, state, match_tokens, WORTH, max_depth_nodes, self._scratch, *columns)
+            automaton = self._history.texts.automaton
+            self._catch_up(automaton)
+            state, match_tokens = self.place[:SEEN_VERSION].tolist()
+            limits = (WORTH, budget.max_depth_nodes)
+            size = draft_from(automaton.arena, state, match_tokens, *limits, self._scratch, *columns)
         return tree_of(columns, size)
 
-    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s, Span]:
-        """Returns the history's automaton, and where the context stands in it; call with the lock held."""
-        texts, suffix = self._history.texts, NO_SPAN
-        if self._version != texts.version:
-            suffix = self._begin_again(texts)
-        rows = texts.automaton.commonest if self._own_rows is None else self._own_rows
-        return texts.automaton.arena, rows, self._place, suffix
-
-    def _begin_again(self, texts: RecentTexts) -> Span:
-        """Returns the last tokens of the context, with which to find the place in texts that have grown."""
-        if self._own_rows is not None:
-            self._own_rows = texts.automaton.commonest.copy()
-        if self._num_new_tokens or self._automaton() is not texts.automaton:
-            self._place[:] = 0
-            self._automaton = weakref.ref(texts.automaton)
-        self._version, self._num_new_tokens = texts.version, 0
-        address, num_written = self._written.buffer_info()
-        num_suffix = min(num_written, MAX_MATCH_TOKENS)
-        return address + self._written.itemsize * (num_written - num_suffix), num_suffix
-
-    def _catch_up(self, suffix: Span) -> None:
-        """Does to the place what kernels do that are told of the suffix, and moves it on by output."""
-        automaton = self._history.texts.automaton
-        if suffix is not NO_SPAN:
-            automaton.find_again(self._place, self._newest(MAX_MATCH_TOKENS), MAX_MATCH_TOKENS)
-        elif self._num_new_tokens:
+    def _catch_up(self, automaton: SharedAutomaton) -> None:
+        """Does to the place what kernels do in texts that have grown, and moves it on by output."""
+        shown = self._history.card.words[VERSION:]
+        if np.array_equal(self.place[SEEN_VERSION:], shown):
             if self._num_new_tokens >= MAX_MATCH_TOKENS:
-                self._place[:] = 0
-            automaton.follow(self._place, self._newest(self._num_new_tokens), MAX_MATCH_TOKENS)
-            self._num_new_tokens = 0
+                self.place[:SEEN_VERSION] = 0
+            automaton.follow(self.place, self._newest(self._num_new_tokens), MAX_MATCH_TOKENS)
+        else:
+            if self._num_new_tokens or self.place[SEEN_NUMBER] != shown[-1]:
+                self.place[:SEEN_VERSION] = 0
+            automaton.find_again(self.place, self._newest(MAX_MATCH_TOKENS), MAX_MATCH_TOKENS)
+            self.place[SEEN_VERSION:] = shown
+        self._num_new_tokens = 0
 
     def _newest(self, num_tokens: int) -> Tokens:
-        return np.array(self._written[-min(num_tokens, MAX_MATCH_TOKENS) :], TOKEN)
+        newest = self._written[len(self._written) - min(num_tokens, MAX_MATCH_TOKENS, len(self._written)) :]
+        return np.array(newest, TOKEN)
 
     def _learn_output(self) -> None:
         output = self._written[self._num_learned :]
@@ -216,9 +229,4 @@ class HistoryCursor:
         tokens = np.frombuffer(text, TOKEN)
         for begin, end in pieces(0, tokens.shape[0]):
             with self._history.lock:
-                if not self._history.is_released:
-                    self._history.texts.extend(self._text, tokens[begin:end])
-
-
-def _nothing() -> None:
-    """Stands for a reference to an automaton that is gone."""
+                self._history.extend(self._text, tokens[begin:end])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from retrieval_spec.drafters.base import Budget, Cursor, trial_of
 from retrieval_spec.drafters.guarded import GuardedCursor
@@ -11,7 +11,41 @@ from retrieval_spec.errors import RetrievalSpecError
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import fuse_sources
 from retrieval_spec.kernels.fusion import COMPILED
-from retrieval_spec.tree import DraftTree, Tokens
+from retrieval_spec.structures.context import Context
+from retrieval_spec.tree import DraftTree, Forest, Tokens
+
+
+class Rows(NamedTuple):
+    """What a step commits and asks for: an entry of each column for each session.
+
+    Attributes:
+        lengths: tokens that each context is taken to hold.
+        ends: where its tokens end among `token_ids`, which begin where those of the session before end.
+        token_ids: int32[n]  as they came.
+        vocab_size: ids lie below it.
+        max_nodes: of each tree.
+    """
+
+    lengths: Sequence[int]
+    ends: Sequence[int]
+    token_ids: Tokens
+    vocab_size: int
+    max_nodes: Sequence[int]
+
+
+class Drafted(NamedTuple):
+    """What came of a step that was done at once.
+
+    Attributes:
+        forest: the trees.
+        late: sessions that drafted nothing because there was no room, by their places; now there is.
+        due: sessions that are to be looked at (`structures.context`).
+    """
+
+    forest: Forest
+    late: list[int]
+    due: list[int]
+
 
 Combination = Callable[[Sequence[Cursor], Budget], list[DraftTree]]
 """Asks cursors and returns one tree each, in their order (`drafters.combination`)."""
@@ -35,7 +69,7 @@ class Joint(Protocol):
         ...
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
-        """Moves all cursors on by committed tokens, at the latest with the next draft."""
+        """Appends committed tokens to the context; moves all cursors on, at the latest with the next draft."""
         ...
 
     def settle(self) -> None:
@@ -56,8 +90,8 @@ class Joining(Protocol):
 
     source_names: tuple[str, ...]
 
-    def start(self, cursors: Sequence[Cursor], namespace: str) -> Joint:
-        """Returns the cursors of a new session as one."""
+    def start(self, cursors: Sequence[Cursor], namespace: str, context: Context) -> Joint:
+        """Returns the cursors of a new session as one; they have observed the context, which is its own."""
         ...
 
     def draft_all(
@@ -69,6 +103,15 @@ class Joining(Protocol):
         """
         ...
 
+    def commit_and_draft(
+        self, joints: Sequence[Any], rows: Rows, total_nodes: int, max_depth_nodes: int
+    ) -> Drafted | None:
+        """Commits and drafts for distinct sessions at once, where all is as usual; else does nothing: None.
+
+        The trees are those of `observe` for each and `draft_all`, and of these the most probable nodes.
+        """
+        ...
+
 
 class Fuse:
     """Fuses one tree of each source by longest prefix; learns nothing."""
@@ -77,9 +120,9 @@ class Fuse:
         self._combine = combine
         self.source_names = source_names
 
-    def start(self, cursors: Sequence[Cursor], namespace: str) -> Fused:
+    def start(self, cursors: Sequence[Cursor], namespace: str, context: Context) -> Fused:
         """Returns the cursors of a new session as one."""
-        return Fused(cursors, self._combine, self.source_names)
+        return Fused(cursors, self._combine, self.source_names, context)
 
     def draft_all(
         self, joints: Sequence[Joint], budgets: Sequence[Budget], total_nodes: int
@@ -90,18 +133,28 @@ class Fuse:
             for joint, budget in zip(joints, budgets, strict=True)
         ]
 
+    def commit_and_draft(
+        self, joints: Sequence[Joint], rows: Rows, total_nodes: int, max_depth_nodes: int
+    ) -> None:
+        """Does nothing: each source has to be told and asked."""
+
 
 class Fused:
     """Cursors that each propose a tree; owned by one session."""
 
-    __slots__ = ("_combine", "_cursors", "_source_names")
+    __slots__ = ("_combine", "_context", "_cursors", "_source_names")
 
     def __init__(
-        self, cursors: Sequence[Cursor], combine: Combination, source_names: tuple[str, ...]
+        self,
+        cursors: Sequence[Cursor],
+        combine: Combination,
+        source_names: tuple[str, ...],
+        context: Context | None,
     ) -> None:
         self._cursors = cursors
         self._combine = combine
         self._source_names = source_names
+        self._context = context
 
     def draft(self, budget: Budget) -> DraftTree:
         """Returns the most probable paths of all trees."""
@@ -119,13 +172,15 @@ class Fused:
     def trial(self) -> Fused | None:
         """Returns one in the same state, whose moves show nowhere else; None if a source allows none."""
         cursors = trials_of(self._cursors)
-        return None if cursors is None else Fused(cursors, self._combine, self._source_names)
+        return None if cursors is None else Fused(cursors, self._combine, self._source_names, None)
 
     def keep(self, num_nodes: int) -> None:
         """Does nothing: no source asks what became of its tree."""
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves all cursors on."""
+        if self._context is not None:
+            self._context.append(tokens)
         for cursor in self._cursors:
             cursor.observe(tokens, feedback)
 

@@ -9,9 +9,10 @@ from copy import copy
 
 import numpy as np
 
-from retrieval_spec.drafters.base import NO_SPAN, Budget, Cursor, Int64s, Span
+from retrieval_spec.drafters.base import Budget, Cursor, Int64s
 from retrieval_spec.drafters.columns import new_columns, tree_of, with_room
 from retrieval_spec.drafters.copying import Copy
+from retrieval_spec.drafters.text_card import TextCard
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.kernels.anchor import ANCHOR_WORDS
 from retrieval_spec.kernels.automaton_draft import draft, scratch_words
@@ -71,43 +72,57 @@ class SessionDrafter:
 class SessionCursor:
     """One session's text as an automaton; owned by that session, not thread-safe."""
 
-    __slots__ = ("_anchor", "_commonest", "_scratch", "automaton")
+    __slots__ = ("_card", "_commonest", "_scratch", "automaton", "place")
 
     kind = OWN
     lock = None
+    learns_at_once = False
 
     def __init__(self, context: Tokens) -> None:
         self.automaton = SuffixAutomaton.from_tokens(context)
-        self._anchor: Int64s = np.zeros(ANCHOR_WORDS, np.int64)
+        self.place: Int64s = np.zeros(ANCHOR_WORDS, np.int64)
         self._commonest: Int32s = np.zeros((1, ROW_WORDS), np.int32)
         self._scratch = np.empty(0, np.int64)
+        self._card: TextCard | None = None
+
+    @property
+    def card(self) -> TextCard:
+        """Where the automaton lies, for kernels; a cursor that proposes itself has none."""
+        if self._card is None:
+            self._card = TextCard(self.automaton.arena, self._commonest)
+        return self._card
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Appends committed tokens; `feedback` is not used."""
         self.automaton.extend(tokens)
         if tokens.shape[0]:
-            self._anchor[:] = 0  # one that does not move along would mislead
+            self.place[:] = 0  # one that does not move along would mislead
 
-    def advance(self, tokens: Tokens, num_added: int) -> None:
-        """Appends the committed tokens for which a kernel had no room; it has moved the anchor on by all."""
-        if num_added < tokens.shape[0]:
-            self.automaton.extend(tokens[num_added:])
+    def advance(self, tokens: Tokens) -> None:
+        """Does nothing: kernels append to the automaton itself, and move the anchor on."""
+
+    def make_room(self, left: Tokens) -> None:
+        """Appends the committed tokens for which kernels found no room, and makes room for further ones."""
+        self.automaton.extend(left)
+        self.automaton.make_room_ahead()
+        self.card.show(self.automaton.arena, self._commonest)
+
+    def refresh(self, num_new: int) -> None:
+        """Copies what a trial is about to change."""
+        if num_new:
+            self.automaton.own()
+            self.card.show(self.automaton.arena, self._commonest)
 
     def trial(self) -> SessionCursor:
         """Returns a cursor whose moves show nowhere else."""
         trial = copy(self)
+        trial._card = None
         trial.automaton = self.automaton.trial()
-        trial._anchor, trial._commonest = self._anchor.copy(), self._commonest.copy()
+        trial.place, trial._commonest = self.place.copy(), self._commonest.copy()
         return trial
 
     def close(self) -> None:
         """Does nothing: what the session wrote ends with it."""
-
-    def find_place(self, num_new: int) -> tuple[Int32s, Int32s, Int64s, Span]:
-        """Returns the automaton, the row of its commonest tokens, and its anchor: the place is its end."""
-        if num_new:
-            self.automaton.own()
-        return self.automaton.arena, self._commonest, self._anchor, NO_SPAN
 
     @property
     def num_bytes(self) -> int:

@@ -34,6 +34,9 @@ LENGTH, LINK, TOKEN, TARGET, OVERFLOW, FIRST_END, LAST_END, COUNT = range(8)
 EDGE_OWN, EDGE_TOKEN, EDGE_TARGET, EDGE_NEXT = range(4)
 NONE = 0xFFFFFFFF
 
+SPARE_STATES, SPARE_EDGES = 64, 48
+"""Where less room is left, who owns an arena should move it before a kernel stops for it."""
+
 MAX_BUMP_HOPS = 64
 """Suffix links followed per appended token to keep counts exact; a run of one token has longer chains."""
 FIRST_BOUNDARY = 1024
@@ -312,6 +315,13 @@ def append(arena, tokens, start):
                 recount(arena)
             words[NEXT_BOUNDARY] += words[NEXT_BOUNDARY] // np.uint32(4)
     return tokens.shape[0]
+
+
+@allocation_free_kernel
+def is_nearly_full(arena):
+    """Whether a few dozen more tokens may find no room."""
+    has_states = arena[NUM_STATES] + SPARE_STATES <= arena[MAX_STATES]
+    return not has_states or arena[NUM_EDGES] + SPARE_EDGES > arena[MAX_EDGES]
 
 
 @allocation_free_kernel

@@ -1,7 +1,8 @@
 """Cards: where the arrays of a session lie, so that one kernel can go over many sessions.
 
-A card is int64[CARD_WORDS]: addresses, lengths, and what the session drafted last. Whoever fills one in
-keeps the arrays alive, and fills it in anew when one of them is replaced.
+A card is int64[CARD_WORDS]: addresses, lengths, and what the session drafted last. What sessions share, and
+what grows, has words of its own, to which cards point. Whoever fills words in keeps the arrays alive, and
+fills them in anew when one is replaced.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from numba.np.arrayobj import make_array, populate_array
 
 from retrieval_spec.kernels.blend_tables import NUM_TEXTS
 
-ARENA, ROWS, PLACE, ARENA_WORDS, NUM_ROWS, SUFFIX, NUM_SUFFIX, TEXT_WORDS = range(8)
-"""Words of each text: its automaton, its commonest continuations, and where the context stands in it.
+CONTEXT_AT, CONTEXT_LENGTH, CONTEXT_ROOM, NOTICE_LENGTH, CONTEXT_WORDS = range(5)
+"""Words of a context: where its tokens lie, how many there are and have room, and from what length on
+somebody wants to look at it."""
 
-A text that is not there has no row of commonest continuations. If it has grown since the place was found, the
-last tokens of the context lie at `SUFFIX`; else there are none.
-"""
+ARENA, ARENA_WORDS, ROWS, NUM_ROWS, VERSION, NUMBER, TEXT_WORDS = range(7)
+"""Words of a text: its automaton and its commonest continuations; what changes whenever it grows, and what
+only when the automaton is another one. A text that is not there has no row of commonest continuations."""
 
-BITS = NUM_TEXTS * TEXT_WORDS
-"""The source bit of each text."""
+SEEN_VERSION, SEEN_NUMBER, PLACE_WORDS = range(2, 5)
+"""Words of a place in a text that sessions share, behind state and match: the text's when it was found."""
+
 (
     TABLES,  # float32[NUM_CELLS]
     RECORDS,  # int32[RECORDS_WORDS]
@@ -39,8 +42,16 @@ BITS = NUM_TEXTS * TEXT_WORDS
     TRIE_COLUMNS,
     CORPORA,  # int64[NUM_CORPORA, CORPUS_WORDS]: those that kernels ask themselves
     NUM_CORPORA,
-    CARD_WORDS,
-) = range(BITS + NUM_TEXTS, BITS + NUM_TEXTS + 13)
+    CONTEXT,  # int64[CONTEXT_WORDS]
+    NUM_WORKED_IN,  # tokens of the context that the texts and tables know of
+    BITS,  # the source bit of each text
+) = range(15)
+
+TEXTS = BITS + NUM_TEXTS
+"""int64[TEXT_WORDS] of each text."""
+PLACES = TEXTS + NUM_TEXTS
+"""Where the context stands in each: int64[PLACE_WORDS], and in its own text int64[ANCHOR_WORDS]."""
+CARD_WORDS = PLACES + NUM_TEXTS
 
 (
     TOKENS,
@@ -51,11 +62,9 @@ BITS = NUM_TEXTS * TEXT_WORDS
     BUCKETS,
     NUM_BUCKETS,
     SORTED_TOKENS,  # how many tokens of a context the order considers
-    CONTEXT,
-    NUM_CONTEXT,
     CORPUS_BIT,
     CORPUS_WORDS,
-) = range(12)
+) = range(10)
 
 
 if config.DISABLE_JIT:

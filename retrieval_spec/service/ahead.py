@@ -15,9 +15,10 @@ from typing import Any
 
 from retrieval_spec import wire
 from retrieval_spec.budget import CostCurve
-from retrieval_spec.engine import Session
 from retrieval_spec.errors import UnknownSession
 from retrieval_spec.service.sessions import SessionTable
+from retrieval_spec.service.steps import Answered
+from retrieval_spec.session import Session
 from retrieval_spec.tree import DraftTree, Tokens
 from retrieval_spec.v1 import draft_pb2 as pb
 
@@ -34,7 +35,6 @@ _MAX_TENANTS = 1_024
 
 _END = object()
 
-Answered = tuple[list[wire.SessionStep], list[wire.Outcome]]
 Drafted = tuple[Tokens, DraftTree]
 Piece = Callable[[], Drafted | None]
 
@@ -196,18 +196,18 @@ class Ahead:
         self, request: pb.DraftStreamRequest, answered: Answered, owner: str, arrivals: Arrivals
     ) -> Pushed | None:
         """Returns what is to be sent after an answer, if anything is."""
-        rows, outcomes = answered
-        if len(rows) != 1 or request.step.pad_to_nodes > 0 or not isinstance(outcomes[0], DraftTree):
+        tree = answered.only_tree()
+        if tree is None or request.step.pad_to_nodes > 0:
             return None
-        session_id = rows[0].session_id
+        session_id = answered.columns.session_ids[0]
         try:
             session = self._sessions.get(session_id, owner)
         except UnknownSession:  # closed while the answer was on its way
             return None
         task = Task(
             session,
-            outcomes[0],
-            min(rows[0].max_nodes, request.step.total_nodes),
+            tree,
+            min(answered.columns.max_nodes[0], request.step.total_nodes),
             self._sessions.followed([session_id], owner),
             min(request.ahead_outcomes, self._max_outcomes),
         )

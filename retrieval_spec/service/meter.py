@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from retrieval_spec.tree import DraftTree
-from retrieval_spec.wire import Outcome, SessionStep
+from retrieval_spec.wire import Outcome
 
 BUCKETS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 """Upper bounds of the histogram of step times: a step that takes longer than 5 ms may come too late."""
@@ -41,18 +41,30 @@ class Meter:
         self.step_seconds = 0.0
         self._awaited: dict[int, int] = {}  # session -> nodes of its newest draft
 
-    def answered(self, rows: Sequence[SessionStep], outcomes: Sequence[Outcome], seconds: float) -> None:
+    def answered(
+        self,
+        session_ids: Sequence[int],
+        commit_lengths: Sequence[int],
+        outcomes: Sequence[Outcome],
+        seconds: float,
+    ) -> None:
         """Notes what a step committed and drafted, and how long it took from its message to its answer."""
-        awaited = self._awaited
-        for row, outcome in zip(rows, outcomes, strict=True):
-            if not isinstance(outcome, DraftTree):
+        known = []
+        for session_id, num_tokens, outcome in zip(session_ids, commit_lengths, outcomes, strict=True):
+            if isinstance(outcome, DraftTree):
+                known.append((session_id, num_tokens, len(outcome)))
+            else:
                 self.errors[outcome.grpc_status] += 1
-                continue
-            session_id, num_tokens = row[0], row[2].shape[0]
+        self.drafted(known, seconds)
+
+    def drafted(self, known: Iterable[tuple[int, int, int]], seconds: float) -> None:
+        """Notes the sessions of a step that drafted: their ids, committed tokens and drafted nodes."""
+        awaited = self._awaited
+        for session_id, num_tokens, num_nodes in known:
             self.committed_tokens += num_tokens
             if num_tokens > 1 and session_id in awaited:
                 self.accepted_nodes += min(num_tokens - 1, awaited[session_id])
-            awaited[session_id] = num_nodes = outcome.token_ids.shape[0]
+            awaited[session_id] = num_nodes
             if num_nodes:
                 self.drafts += 1
                 self.drafted_nodes += num_nodes

@@ -18,16 +18,14 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 
 from retrieval_spec import wire
-from retrieval_spec.budget import CostCurve
-from retrieval_spec.engine import Engine, Session
+from retrieval_spec.engine import Engine
 from retrieval_spec.errors import (
     InvalidRequest,
     LimitExceeded,
     RetrievalSpecError,
     ServiceUnavailable,
-    UnknownSession,
 )
-from retrieval_spec.service.ahead import Ahead, Answered, Arrivals, Pushed
+from retrieval_spec.service.ahead import Ahead, Arrivals, Pushed
 from retrieval_spec.service.bugs import internal_error
 from retrieval_spec.service.callers import caller_of, namespace_of, price_s
 from retrieval_spec.service.door import REFUSED_S, Door
@@ -36,8 +34,8 @@ from retrieval_spec.service.info import server_info
 from retrieval_spec.service.meter import Meter
 from retrieval_spec.service.peers import ANYBODY, Anyone, Peers
 from retrieval_spec.service.sessions import SessionTable, random_id
+from retrieval_spec.service.steps import Answered, StepDesk
 from retrieval_spec.service.suffixes import SuffixDesk
-from retrieval_spec.tree import DraftTree
 from retrieval_spec.v1 import draft_pb2 as pb
 from retrieval_spec.v1.draft_pb2_grpc import DraftServiceServicer
 
@@ -89,14 +87,15 @@ class Servicer(DraftServiceServicer):
         self.meter = Meter()
         self.door = Door()
         self.sessions = SessionTable(engine)
+        self._incarnation = random_id()
+        self.steps = StepDesk(engine, self.sessions, self._incarnation)
         self.ahead = Ahead(self.sessions, engine.limits.max_ahead_outcomes)
-        self.suffixes = SuffixDesk(engine, self.sessions, self._draft)
+        self.suffixes = SuffixDesk(engine, self.sessions, self.steps.draft)
         self.history: HistoryKeeper | None = None
         self._idle_streams: set[Any] = set()
         self._moved_s: dict[Any, float] = {}  # stream -> when something moved on it last
         self._is_stopping = False
         self.accepts_sessions = False
-        self._incarnation = random_id()
         self.refresh_info()
 
     def refresh_info(self) -> None:
@@ -307,94 +306,6 @@ class Servicer(DraftServiceServicer):
             LimitExceeded: more sessions than may be open.
         """
         begin = time.perf_counter()
-        rows = wire.read_step(step, self.engine.limits.max_sessions)
-        result.step_number = step.step_number
-        result.incarnation = self._incarnation
-        outcomes: list[wire.Outcome] = []
-        if rows:
-            outcomes = self._outcomes_of(step, rows, owner)
-            wire.write_result(result, outcomes)
-            if step.pad_to_nodes > 0:
-                wire.pad(result, self._padded(step, rows))
-        self.meter.answered(rows, outcomes, time.perf_counter() - begin)
-        return rows, outcomes
-
-    def _outcomes_of(
-        self, step: pb.DraftStep, rows: list[wire.SessionStep], owner: str
-    ) -> list[wire.Outcome]:
-        if step.incarnation not in (0, self._incarnation):
-            gone = UnknownSession("the session belonged to an earlier server process", remedy="open it again")
-            return [gone] * len(rows)
-        cost_curve = self._cost_curve(step, [row.session_id for row in rows], owner)
-        total_nodes = max(0, step.total_nodes)
-        if step.pad_to_nodes > 0:
-            total_nodes = min(total_nodes, self._padded(step, rows))
-        return self._outcomes(rows, total_nodes, cost_curve, owner)
-
-    def _padded(self, step: pb.DraftStep, rows: list[wire.SessionStep]) -> int:
-        return min(step.pad_to_nodes, self.engine.limits.max_nodes) * len(rows)
-
-    def _cost_curve(self, step: pb.DraftStep, session_ids: list[int], owner: str) -> CostCurve | None:
-        """Returns the curve that a step follows: its own, or what its sessions were told before."""
-        if not step.HasField("cost_curve"):
-            return self.sessions.followed(session_ids, owner)
-        cost_curve = wire.read_cost_curve(step)
-        self.sessions.follow(session_ids, cost_curve, owner)
-        return cost_curve
-
-    def _outcomes(
-        self, rows: list[wire.SessionStep], total_nodes: int, cost_curve: CostCurve | None, owner: str
-    ) -> list[wire.Outcome]:
-        errors: dict[int, RetrievalSpecError] = {}
-        sessions: list[Session] = []
-        caps: list[int] = []
-        for index, row in enumerate(rows):
-            advanced = self._advance(row, owner)
-            if isinstance(advanced, Session):
-                sessions.append(advanced)
-                caps.append(row.max_nodes)
-            else:
-                errors[index] = advanced
-        outcomes = self._draft(sessions, total_nodes, caps, cost_curve)
-        for index, error in errors.items():  # in rising order, so each lands in its own place
-            outcomes.insert(index, error)
-        return outcomes
-
-    def _advance(self, row: wire.SessionStep, owner: str) -> Session | RetrievalSpecError:
-        try:
-            session = self.sessions.get(row.session_id, owner)
-            session.expect(row.context_length)
-            session.commit(row.commit, row.feedback)
-            return session
-        except RetrievalSpecError as error:
-            return error
-        except Exception as error:
-            self.sessions.close(row.session_id)  # a cursor may have stopped half-way
-            return internal_error(error)
-
-    def _draft(
-        self, sessions: list[Session], total_nodes: int, caps: list[int], cost_curve: CostCurve | None
-    ) -> list[wire.Outcome]:
-        if not sessions:
-            return []
-        try:
-            return list(self.engine.draft_batch(sessions, total_nodes, caps, cost_curve))
-        except Exception:
-            logger.debug("a step failed as a whole")
-        # One of them fails, so each is asked alone: the others must not pay for it.
-        share = total_nodes // len(sessions)
-        return [
-            _draft_alone(session, min(cap, share), cost_curve)
-            for session, cap in zip(sessions, caps, strict=True)
-        ]
-
-
-def _draft_alone(
-    session: Session, max_nodes: int, cost_curve: CostCurve | None
-) -> DraftTree | RetrievalSpecError:
-    try:
-        return session.draft(max_nodes, cost_curve)
-    except RetrievalSpecError as error:
-        return error
-    except Exception as error:
-        return internal_error(error)
+        answered = self.steps.answer(step, result, owner)
+        answered.count(self.meter, time.perf_counter() - begin)
+        return answered

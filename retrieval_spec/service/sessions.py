@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from retrieval_spec.budget import CostCurve
-from retrieval_spec.engine import Engine, Session
+from retrieval_spec.engine import Engine
 from retrieval_spec.errors import LimitExceeded, UnknownSession
 from retrieval_spec.limits import tenant_of
 from retrieval_spec.service.peers import ANYBODY
+from retrieval_spec.session import Session
 from retrieval_spec.tree import Tokens
 
 logger = logging.getLogger(__name__)
@@ -56,8 +58,8 @@ class SessionTable:
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
         self._clock = clock
-        self._sessions: dict[int, _Entry] = {}
-        self._of_tenants: dict[str, dict[int, None]] = {}
+        self._sessions: OrderedDict[int, _Entry] = OrderedDict()
+        self._of_tenants: dict[str, OrderedDict[int, None]] = {}
         self._num_new: dict[str, int] = {}
         self.num_opened = self.num_dropped = self._num_told = 0
         self._tell_s = clock()
@@ -77,7 +79,7 @@ class SessionTable:
         session = self._engine.open_session(prompt_ids, namespace)
         session_id = random_id()
         self._sessions[session_id] = _Entry(session, tenant, self._clock())
-        self._of_tenants.setdefault(tenant, {})[session_id] = None
+        self._of_tenants.setdefault(tenant, OrderedDict())[session_id] = None
         self._num_new[tenant] = self._num_new.get(tenant, 0) + 1
         self.num_opened += 1
         return session_id
@@ -88,14 +90,27 @@ class SessionTable:
         Raises:
             UnknownSession: no session of the owner has that id.
         """
-        entry = self._sessions.get(session_id)
-        if entry is None or owner not in (ANYBODY, entry.tenant):
+        sessions = self.get_all([session_id], owner)
+        if sessions is None:
             raise UnknownSession("no session has this id", got=session_id, remedy="open a new one")
-        entry.used_s = self._clock()
-        if entry.is_new:
-            self._now_used(entry)
-        self._move_to_end(session_id, entry)
-        return entry.session
+        return sessions[0]
+
+    def get_all(self, session_ids: Sequence[int], owner: str = ANYBODY) -> list[Session] | None:
+        """Returns sessions and notes that they are in use; None if one is not there, or not the owner's."""
+        entries = []
+        for session_id in session_ids:
+            entry = self._sessions.get(session_id)
+            if entry is None or owner not in (ANYBODY, entry.tenant):
+                return None
+            entries.append(entry)
+        now_s = self._clock()
+        for session_id, entry in zip(session_ids, entries, strict=True):
+            entry.used_s = now_s
+            if entry.is_new:
+                self._now_used(entry)
+            self._sessions.move_to_end(session_id)
+            self._of_tenants[entry.tenant].move_to_end(session_id)
+        return [entry.session for entry in entries]
 
     def tenant(self, session_id: int) -> str:
         """Returns whose session it is; nobody's if there is none."""
@@ -181,10 +196,3 @@ class SessionTable:
         self._num_new[entry.tenant] -= 1
         if not self._num_new[entry.tenant]:
             del self._num_new[entry.tenant]
-
-    def _move_to_end(self, session_id: int, entry: _Entry) -> None:
-        del self._sessions[session_id]
-        self._sessions[session_id] = entry
-        of_tenant = self._of_tenants[entry.tenant]
-        del of_tenant[session_id]
-        of_tenant[session_id] = None

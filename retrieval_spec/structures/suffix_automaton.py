@@ -62,6 +62,12 @@ class SuffixAutomaton:
             self._make_room(tokens.shape[0] - num_added)
             num_added = kernels.append(self.arena, tokens, num_added)
 
+    def make_room_ahead(self) -> None:
+        """Publishes a larger arena where room is short, so that no kernel has to stop for it."""
+        if kernels.is_nearly_full(self.arena):
+            wanted_edges = int(self.arena[kernels.NUM_EDGES]) + kernels.SPARE_EDGES
+            self._move(kernels.SPARE_STATES, wanted_edges, 0)
+
     def own(self) -> None:
         """Makes sure that nobody else reads the arena: a kernel is about to append to it."""
 
@@ -136,14 +142,16 @@ class SuffixAutomaton:
 
     def _make_room(self, num_tokens: int) -> None:
         """Publishes a larger arena: by a fifth, or what `num_tokens` more of ordinary text need."""
+        self._move(2, int(self.arena[kernels.WANTED_EDGES]), num_tokens)
+
+    def _move(self, more_states: int, wanted_edges: int, num_tokens: int) -> None:
         header = self.arena[: kernels.HEADER_WORDS].tolist()
         length = header[kernels.NUM_TOKENS] + num_tokens
         max_states, max_edges = header[kernels.MAX_STATES], header[kernels.MAX_EDGES]
-        if header[kernels.NUM_STATES] + 2 > max_states:
+        if header[kernels.NUM_STATES] + more_states > max_states:
             max_states = max(max_states * 6 // 5 + _SPARE, _states_for(length))
-        if header[kernels.WANTED_EDGES] > max_edges:
-            wanted = header[kernels.WANTED_EDGES]
-            max_edges = max(max_edges * 6 // 5 + _SPARE, _edges_for(length), wanted)
+        if wanted_edges > max_edges:
+            max_edges = max(max_edges * 6 // 5 + _SPARE, _edges_for(length), wanted_edges)
         self.arena = moved_arena(self.arena, max_states, max_edges)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retrieval_spec.errors import InvalidRequest, InvalidTree, LimitExceeded, RetrievalSpecError
 from retrieval_spec.feedback import Feedback
-from retrieval_spec.tree import CONTEXT, DraftTree, Tokens, as_tokens
+from retrieval_spec.tree import CONTEXT, DraftTree, Forest, Tokens, as_tokens
 from retrieval_spec.v1.draft_pb2 import DraftStep, DraftStepResult
 from retrieval_spec.wire.columns import (
     FLOAT32,
@@ -82,8 +82,26 @@ def write_step(step: DraftStep, rows: Sequence[SessionStep], total_nodes: int) -
             write_feedback(step.feedback.add(session_index=index), feedback)
 
 
-def read_step(step: DraftStep, max_sessions: int) -> list[SessionStep]:
-    """Returns the rows of a step; token ids are not looked at, the engine's door does that.
+class StepColumns(NamedTuple):
+    """The rows of a step as they came: an entry of each column for each session.
+
+    Attributes:
+        session_ids: issued by the server.
+        context_lengths: tokens that the server must hold before the commit.
+        commit_lengths: tokens to append before drafting.
+        token_ids: int32[sum of commit_lengths]  these, session after session; not looked at.
+        max_nodes: largest draft tree wanted, in nodes.
+    """
+
+    session_ids: Sequence[int]
+    context_lengths: Sequence[int]
+    commit_lengths: Sequence[int]
+    token_ids: Tokens
+    max_nodes: Sequence[int]
+
+
+def read_columns(step: DraftStep, max_sessions: int) -> StepColumns:
+    """Returns the columns of a step; token ids are not looked at, the engine's door does that.
 
     Raises:
         InvalidRequest: a column has another length than the number of sessions demands.
@@ -103,14 +121,35 @@ def read_step(step: DraftStep, max_sessions: int) -> list[SessionStep]:
     numbers = _row_layout(count).unpack(b"".join(columns))
     commit_tokens = _not_negative(numbers[2 * count : 3 * count], "commit_lengths")
     commits = read_tokens(step.commit_token_ids, "commit_token_ids", sum(commit_tokens))
-    split = _split(commits, commit_tokens)
-    rows = list(map(SessionStep, numbers[:count], numbers[count:], split, numbers[3 * count :]))
+    return StepColumns(
+        numbers[:count], numbers[count : 2 * count], commit_tokens, commits, numbers[3 * count :]
+    )
+
+
+def read_step(step: DraftStep, columns: StepColumns) -> list[SessionStep]:
+    """Returns the rows of a step, with their feedback, which is not checked yet.
+
+    Raises:
+        InvalidRequest: feedback that is about no session, or malformed.
+    """
+    commits = _split(columns.token_ids, columns.commit_lengths)
+    known = (columns.session_ids, columns.context_lengths, commits, columns.max_nodes)
+    rows = list(map(SessionStep, *known))
     for message in step.feedback:
         index = message.session_index
-        if not 0 <= index < count:
-            raise InvalidRequest("feedback on no session", got=index, expected=f"0 to {count - 1}")
+        if not 0 <= index < len(rows):
+            raise InvalidRequest("feedback on no session", got=index, expected=f"0 to {len(rows) - 1}")
         rows[index] = rows[index]._replace(feedback=read_feedback(message))
     return rows
+
+
+def write_forest(result: DraftStepResult, forest: Forest) -> None:
+    """Fills the columns of `result` where no session failed; its number and incarnation are the caller's."""
+    count = len(forest.counts)
+    numbers = _answer_layout(count).pack(*[0] * count, *forest.counts)
+    result.statuses, result.node_counts = numbers[: 4 * count], numbers[4 * count :]
+    result.token_ids, result.parents = column_bytes(forest.token_ids), column_bytes(forest.parents)
+    result.probs, result.sources = column_bytes(forest.probs), column_bytes(forest.sources)
 
 
 def write_result(result: DraftStepResult, outcomes: Sequence[Outcome]) -> None:

@@ -1,0 +1,55 @@
+"""Committing to many sessions in one call: the usual case, of which nothing needs to be said."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from retrieval_spec.kernels.blend_steps import CARD, END, LENGTH, MAX_NODES
+from retrieval_spec.kernels.card_arrays import card_at, context_of, tokens_between
+from retrieval_spec.kernels.cards import CONTEXT_LENGTH, CONTEXT_ROOM, DRAFTED_ROOM, NUM_WORKED_IN
+from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
+
+
+@inlined_kernel
+def _can_commit(steps, tokens, vocab_size):
+    begin = np.int64(0)
+    for token in tokens:
+        if token < 0 or token >= vocab_size:
+            return False
+    for at in range(steps.shape[0]):
+        card = card_at(steps[at, CARD])
+        context = context_of(card)
+        length = context[CONTEXT_LENGTH] + steps[at, END] - begin
+        begin = steps[at, END]
+        is_usual = card[NUM_WORKED_IN] == context[CONTEXT_LENGTH] == steps[at, LENGTH]
+        if not is_usual or length > context[CONTEXT_ROOM] or steps[at, MAX_NODES] > card[DRAFTED_ROOM]:
+            return False
+    return True
+
+
+@allocation_free_kernel
+def commit_steps(steps, tokens, vocab_size):
+    """Appends committed tokens to the contexts of sessions, if nothing about any is unusual; says whether.
+
+    Unusual are: a context of another length than expected, one with tokens that wait to be worked in or
+    without room for more, no room for the tree that is asked for, and an id outside the vocabulary. Then
+    nothing is changed.
+
+    Args:
+        steps: int64[n, STEP_WORDS]  as for `take_steps`; besides, how long each context is taken to be, and
+            where its tokens end.
+        tokens: int32[..]  of all sessions, one after the other.
+        vocab_size: ids lie below it.
+    """
+    if not _can_commit(steps, tokens, vocab_size):
+        return False
+    begin = np.int64(0)
+    for at in range(steps.shape[0]):
+        context, end = context_of(card_at(steps[at, CARD])), steps[at, END]
+        length = context[CONTEXT_LENGTH] + end - begin
+        appended = tokens_between(context, context[CONTEXT_LENGTH], length)
+        for token in range(end - begin):
+            appended[token] = tokens[begin + token]
+        context[CONTEXT_LENGTH] = length
+        begin = end
+    return True

@@ -1,0 +1,176 @@
+"""Answers engine steps: all rows at once where nothing is unusual, else row by row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from retrieval_spec import wire
+from retrieval_spec.budget import CostCurve
+from retrieval_spec.engine import Engine
+from retrieval_spec.errors import RetrievalSpecError, UnknownSession
+from retrieval_spec.service.bugs import internal_error
+from retrieval_spec.service.meter import Meter
+from retrieval_spec.service.sessions import SessionTable
+from retrieval_spec.session import Session
+from retrieval_spec.tree import DraftTree, Forest
+from retrieval_spec.v1 import draft_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+
+class Answered(NamedTuple):
+    """A step and what it came to.
+
+    Attributes:
+        columns: the question.
+        outcomes: the answer to each row, or all trees where each row has one.
+    """
+
+    columns: wire.StepColumns
+    outcomes: Sequence[wire.Outcome] | Forest
+
+    def only_tree(self) -> DraftTree | None:
+        """Returns the tree, if one session was asked about and drafted."""
+        if len(self.columns.session_ids) != 1:
+            return None
+        outcomes = self.outcomes
+        only = outcomes.trees([()])[0] if isinstance(outcomes, Forest) else outcomes[0]
+        return only if isinstance(only, DraftTree) else None
+
+    def count(self, meter: Meter, seconds: float) -> None:
+        """Notes what was answered in so many seconds."""
+        ids, commits = self.columns.session_ids, self.columns.commit_lengths
+        if isinstance(self.outcomes, Forest):
+            meter.drafted(zip(ids, commits, self.outcomes.counts, strict=True), seconds)
+        else:
+            meter.answered(ids, commits, self.outcomes, seconds)
+
+
+class StepDesk:
+    """Sessions that are named. Belongs to one event loop."""
+
+    def __init__(self, engine: Engine, sessions: SessionTable, incarnation: int) -> None:
+        self._engine = engine
+        self._limits = engine.limits
+        self._sessions = sessions
+        self._incarnation = incarnation
+
+    def answer(self, step: pb.DraftStep, result: pb.DraftStepResult, owner: str) -> Answered:
+        """Answers one engine step of the owner's sessions, and returns what it came to.
+
+        Raises:
+            InvalidRequest: the step's columns do not fit each other, or its cost curve is none.
+            LimitExceeded: more sessions than may be open.
+        """
+        columns = wire.read_columns(step, self._limits.max_sessions)
+        result.step_number, result.incarnation = step.step_number, self._incarnation
+        answered = Answered(columns, ())
+        if columns.session_ids:
+            answered = self._answered(step, columns, owner)
+            if isinstance(answered.outcomes, Forest):
+                wire.write_forest(result, answered.outcomes)
+            else:
+                wire.write_result(result, answered.outcomes)
+            if step.pad_to_nodes > 0:
+                wire.pad(result, self._padded(step, columns))
+        return answered
+
+    def _answered(self, step: pb.DraftStep, columns: wire.StepColumns, owner: str) -> Answered:
+        if step.incarnation not in (0, self._incarnation):
+            gone = UnknownSession("the session belonged to an earlier server process", remedy="open it again")
+            return Answered(columns, [gone] * len(columns.session_ids))
+        cost_curve = self._cost_curve(step, columns.session_ids, owner)
+        total_nodes = max(0, step.total_nodes)
+        if step.pad_to_nodes > 0:
+            total_nodes = min(total_nodes, self._padded(step, columns))
+        if not step.feedback:
+            forest = self._at_once(columns, total_nodes, cost_curve, owner)
+            if forest is not None:
+                return Answered(columns, forest)
+        rows = wire.read_step(step, columns)
+        return Answered(columns, self._row_by_row(rows, total_nodes, cost_curve, owner))
+
+    def _padded(self, step: pb.DraftStep, columns: wire.StepColumns) -> int:
+        return min(step.pad_to_nodes, self._engine.limits.max_nodes) * len(columns.session_ids)
+
+    def _cost_curve(self, step: pb.DraftStep, session_ids: Sequence[int], owner: str) -> CostCurve | None:
+        """Returns the curve that a step follows: its own, or what its sessions were told before."""
+        if not step.HasField("cost_curve"):
+            return self._sessions.followed(session_ids, owner)
+        cost_curve = wire.read_cost_curve(step)
+        self._sessions.follow(session_ids, cost_curve, owner)
+        return cost_curve
+
+    def _at_once(
+        self, columns: wire.StepColumns, total_nodes: int, cost_curve: CostCurve | None, owner: str
+    ) -> Forest | None:
+        if len({*columns.session_ids}) < len(columns.session_ids):
+            return None
+        sessions = self._sessions.get_all(columns.session_ids, owner)
+        if sessions is None:
+            return None
+        try:
+            return self._engine.step_batch(sessions, *columns[1:], total_nodes, cost_curve)
+        except Exception as error:
+            internal_error(error)
+            return None
+
+    def _row_by_row(
+        self, rows: list[wire.SessionStep], total_nodes: int, cost_curve: CostCurve | None, owner: str
+    ) -> list[wire.Outcome]:
+        errors: dict[int, RetrievalSpecError] = {}
+        sessions: list[Session] = []
+        caps: list[int] = []
+        for index, row in enumerate(rows):
+            advanced = self._advance(row, owner)
+            if isinstance(advanced, Session):
+                sessions.append(advanced)
+                caps.append(row.max_nodes)
+            else:
+                errors[index] = advanced
+        outcomes = self.draft(sessions, total_nodes, caps, cost_curve)
+        for index, error in errors.items():  # in rising order, so each lands in its own place
+            outcomes.insert(index, error)
+        return outcomes
+
+    def _advance(self, row: wire.SessionStep, owner: str) -> Session | RetrievalSpecError:
+        try:
+            session = self._sessions.get(row.session_id, owner)
+            session.expect(row.context_length)
+            session.commit(row.commit, row.feedback)
+            return session
+        except RetrievalSpecError as error:
+            return error
+        except Exception as error:
+            self._sessions.close(row.session_id)  # a cursor may have stopped half-way
+            return internal_error(error)
+
+    def draft(
+        self, sessions: list[Session], total_nodes: int, caps: list[int], cost_curve: CostCurve | None
+    ) -> list[wire.Outcome]:
+        """Returns a tree or an error for each session."""
+        if not sessions:
+            return []
+        try:
+            return list(self._engine.draft_batch(sessions, total_nodes, caps, cost_curve))
+        except Exception:
+            logger.debug("a step failed as a whole")
+        # One of them fails, so each is asked alone: the others must not pay for it.
+        share = total_nodes // len(sessions)
+        return [
+            _draft_alone(session, min(cap, share), cost_curve)
+            for session, cap in zip(sessions, caps, strict=True)
+        ]
+
+
+def _draft_alone(
+    session: Session, max_nodes: int, cost_curve: CostCurve | None
+) -> DraftTree | RetrievalSpecError:
+    try:
+        return session.draft(max_nodes, cost_curve)
+    except RetrievalSpecError as error:
+        return error
+    except Exception as error:
+        return internal_error(error)
