@@ -30,7 +30,7 @@ from retrieval_spec.fusion import fuse_sources
 from retrieval_spec.kernels.fusion import COMPILED
 from retrieval_spec.ledger import Ledger
 from retrieval_spec.limits import Limits, tenant_of
-from retrieval_spec.memory import LearnedMemory
+from retrieval_spec.memory import MEASURED_TOKENS, LearnedMemory
 from retrieval_spec.session import Session, TokenIds
 from retrieval_spec.tree import MAX_VOCAB_SIZE, DraftTree, Forest, Tokens, as_tokens
 
@@ -200,10 +200,10 @@ class Engine:
         return Forest.of(_shared(joints, trees, total_nodes, cost_curve))
 
     def _has_room(self, lengths: Sequence[int], num_committed: Sequence[int]) -> bool:
-        """Whether no commit comes near a limit."""
+        """Whether no commit is large, or comes near a limit."""
         most = max(num_committed)
         return (
-            most <= self.limits.max_append_tokens
+            most <= min(MEASURED_TOKENS, self.limits.max_append_tokens)
             and max(lengths) + most <= self.limits.max_context_tokens
             and self.ledger.has_memory_for(sum(num_committed))
         )

@@ -116,9 +116,11 @@ class Session:
         self._engine.check_append(self.context_length, tokens.size)
         if feedback is not None:
             self._engine.check_feedback(feedback)
+        self.measure_in_time()
         self._joint.observe(tokens, feedback)
         self._num_paid = self._num_drafted
-        self.measure_in_time()
+        if tokens.shape[0] > MEASURED_TOKENS:  # else it is worked in with the next draft, in its turn
+            self.measure_in_time()
 
     def measure_in_time(self) -> None:
         """Tells the ledger what the session holds, if it has grown enough."""
