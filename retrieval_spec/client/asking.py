@@ -17,7 +17,7 @@ from retrieval_spec import wire
 from retrieval_spec.client.ahead import Foresight
 from retrieval_spec.client.breaker import Breaker
 from retrieval_spec.client.economy import Move, Policy
-from retrieval_spec.client.listening import Overheard, book
+from retrieval_spec.client.listening import Overheard, book, remember
 from retrieval_spec.client.opening import Opener
 from retrieval_spec.client.peer import Peer
 from retrieval_spec.client.session import PARKED_S, LastStep, RemoteSession
@@ -115,8 +115,7 @@ class Asker:
             self._guarded(self._finish, step)
         now_s = time.perf_counter()
         waited_s = None if step.deadline_s is None else now_s - step.began_s
-        for session, tree in zip(step.sessions, step.trees, strict=True):
-            session.last_step = LastStep(now_s, session.context_length, tree, waited_s)
+        remember(step.sessions, step.trees, LastStep(now_s, waited_s))
 
     def wake(self) -> None:
         """Notes a new generation, whose drafts may be better."""
