@@ -6,41 +6,32 @@ every tree before it is handed on. Knows the messages, but no transport, session
 
 from __future__ import annotations
 
-import math
 import operator
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_spec.errors import InvalidRequest, InvalidTree, LimitExceeded, RetrievalSpecError
 from retrieval_spec.feedback import Feedback
-from retrieval_spec.tree import CONTEXT, DraftTree, Tokens, as_tokens
+from retrieval_spec.tree import DraftTree, Tokens
 from retrieval_spec.v1.draft_pb2 import DraftStep, DraftStepResult
 from retrieval_spec.wire.columns import (
-    FLOAT32,
-    INT32,
-    UINT16,
-    array_of,
     column_bytes,
     read_tokens,
     wrong_length,
 )
 from retrieval_spec.wire.feedback import read_feedback, write_feedback
+from retrieval_spec.wire.forest import read_trees
 from retrieval_spec.wire.statuses import STATUS_NAMES, STATUS_NUMBERS, error_from
 
 # A draft comes once in a millisecond and finds cold caches, where each further function costs several
-# times what it costs in a loop: hence one struct for all columns over sessions, and plain loops over nodes.
+# times what it costs in a loop: hence one struct for all columns over sessions.
 _ROW_COLUMNS = {"session_ids": 8, "context_lengths": 8, "commit_lengths": 4, "max_nodes": 4}
 _ANSWER_COLUMNS = {"statuses": 4, "node_counts": 4}
-_NODE_COLUMNS = {"token_ids": 4, "parents": 4, "probs": 4, "sources": 2}
 _MAX_INT32 = 2**31 - 1
-_MANY_TREES = 4
-"""From here on numpy is faster than loops over plain numbers."""
-
 
 Outcome = DraftTree | RetrievalSpecError
 """What one session gets out of a step."""
@@ -164,9 +155,7 @@ def read_result(
     allowed = [0 if status else cap for cap, status in zip(max_nodes, statuses, strict=True)]
     if sum(counts) > total_nodes or any(map(operator.gt, counts, allowed)):
         raise InvalidTree("more nodes than were asked for", got=counts, expected=f"<= {allowed}")
-    forest = _read_forest(result, counts, source_names)
-    _check_forest(forest, counts, vocab_size)
-    outcomes: list[Outcome] = [*_split_forest(forest, counts)]
+    outcomes: list[Outcome] = [*read_trees(result, counts, vocab_size, source_names)]
     if any(statuses):
         for index, error in _session_errors(result, statuses).items():
             outcomes[index] = error
@@ -208,115 +197,3 @@ def _split(array: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
         parts.append(array[start : start + length])
         start += length
     return parts
-
-
-def _read_forest(result: DraftStepResult, counts: Sequence[int], source_names: tuple[str, ...]) -> DraftTree:
-    tokens, parents, probs, sources = columns = (
-        result.token_ids,
-        result.parents,
-        result.probs,
-        result.sources,
-    )
-    num_nodes = sum(counts)
-    if not len(tokens) == len(parents) == len(probs) == 2 * len(sources) == 4 * num_nodes:
-        raise wrong_length(columns, _NODE_COLUMNS, num_nodes)
-    return DraftTree(
-        array_of(tokens, INT32),
-        array_of(parents, INT32),
-        array_of(probs, FLOAT32),
-        array_of(sources, UINT16),
-        source_names,
-    )
-
-
-def _split_forest(forest: DraftTree, counts: Sequence[int]) -> list[DraftTree]:
-    if len(counts) == 1:
-        return [forest]
-    parts = zip(
-        _split(forest.token_ids, counts),
-        _split(forest.parents, counts),
-        _split(forest.probs, counts),
-        _split(forest.sources, counts),
-        strict=True,
-    )
-    return [DraftTree(*part, forest.source_names) for part in parts]
-
-
-def _check_forest(forest: DraftTree, counts: Sequence[int], vocab_size: int) -> None:
-    """Does what `DraftTree.check` does, for all trees of an answer at once."""
-    num_masks = 1 << len(forest.source_names)
-    if len(counts) >= _MANY_TREES and _are_sound(forest, counts, vocab_size, num_masks):
-        return
-    columns = [column.tolist() for column in (forest.token_ids, forest.parents, forest.probs, forest.sources)]
-    begin = 0
-    for count in counts:
-        tokens, parents, probs, sources = [column[begin : begin + count] for column in columns]
-        if count and not _is_sound(tokens, parents, probs, sources, vocab_size, num_masks):
-            as_tokens(forest.token_ids, vocab_size)  # says which one
-            raise _tree_error(parents, probs, sources, num_masks)
-        begin += count
-
-
-def _are_sound(forest: DraftTree, counts: Sequence[int], vocab_size: int, num_masks: int) -> bool:
-    """Whether all trees are sound, by a fixed number of looks at whole columns."""
-    tokens, parents = forest.token_ids, forest.parents
-    num_nodes, sizes = tokens.shape[0], np.array(counts, np.int64)
-    trees = np.repeat(np.arange(sizes.shape[0]), sizes)
-    nodes = np.arange(num_nodes) - (np.cumsum(sizes) - sizes)[trees]
-    places = np.sort(((trees * (num_nodes + 1) + parents) << 32) + tokens)  # two alike are siblings
-    return bool(
-        np.all(
-            (tokens >= 0)
-            & (tokens < vocab_size)
-            & (parents >= CONTEXT)
-            & (parents < nodes)
-            & (forest.probs >= 0)
-            & (forest.probs <= 1)
-            & (forest.sources < num_masks)
-        )
-        and not np.any(places[1:] == places[:-1])
-    )
-
-
-def _is_sound(
-    tokens: Sequence[int],
-    parents: Sequence[int],
-    probs: Sequence[float],
-    sources: Sequence[int],
-    vocab_size: int,
-    num_masks: int,
-) -> bool:
-    # Without a loop in Python, which would cost more than all the rest of reading an answer.
-    return (
-        min(tokens) >= 0
-        and max(tokens) < vocab_size
-        and min(parents) >= CONTEXT
-        and all(map(operator.lt, parents, range(len(parents))))
-        and min(probs) >= 0
-        and max(probs) <= 1
-        and not math.isnan(sum(probs))  # least and largest may miss a NaN, the sum does not
-        and max(sources) < num_masks
-        and len(set(zip(parents, tokens, strict=True))) == len(tokens)
-    )
-
-
-def _tree_error(
-    parents: Sequence[int],
-    probs: Sequence[float],
-    sources: Sequence[int],
-    num_masks: int,
-) -> InvalidTree:
-    for node, (parent, prob, mask) in enumerate(zip(parents, probs, sources, strict=True)):
-        if not (CONTEXT <= parent < node and 0 <= prob <= 1 and mask < num_masks):
-            return _node_error(node, parent, prob, num_masks)
-    return InvalidTree("two siblings carry the same token")
-
-
-def _node_error(node: int, parent: int, prob: float, num_masks: int) -> InvalidTree:
-    if not CONTEXT <= parent < node:
-        return InvalidTree(
-            "the parent of a node does not precede it", got=parent, expected=f"-1 to {node - 1}"
-        )
-    if not 0 <= prob <= 1:
-        return InvalidTree("a node has no probability", got=prob, expected="probs in [0, 1]")
-    return InvalidTree("a node names an unknown source", expected=f"a mask below {num_masks}")
