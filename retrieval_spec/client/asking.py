@@ -21,7 +21,7 @@ from retrieval_spec.client.listening import Overheard, book, remember
 from retrieval_spec.client.opening import Opener
 from retrieval_spec.client.peer import Peer
 from retrieval_spec.client.session import PARKED_S, LastStep, RemoteSession
-from retrieval_spec.client.steps import Counters, Question, Step, fill, proves_health
+from retrieval_spec.client.steps import Counters, Question, Step, ask, fill, proves_health
 from retrieval_spec.client.transport import Transport
 from retrieval_spec.errors import (
     ContextMismatch,
@@ -260,9 +260,9 @@ class Asker:
         return move
 
     def _forget_former_process(self, sessions: Sequence[RemoteSession]) -> None:
-        for session in sessions:
-            if not session.is_lost and session.incarnation != self._peer.incarnation_seen:
-                self._lose(session)
+        seen = self._peer.incarnation_seen
+        for session in [one for one in sessions if one.incarnation != seen and not one.is_lost]:
+            self._lose(session)
 
     def _finish(self, step: Step) -> None:
         """Takes the answer, opens again what the server lost, and asks once more for those."""
@@ -298,29 +298,18 @@ class Asker:
         self.counters.reopened += 1
 
     def _send(self, step: Step) -> None:
-        left_nodes = step.left_nodes
-        indices = [index for index in step.waiting if self._is_ready(step.sessions[index], step)]
+        sessions, left_nodes = step.sessions, step.left_nodes
+        for index in step.waiting:
+            if sessions[index].cutting is not None:
+                self._end_cut(sessions[index], step)
+        indices = [
+            index for index in step.waiting if not sessions[index].is_lost and sessions[index].cutting is None
+        ]
         if not indices or left_nodes <= 0:
             return
-        sessions = [step.sessions[index] for index in indices]
-        caps = [min(step.max_nodes[index], left_nodes) for index in indices]
         request = self._new_request()
-        rows = [session.row(cap) for session, cap in zip(sessions, caps, strict=True)]
-        wire.write_step(request.step, rows, left_nodes)
         request.step.pad_to_nodes = self._pad_to_nodes
-        if any([session.must_tell(step.cost_curve) for session in sessions]):
-            wire.write_cost_curve(request.step, step.cost_curve)
-            for session in sessions:
-                session.tell(step.cost_curve)
-        self._question = Question(
-            time.perf_counter(),
-            indices,
-            sessions,
-            [session.epoch for session in sessions],
-            [session.context_length for session in sessions],
-            caps,
-            left_nodes,
-        )
+        self._question = ask(request.step, step, indices, left_nodes)
         if step.deadline_s is not None:
             self._foresight.ask(request, self._question)
         self._transport.send(request)
@@ -337,17 +326,15 @@ class Asker:
         request.step.incarnation = self._peer.incarnation_seen
         return request
 
-    def _is_ready(self, session: RemoteSession, step: Step) -> bool:
-        """Whether the server can be asked about a session: it is open there, and cut where it must be."""
-        if session.cutting is not None:
-            try:
-                session.cutting.result(timeout=max(0.0, step.left_s))
-                session.cutting = None
-            except grpc.FutureTimeoutError:
-                return False
-            except (grpc.RpcError, grpc.FutureCancelledError):
-                self._lose(session)
-        return not session.is_lost
+    def _end_cut(self, session: RemoteSession, step: Step) -> None:
+        """Waits until the server has cut a session that it was told to cut."""
+        try:
+            session.cutting.result(timeout=max(0.0, step.left_s))
+            session.cutting = None
+        except grpc.FutureTimeoutError:
+            pass
+        except (grpc.RpcError, grpc.FutureCancelledError):
+            self._lose(session)
 
     def _receive(self, timeout_s: float) -> list[wire.Outcome] | None:
         """Returns what the question under way brought, and tells the sessions; None if it is still under way.

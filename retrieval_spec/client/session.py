@@ -16,7 +16,6 @@ from retrieval_spec.client.interface import TokenIds
 from retrieval_spec.errors import ContextMismatch, UnknownSession
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import TOKEN, DraftTree, Tokens, as_tokens
-from retrieval_spec.wire import SessionStep
 
 if TYPE_CHECKING:
     from retrieval_spec.client.remote import DraftClient
@@ -211,14 +210,6 @@ class RemoteSession:
         """
         if not self.is_open:
             raise UnknownSession("the session is closed", remedy="open a new one")
-
-    def row(self, max_nodes: int) -> SessionStep:
-        """Returns the session's row of a question, which is then under way."""
-        held = self.server_length
-        self.sent_length = self.context_length
-        # Feedback is about one step: beside the tokens of several it would be about the wrong root.
-        feedback = self.feedback if self.feedback_begin == held else None
-        return SessionStep(self.server_id, held, self.context[held:], max_nodes, feedback)
 
     @property
     def has_feedback(self) -> bool:

@@ -11,6 +11,7 @@ from retrieval_spec import wire
 from retrieval_spec.budget import CostCurve
 from retrieval_spec.client.session import RemoteSession
 from retrieval_spec.tree import DraftTree
+from retrieval_spec.v1.draft_pb2 import DraftStep
 
 MANY_SESSIONS = 8
 """Booking so many takes longer than waking up once more."""
@@ -85,7 +86,7 @@ class Step:
 
     def keep_to(self, max_nodes: int) -> None:
         """Asks for no more nodes than so many for each session."""
-        self.max_nodes = [min(cap, max_nodes) for cap in self.max_nodes]
+        self.max_nodes = [cap if cap < max_nodes else max_nodes for cap in self.max_nodes]
         self.total_nodes = min(self.total_nodes, max_nodes * len(self.sessions))
 
     @property
@@ -101,6 +102,8 @@ class Step:
     @property
     def left_nodes(self) -> int:
         """Nodes that may still be drafted."""
+        if len(self.waiting) == len(self.sessions):
+            return self.total_nodes
         return self.total_nodes - sum(map(len, self.trees))
 
     @property
@@ -114,6 +117,43 @@ class Step:
         return (self.deadline_s or 0.0) - time.perf_counter()
 
 
+def ask(message: DraftStep, step: Step, indices: list[int], total_nodes: int) -> Question:
+    """Writes the question about some sessions of a step, which is then under way."""
+    sessions = [step.sessions[index] for index in indices]
+    caps = [cap if cap < total_nodes else total_nodes for cap in map(step.max_nodes.__getitem__, indices)]
+    held = [session.server_length for session in sessions]
+    commits = [session.tail(length) for session, length in zip(sessions, held, strict=True)]
+    columns = wire.StepColumns(
+        [session.server_id for session in sessions],
+        held,
+        [*map(len, commits)],
+        caps,
+        wire.number_bytes([token for commit in commits for token in commit]),
+    )
+    wire.write_columns(message, columns, total_nodes)
+    _tell_feedback(message, sessions)
+    if any([session.must_tell(step.cost_curve) for session in sessions]):
+        _tell_curve(message, sessions, step.cost_curve)
+    lengths = [session.context_length for session in sessions]
+    for session, length in zip(sessions, lengths, strict=True):
+        session.sent_length = length
+    epochs = [session.epoch for session in sessions]
+    return Question(time.perf_counter(), indices, sessions, epochs, lengths, caps, total_nodes)
+
+
+def _tell_feedback(message: DraftStep, sessions: Sequence[RemoteSession]) -> None:
+    for index, session in enumerate(sessions):
+        # Feedback is about one step: beside the tokens of several it would be about the wrong root.
+        if session.feedback is not None and session.feedback_begin == session.server_length:
+            wire.write_feedback(message.feedback.add(session_index=index), session.feedback)
+
+
+def _tell_curve(message: DraftStep, sessions: Sequence[RemoteSession], cost_curve: CostCurve | None) -> None:
+    wire.write_cost_curve(message, cost_curve)
+    for session in sessions:
+        session.tell(cost_curve)
+
+
 def fill(
     step: Step,
     question: Question,
@@ -121,13 +161,16 @@ def fill(
     asked_again: tuple[type[Exception], ...],
 ) -> None:
     """Puts drafts where they belong; sessions whose errors are of the last kind go on waiting."""
+    settled = set()
     for index, outcome in zip(question.indices, outcomes, strict=True):
         if isinstance(outcome, DraftTree):
             step.trees[index] = outcome
-        if not isinstance(outcome, asked_again):
-            step.waiting.remove(index)
+            settled.add(index)
+        elif not isinstance(outcome, asked_again):
+            settled.add(index)
+    step.waiting = [index for index in step.waiting if index not in settled]
 
 
 def proves_health(outcomes: Sequence[wire.Outcome]) -> bool:
     """Whether some session got what it asked for: after a bad answer, sessions must be opened again first."""
-    return not outcomes or any([isinstance(outcome, DraftTree) for outcome in outcomes])
+    return not outcomes or any(isinstance(outcome, DraftTree) for outcome in outcomes)

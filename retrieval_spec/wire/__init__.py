@@ -6,16 +6,19 @@ Whatever the other side sent is taken as hostile. Knows the messages, but no tra
 from __future__ import annotations
 
 from retrieval_spec.wire.ahead import MAX_AHEAD_BYTES, ahead_bytes, read_ahead, write_ahead
-from retrieval_spec.wire.columns import MAX_MESSAGE_BYTES, read_tokens, token_bytes
+from retrieval_spec.wire.columns import MAX_MESSAGE_BYTES, number_bytes, read_tokens, token_bytes
 from retrieval_spec.wire.costs import read_cost_curve, write_cost_curve
+from retrieval_spec.wire.feedback import write_feedback
 from retrieval_spec.wire.padding import pad, unpad
 from retrieval_spec.wire.projection import read_projection, write_projection
 from retrieval_spec.wire.statuses import ERROR_TYPE_KEY, error_from
 from retrieval_spec.wire.steps import (
     Outcome,
     SessionStep,
+    StepColumns,
     read_result,
     read_step,
+    write_columns,
     write_result,
     write_step,
 )
@@ -27,9 +30,11 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "Outcome",
     "SessionStep",
+    "StepColumns",
     "Suffix",
     "ahead_bytes",
     "error_from",
+    "number_bytes",
     "pad",
     "read_ahead",
     "read_cost_curve",
@@ -41,8 +46,10 @@ __all__ = [
     "read_tokens",
     "token_bytes",
     "unpad",
+    "write_columns",
     "write_ahead",
     "write_cost_curve",
+    "write_feedback",
     "write_missing",
     "write_projection",
     "write_result",

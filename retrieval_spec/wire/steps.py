@@ -55,22 +55,39 @@ class SessionStep(NamedTuple):
     feedback: Feedback | None = None
 
 
+class StepColumns(NamedTuple):
+    """The rows of a step, by columns: as `SessionStep`, without feedback."""
+
+    session_ids: Sequence[int]
+    context_lengths: Sequence[int]
+    commit_lengths: Sequence[int]
+    max_nodes: Sequence[int]
+    commit_token_ids: bytes
+
+
 def write_step(step: DraftStep, rows: Sequence[SessionStep], total_nodes: int) -> None:
     """Fills the columns of `step`; its number and incarnation are the caller's."""
     ids, lengths, commits, caps, feedbacks = zip(*rows, strict=True) if rows else ((), (), (), (), ())
-    count = len(rows)
-    numbers = _row_layout(count).pack(
-        *ids, *lengths, *map(len, commits), *[max(0, min(cap, _MAX_INT32)) for cap in caps]
-    )
+    tokens = b"".join(map(column_bytes, commits))
+    write_columns(step, StepColumns(ids, lengths, [*map(len, commits)], caps, tokens), total_nodes)
+    for index, feedback in enumerate(feedbacks):
+        if feedback is not None:
+            write_feedback(step.feedback.add(session_index=index), feedback)
+
+
+def write_columns(step: DraftStep, columns: StepColumns, total_nodes: int) -> None:
+    """Does what `write_step` does, but for feedback, for whoever has columns."""
+    ids, lengths, commit_lengths, caps, tokens = columns
+    count = len(ids)
+    if count and not 0 <= min(caps) <= max(caps) <= _MAX_INT32:
+        caps = [max(0, min(cap, _MAX_INT32)) for cap in caps]
+    numbers = _row_layout(count).pack(*ids, *lengths, *commit_lengths, *caps)
     step.session_ids = numbers[: 8 * count]
     step.context_lengths = numbers[8 * count : 16 * count]
     step.commit_lengths = numbers[16 * count : 20 * count]
     step.max_nodes = numbers[20 * count :]
-    step.commit_token_ids = b"".join(map(column_bytes, commits))
+    step.commit_token_ids = tokens
     step.total_nodes = max(0, min(total_nodes, _MAX_INT32))
-    for index, feedback in enumerate(feedbacks):
-        if feedback is not None:
-            write_feedback(step.feedback.add(session_index=index), feedback)
 
 
 def read_step(step: DraftStep, max_sessions: int) -> list[SessionStep]:
