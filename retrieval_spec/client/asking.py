@@ -204,7 +204,7 @@ class Asker:
         if move is Move.REST:
             self.counters.rested += 1 + self._skip_steps
             return
-        self._forget_former_process(step.sessions)
+        num_lost = self._forget_former_process(step.sessions)
         step.waiting = list(range(len(step.sessions)))
         if move is Move.ASK:
             self.counters.asked += 1
@@ -214,7 +214,7 @@ class Asker:
             self.counters.listened += 1
             self._skip_steps = LOOK_STEPS - 1
             self._reopen(step)
-        if move is Move.LISTEN or not step.num_lost:  # lost ones are opened first, to share the nodes with
+        if move is Move.LISTEN or not num_lost:  # lost ones are opened first, to share the nodes with
             foreseen = self._foresight.tree_for(step) if move is Move.ASK else None
             self._send(step)
             if foreseen is not None:
@@ -259,10 +259,14 @@ class Asker:
             self._skip_steps = self._policy.rest()
         return move
 
-    def _forget_former_process(self, sessions: Sequence[RemoteSession]) -> None:
-        seen = self._peer.incarnation_seen
-        for session in [one for one in sessions if one.incarnation != seen and not one.is_lost]:
-            self._lose(session)
+    def _forget_former_process(self, sessions: Sequence[RemoteSession]) -> int:
+        """Loses what a former process held; returns how many sessions the server does not hold."""
+        seen, num_lost = self._peer.incarnation_seen, 0
+        for session in sessions:
+            if session.incarnation != seen and not session.is_lost:
+                self._lose(session)
+            num_lost += session.is_lost
+        return num_lost
 
     def _finish(self, step: Step) -> None:
         """Takes the answer, opens again what the server lost, and asks once more for those."""
@@ -299,12 +303,13 @@ class Asker:
 
     def _send(self, step: Step) -> None:
         sessions, left_nodes = step.sessions, step.left_nodes
+        indices = []
         for index in step.waiting:
-            if sessions[index].cutting is not None:
-                self._end_cut(sessions[index], step)
-        indices = [
-            index for index in step.waiting if not sessions[index].is_lost and sessions[index].cutting is None
-        ]
+            session = sessions[index]
+            if session.cutting is not None:
+                self._end_cut(session, step)
+            if session.cutting is None and not session.is_lost:
+                indices.append(index)
         if not indices or left_nodes <= 0:
             return
         request = self._new_request()

@@ -155,8 +155,13 @@ class RemoteSession:
         self.context_length += len(token_ids)
 
     def _are_sound(self, token_ids: list[Any]) -> bool:
-        # Most steps commit one to three tokens, and numpy would take longer than all the rest of such a step.
-        return all([type(token) is int and 0 <= token < self._vocab_size for token in token_ids])
+        # Most steps commit one to three tokens, and numpy would take longer than all the rest of such a step;
+        # so would a generator.
+        vocab_size = self._vocab_size
+        for token in token_ids:  # noqa: SIM110
+            if type(token) is not int or not 0 <= token < vocab_size:
+                return False
+        return True
 
     def _settle(self) -> None:
         """Puts the tokens that came last where the others are."""
@@ -232,9 +237,7 @@ class RemoteSession:
 
     def must_tell(self, cost_curve: CostCurve | None) -> bool:
         """Whether the server may remember another cost curve than this one."""
-        # Nearly always it is the same object, and comparing all points of two takes long.
-        is_same = cost_curve is self.told_curve or cost_curve == self.told_curve
-        return not (self.is_curve_known and is_same)
+        return not self.is_curve_known or cost_curve != self.told_curve
 
     def tell(self, cost_curve: CostCurve | None) -> None:
         """Notes that a curve is on its way: unless an answer comes, it may have arrived or not."""

@@ -86,7 +86,8 @@ class Step:
 
     def keep_to(self, max_nodes: int) -> None:
         """Asks for no more nodes than so many for each session."""
-        self.max_nodes = [cap if cap < max_nodes else max_nodes for cap in self.max_nodes]
+        if max_nodes < max(self.max_nodes):
+            self.max_nodes = [min(cap, max_nodes) for cap in self.max_nodes]
         self.total_nodes = min(self.total_nodes, max_nodes * len(self.sessions))
 
     @property
@@ -107,11 +108,6 @@ class Step:
         return self.total_nodes - sum(map(len, self.trees))
 
     @property
-    def num_lost(self) -> int:
-        """Sessions that the server does not hold."""
-        return sum([session.is_lost for session in self.sessions])
-
-    @property
     def left_s(self) -> float:
         """How long it may still wait."""
         return (self.deadline_s or 0.0) - time.perf_counter()
@@ -119,33 +115,33 @@ class Step:
 
 def ask(message: DraftStep, step: Step, indices: list[int], total_nodes: int) -> Question:
     """Writes the question about some sessions of a step, which is then under way."""
-    sessions = [step.sessions[index] for index in indices]
-    caps = [cap if cap < total_nodes else total_nodes for cap in map(step.max_nodes.__getitem__, indices)]
-    held = [session.server_length for session in sessions]
-    commits = [session.tail(length) for session, length in zip(sessions, held, strict=True)]
-    columns = wire.StepColumns(
-        [session.server_id for session in sessions],
-        held,
-        [*map(len, commits)],
-        caps,
-        wire.number_bytes([token for commit in commits for token in commit]),
-    )
-    wire.write_columns(message, columns, total_nodes)
-    _tell_feedback(message, sessions)
-    if any([session.must_tell(step.cost_curve) for session in sessions]):
-        _tell_curve(message, sessions, step.cost_curve)
-    lengths = [session.context_length for session in sessions]
-    for session, length in zip(sessions, lengths, strict=True):
-        session.sent_length = length
-    epochs = [session.epoch for session in sessions]
-    return Question(time.perf_counter(), indices, sessions, epochs, lengths, caps, total_nodes)
-
-
-def _tell_feedback(message: DraftStep, sessions: Sequence[RemoteSession]) -> None:
-    for index, session in enumerate(sessions):
+    sessions, epochs, lengths, caps = [], [], [], []
+    ids, held, sizes, tokens, must_tell = [], [], [], [], False
+    # One look at each session: they lie in no cache, and for few of them each loop more would be felt.
+    for row, index in enumerate(indices):
+        session, cap = step.sessions[index], step.max_nodes[index]
+        commit = session.tail(session.server_length)
+        sessions.append(session)
+        epochs.append(session.epoch)
+        lengths.append(session.context_length)
+        caps.append(cap if cap < total_nodes else total_nodes)
+        ids.append(session.server_id)
+        held.append(session.server_length)
+        sizes.append(len(commit))
+        tokens += commit
         # Feedback is about one step: beside the tokens of several it would be about the wrong root.
         if session.feedback is not None and session.feedback_begin == session.server_length:
-            wire.write_feedback(message.feedback.add(session_index=index), session.feedback)
+            wire.write_feedback(message.feedback.add(session_index=row), session.feedback)
+        # Nearly always it is the same curve, and comparing the points of two takes long.
+        if session.told_curve is not step.cost_curve or not session.is_curve_known:
+            must_tell = must_tell or session.must_tell(step.cost_curve)
+        session.sent_length = session.context_length
+    wire.write_columns(
+        message, wire.StepColumns(ids, held, sizes, caps, wire.number_bytes(tokens)), total_nodes
+    )
+    if must_tell:
+        _tell_curve(message, sessions, step.cost_curve)
+    return Question(time.perf_counter(), indices, sessions, epochs, lengths, caps, total_nodes)
 
 
 def _tell_curve(message: DraftStep, sessions: Sequence[RemoteSession], cost_curve: CostCurve | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -71,11 +70,14 @@ def _cut(forest: DraftTree, counts: Sequence[int]) -> list[DraftTree]:
     if len(counts) == 1:
         return [forest]
     tokens, parents, probs, sources = forest.token_ids, forest.parents, forest.probs, forest.sources
-    names, trees, begin = forest.source_names, [], 0
-    for end in accumulate(counts):
-        tree = DraftTree(tokens[begin:end], parents[begin:end], probs[begin:end], sources[begin:end], names)
-        trees.append(tree)
-        begin = end
+    names, begin = forest.source_names, 0
+    # Where many share a budget, a good part of them get no nodes at all.
+    trees = [DraftTree.empty(names)] * len(counts)
+    for index, count in enumerate(counts):
+        if count:
+            part = slice(begin, begin + count)
+            trees[index] = DraftTree(tokens[part], parents[part], probs[part], sources[part], names)
+            begin += count
     return trees
 
 

@@ -169,7 +169,9 @@ def read_result(
     numbers = _answer_layout(num_sessions).unpack(b"".join(columns))
     statuses = numbers[:num_sessions]
     counts = _not_negative(numbers[num_sessions:], "node_counts")
-    allowed = [0 if status else cap for cap, status in zip(max_nodes, statuses, strict=True)]
+    allowed = max_nodes
+    if any(statuses):
+        allowed = [0 if status else cap for cap, status in zip(max_nodes, statuses, strict=True)]
     if sum(counts) > total_nodes or any(map(operator.gt, counts, allowed)):
         raise InvalidTree("more nodes than were asked for", got=counts, expected=f"<= {allowed}")
     outcomes: list[Outcome] = [*read_trees(result, counts, vocab_size, source_names)]
