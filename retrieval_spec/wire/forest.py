@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import operator
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +16,8 @@ from retrieval_spec.v1.draft_pb2 import DraftStepResult
 from retrieval_spec.wire.columns import FLOAT32, INT32, UINT16, array_of, wrong_length
 
 _NODE_COLUMNS = {"token_ids": 4, "parents": 4, "probs": 4, "sources": 2}
-_MANY_TREES = 4
-"""From here on numpy is faster than loops over plain numbers."""
+_MANY_NODES = 512
+"""From here on numpy is faster than plain numbers. A draft finds cold caches, where each call costs more."""
 
 _BITS_OF_ONE = 0x3F800000
 """Of a float32; those from 0.0 to 1.0 have no larger ones, negative numbers and NaN have."""
@@ -38,32 +38,25 @@ def read_trees(
         InvalidRequest: a column has another length than the counts demand.
         InvalidTree, InvalidTokens: a tree that breaks the contract of `DraftTree`.
     """
-    forest = _read_forest(result, sum(counts), source_names)
-    num_masks = 1 << len(source_names)
-    is_proven = len(counts) >= _MANY_TREES and _are_sound(
-        forest, array_of(result.node_counts, INT32), vocab_size, num_masks
-    )
-    if not is_proven:
-        _check_each(forest, counts, vocab_size, num_masks)
-    return _cut(forest, counts)
-
-
-def _read_forest(result: DraftStepResult, num_nodes: int, source_names: tuple[str, ...]) -> DraftTree:
-    tokens, parents, probs, sources = columns = (
-        result.token_ids,
-        result.parents,
-        result.probs,
-        result.sources,
-    )
+    columns = (result.token_ids, result.parents, result.probs, result.sources)
+    tokens, parents, probs, sources = columns
+    num_nodes, num_masks = sum(counts), 1 << len(source_names)
     if not len(tokens) == len(parents) == len(probs) == 2 * len(sources) == 4 * num_nodes:
         raise wrong_length(columns, _NODE_COLUMNS, num_nodes)
-    return DraftTree(
+    forest = DraftTree(
         array_of(tokens, INT32),
         array_of(parents, INT32),
         array_of(probs, FLOAT32),
         array_of(sources, UINT16),
         source_names,
     )
+    if num_nodes < _MANY_NODES:
+        is_proven = _are_few_sound(columns, counts, vocab_size, num_masks)
+    else:
+        is_proven = _are_many_sound(forest, array_of(result.node_counts, INT32), vocab_size, num_masks)
+    if not is_proven:
+        _check_each(forest, counts, vocab_size, num_masks)
+    return _cut(forest, counts)
 
 
 def _cut(forest: DraftTree, counts: Sequence[int]) -> list[DraftTree]:
@@ -81,27 +74,39 @@ def _cut(forest: DraftTree, counts: Sequence[int]) -> list[DraftTree]:
     return trees
 
 
-def _check_each(forest: DraftTree, counts: Sequence[int], vocab_size: int, num_masks: int) -> None:
-    """Does what `DraftTree.check` does, for one tree after the other."""
-    columns = [column.tolist() for column in (forest.token_ids, forest.parents, forest.probs, forest.sources)]
+def _are_few_sound(columns: Sequence[bytes], counts: Sequence[int], vocab_size: int, num_masks: int) -> bool:
+    """Whether all trees are known to be sound; if not, some may be still."""
+    num_nodes = sum(counts)
+    if not num_nodes:
+        return True
+    numbers = struct.unpack(f"<{num_nodes}I{num_nodes}i{num_nodes}I{num_nodes}H", b"".join(columns))
+    tokens, parents = numbers[:num_nodes], numbers[num_nodes : 2 * num_nodes]
+    if not (
+        max(tokens) < vocab_size
+        and min(parents) >= CONTEXT
+        and max(numbers[2 * num_nodes : 3 * num_nodes]) <= _BITS_OF_ONE
+        and max(numbers[3 * num_nodes :]) < num_masks
+    ):
+        return False
     begin = 0
-    for count in counts:
-        tokens, parents, probs, sources = [column[begin : begin + count] for column in columns]
-        if count and not _is_sound(tokens, parents, probs, sources, vocab_size, num_masks):
-            as_tokens(forest.token_ids, vocab_size)  # says which one
-            raise _tree_error(parents, probs, sources, num_masks)
+    for count in filter(None, counts):
+        own = parents[begin : begin + count]
+        # Without a loop in Python over nodes, which would cost more than all the rest of reading an answer.
+        if not all(map(operator.lt, own, range(count))):
+            return False
+        if len(set(zip(own, tokens[begin : begin + count], strict=True))) < count:
+            return False  # two siblings are alike
         begin += count
+    return True
 
 
-def _are_sound(forest: DraftTree, sizes: NDArray[Any], vocab_size: int, num_masks: int) -> bool:
+def _are_many_sound(forest: DraftTree, sizes: NDArray[Any], vocab_size: int, num_masks: int) -> bool:
     """Whether all trees are known to be sound after few looks at whole columns; if not, some may be still.
 
     Bits of signed numbers and floats are taken for those of unsigned ones, of which one look at the largest
     tells that none is negative either.
     """
     tokens, num_nodes = forest.token_ids, forest.token_ids.shape[0]
-    if not num_nodes:
-        return True
     # Nodes of all trees are numbered through. What continues a context has the last node of the tree before
     # as its parent, which has no other children: they would come after it.
     parents = forest.parents + np.repeat(sizes.cumsum() - sizes, sizes)
@@ -117,38 +122,19 @@ def _are_sound(forest: DraftTree, sizes: NDArray[Any], vocab_size: int, num_mask
     )
 
 
-def _is_sound(
-    tokens: Sequence[int],
-    parents: Sequence[int],
-    probs: Sequence[float],
-    sources: Sequence[int],
-    vocab_size: int,
-    num_masks: int,
-) -> bool:
-    # Without a loop in Python, which would cost more than all the rest of reading an answer.
-    return (
-        min(tokens) >= 0
-        and max(tokens) < vocab_size
-        and min(parents) >= CONTEXT
-        and all(map(operator.lt, parents, range(len(parents))))
-        and min(probs) >= 0
-        and max(probs) <= 1
-        and not math.isnan(sum(probs))  # least and largest may miss a NaN, the sum does not
-        and max(sources) < num_masks
-        and len(set(zip(parents, tokens, strict=True))) == len(tokens)
-    )
-
-
-def _tree_error(
-    parents: Sequence[int],
-    probs: Sequence[float],
-    sources: Sequence[int],
-    num_masks: int,
-) -> InvalidTree:
-    for node, (parent, prob, mask) in enumerate(zip(parents, probs, sources, strict=True)):
-        if not (CONTEXT <= parent < node and 0 <= prob <= 1 and mask < num_masks):
-            return _node_error(node, parent, prob, num_masks)
-    return InvalidTree("two siblings carry the same token")
+def _check_each(forest: DraftTree, counts: Sequence[int], vocab_size: int, num_masks: int) -> None:
+    """Does what `DraftTree.check` does, for one tree after the other: says what is wrong."""
+    as_tokens(forest.token_ids, vocab_size)
+    columns = [column.tolist() for column in (forest.token_ids, forest.parents, forest.probs, forest.sources)]
+    begin = 0
+    for count in counts:
+        tokens, parents, probs, sources = [column[begin : begin + count] for column in columns]
+        for node, (parent, prob, mask) in enumerate(zip(parents, probs, sources, strict=True)):
+            if not (CONTEXT <= parent < node and 0 <= prob <= 1 and mask < num_masks):
+                raise _node_error(node, parent, prob, num_masks)
+        if len(set(zip(parents, tokens, strict=True))) < count:
+            raise InvalidTree("two siblings carry the same token")
+        begin += count
 
 
 def _node_error(node: int, parent: int, prob: float, num_masks: int) -> InvalidTree:
