@@ -75,20 +75,25 @@ def remember(sessions: Sequence[RemoteSession], trees: Sequence[DraftTree], step
 
 def book(sessions: Sequence[RemoteSession], policy: Policy, now_s: float) -> None:
     """Tells the policy what came of the sessions' last step."""
-    ended = [session for session in sessions if session.last_step is not None]
-    if not ended:
-        return
-    steps = {session.last_step for session in ended if session.last_step is not None}  # one, nearly always
-    num_steps = 1 + max([session.skipped_steps for session in ended])
-    accepted, drafted = 0, False
-    for session in ended:
+    num_ended, num_skipped, accepted, drafted = 0, 0, 0, False
+    steps: set[LastStep] = set()  # one, nearly always
+    for session in sessions:
+        if session.last_step is None:
+            continue
+        num_ended += 1
+        steps.add(session.last_step)
         session.last_step = None
-        session.skipped_steps = 0
-        token_ids = session.last_tree.token_ids.tolist()
+        if session.skipped_steps:
+            num_skipped = max(num_skipped, session.skipped_steps)
+            session.skipped_steps = 0
+        tree = session.last_tree
+        token_ids = tree.token_ids.tolist()
         if token_ids:
             drafted = True
-            tree = session.last_tree
             accepted += _follow(tree.parents.tolist(), token_ids, session.tail(session.last_length))[1]
+    if not num_ended:
+        return
     begun_s = max([step.returned_s for step in steps])
     waited_s = max([step.waited_s for step in steps if step.waited_s is not None], default=None)
-    policy.stepped((now_s - begun_s) / num_steps, accepted / len(ended), waited_s, drafted=drafted)
+    elapsed_s = (now_s - begun_s) / (1 + num_skipped)
+    policy.stepped(elapsed_s, accepted / num_ended, waited_s, drafted=drafted)

@@ -16,8 +16,8 @@ from retrieval_spec.v1.draft_pb2 import DraftStepResult
 from retrieval_spec.wire.columns import FLOAT32, INT32, UINT16, array_of, wrong_length
 
 _NODE_COLUMNS = {"token_ids": 4, "parents": 4, "probs": 4, "sources": 2}
-_MANY_NODES = 512
-"""From here on numpy is faster than plain numbers. A draft finds cold caches, where each call costs more."""
+_MANY_TREES = 4
+"""From here on numpy is faster than plain numbers."""
 
 _BITS_OF_ONE = 0x3F800000
 """Of a float32; those from 0.0 to 1.0 have no larger ones, negative numbers and NaN have."""
@@ -50,7 +50,7 @@ def read_trees(
         array_of(sources, UINT16),
         source_names,
     )
-    if num_nodes < _MANY_NODES:
+    if len(counts) < _MANY_TREES:
         is_proven = _are_few_sound(columns, counts, vocab_size, num_masks)
     else:
         is_proven = _are_many_sound(forest, array_of(result.node_counts, INT32), vocab_size, num_masks)
@@ -75,7 +75,10 @@ def _cut(forest: DraftTree, counts: Sequence[int]) -> list[DraftTree]:
 
 
 def _are_few_sound(columns: Sequence[bytes], counts: Sequence[int], vocab_size: int, num_masks: int) -> bool:
-    """Whether all trees are known to be sound; if not, some may be still."""
+    """Whether all trees are known to be sound, by plain numbers; if not, some may be still.
+
+    Bits are taken for unsigned numbers, of which the largest tells that none is negative either.
+    """
     num_nodes = sum(counts)
     if not num_nodes:
         return True
@@ -101,24 +104,24 @@ def _are_few_sound(columns: Sequence[bytes], counts: Sequence[int], vocab_size: 
 
 
 def _are_many_sound(forest: DraftTree, sizes: NDArray[Any], vocab_size: int, num_masks: int) -> bool:
-    """Whether all trees are known to be sound after few looks at whole columns; if not, some may be still.
-
-    Bits of signed numbers and floats are taken for those of unsigned ones, of which one look at the largest
-    tells that none is negative either.
-    """
+    """Tells what `_are_few_sound` does, after few looks at whole columns."""
     tokens, num_nodes = forest.token_ids, forest.token_ids.shape[0]
+    if not num_nodes:
+        return True
     # Nodes of all trees are numbered through. What continues a context has the last node of the tree before
     # as its parent, which has no other children: they would come after it.
-    parents = forest.parents + np.repeat(sizes.cumsum() - sizes, sizes)
+    parents = forest.parents + np.repeat(sizes.cumsum(dtype=np.int64) - sizes, sizes)
     edges = (parents << 32) + tokens  # two alike are siblings
     edges.sort()
+    # Few kinds of calls into numpy: a draft finds cold caches, where the first of each kind costs most.
+    least, most = np.minimum.reduce, np.maximum.reduce
     return bool(
-        tokens.view(np.uint32).max() < vocab_size
-        and forest.parents.min() >= CONTEXT
-        and (parents < np.arange(num_nodes)).all()
-        and forest.probs.view(np.uint32).max() <= _BITS_OF_ONE
-        and forest.sources.max() < num_masks
-        and (edges[1:] != edges[:-1]).all()
+        most(tokens.view(np.uint32)) < vocab_size
+        and least(forest.parents) >= CONTEXT
+        and least(np.arange(num_nodes) - parents) > 0
+        and most(forest.probs.view(np.uint32)) <= _BITS_OF_ONE
+        and most(forest.sources) < num_masks
+        and least(edges[1:] - edges[:-1], initial=1) > 0
     )
 
 
