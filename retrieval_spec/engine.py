@@ -159,8 +159,8 @@ class Engine:
         sessions: Sequence[Session],
         lengths: Sequence[int],
         num_committed: Sequence[int],
-        token_ids: Tokens,
         max_nodes: Sequence[int],
+        token_ids: Tokens,
         total_nodes: int,
         cost_curve: CostCurve | None = None,
     ) -> Forest | None:
@@ -173,8 +173,8 @@ class Engine:
             sessions: each once.
             lengths: tokens that each context is taken to hold.
             num_committed: tokens to append to each.
-            token_ids: int32[sum of num_committed]  those, session after session; not checked yet.
             max_nodes: of each tree.
+            token_ids: int32[sum of num_committed]  those to append, session after session; not checked yet.
             total_nodes: of all trees together.
             cost_curve: of the pass that verifies them; a session alone asks anew while all nodes pay.
         """

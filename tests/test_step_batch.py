@@ -50,8 +50,8 @@ class Sides:
             at_once,
             [one.context_length for one in at_once],
             [len(commit) for commit in commits],
-            as_int32([token for commit in commits for token in commit]),
             caps,
+            as_int32([token for commit in commits for token in commit]),
             total_nodes,
             cost_curve,
         )
@@ -159,7 +159,7 @@ def test_of_an_unusual_step_nothing_is_done(unusual):
     engine = Engine(VOCAB_SIZE, limits=Limits(max_append_tokens=64))
     sessions = batch_of(engine, [1, 2, 3, 1], [1, 2, 3, 1])
     before = [session.draft(8) for session in sessions]
-    usual = {"lengths": [4, 4], "commits": [1, 1], "token_ids": [2, 2], "max_nodes": [4, 4], "total_nodes": 8}
+    usual = {"lengths": [4, 4], "commits": [1, 1], "max_nodes": [4, 4], "token_ids": [2, 2], "total_nodes": 8}
     asked = usual | unusual
     asked["token_ids"] = as_int32(asked["token_ids"])
     assert engine.step_batch(sessions, *asked.values()) is None
@@ -173,7 +173,7 @@ def test_of_an_unusual_step_nothing_is_done(unusual):
 def test_a_closed_session_and_one_with_tokens_to_work_in_are_unusual():
     engine = Engine(VOCAB_SIZE)
     sessions = batch_of(engine, [1, 2, 3, 1], [1, 2, 3, 1])
-    nothing = ([0, 0], as_int32([]), [4, 4], 8)
+    nothing = ([0, 0], [4, 4], as_int32([]), 8)
     sessions[0].commit([2])
     assert engine.step_batch(sessions, [5, 4], *nothing) is None
     sessions[0].draft(4)
@@ -183,10 +183,10 @@ def test_a_closed_session_and_one_with_tokens_to_work_in_are_unusual():
 
 
 def test_without_memory_for_a_commit_nothing_is_done():
-    engine = Engine(VOCAB_SIZE, limits=Limits(max_session_bytes=400_000))
+    engine = Engine(VOCAB_SIZE, limits=Limits(max_session_bytes=50_000))
     sessions = batch_of(engine, [1, 2, 3], [1, 2, 3])
-    tokens = as_int32([1] * 8_000)
-    assert engine.step_batch(sessions, [3, 3], [4_000, 4_000], tokens, [4, 4], 8) is None
+    tokens = as_int32([1] * 400)
+    assert engine.step_batch(sessions, [3, 3], [200, 200], [4, 4], tokens, 8) is None
     assert [session.context_length for session in sessions] == [3, 3]
 
 
@@ -194,7 +194,7 @@ def test_without_memory_for_a_commit_nothing_is_done():
 def test_sources_that_have_to_be_told_go_row_by_row(preset):
     engine = Engine(VOCAB_SIZE, preset=preset)
     sessions = [engine.open_session([1, 2, 3, 1])]
-    assert engine.step_batch(sessions, [4], [1], as_int32([2]), [4], 4) is None
+    assert engine.step_batch(sessions, [4], [1], [4], as_int32([2]), 4) is None
     assert sessions[0].context_length == 4
 
 
@@ -209,7 +209,7 @@ def test_outputs_that_are_learned_as_they_are_written_are_learned_at_once():
     engine = Engine(VOCAB_SIZE, with_live_history())
     engine.joining = Blend(engine.source_names)
     writing, reading = batch_of(engine, [1, 2], [1, 2])
-    assert engine.step_batch([writing], [2], [1], as_int32([3]), [4], 4) is None
+    assert engine.step_batch([writing], [2], [1], [4], as_int32([3]), 4) is None
     for token in (41, 42, 43, 44):
         writing.commit([token])
         writing.draft(4)

@@ -275,6 +275,12 @@ def test_siblings_that_are_alike_and_no_numbers_are_found_wherever_they_stand(nu
             read(result_of([*others, tree]), num_others + 1)
 
 
+@pytest.mark.parametrize("num_trees", [1, 4])
+def test_a_zero_with_a_sign_is_a_probability(num_trees):
+    trees = [DraftTree.from_lists([1], [-1], [-0.0], [1], NAMES)] * num_trees
+    assert read(result_of(trees), num_trees) == trees
+
+
 def test_a_failed_session_needs_no_words():
     result = result_of([UnknownSession("gone")])
     del result.errors[:]
@@ -298,7 +304,7 @@ def any_trees(draw):
     count = draw(st.integers(0, 4))
     column = st.lists(st.integers(-1, VOCAB_SIZE), min_size=count, max_size=count)
     parents = [draw(st.integers(-1, max(node - 1, 0))) for node in range(count)]
-    probs = st.sampled_from([0.0, 0.5, 0.5, 1.0, 1.0, float("nan"), -0.5, float("inf")])
+    probs = st.sampled_from([0.0, -0.0, 0.5, 1.0, 1.0, float("nan"), -0.5, float("inf")])
     return DraftTree.from_lists(
         draw(column), parents, draw(st.lists(probs, min_size=count, max_size=count)), None, NAMES
     )
@@ -314,7 +320,7 @@ def keeps_the_contract(tree) -> bool:
 
 @pytest.mark.row("V3")
 @settings(max_examples=200)
-@given(st.lists(any_trees() | NAMED_TREES, max_size=3))
+@given(st.lists(any_trees() | NAMED_TREES, max_size=6))
 def test_answers_are_checked_as_the_trees_check_themselves(trees):
     result = result_of_columns(trees)
     if all(map(keeps_the_contract, trees)):

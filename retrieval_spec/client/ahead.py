@@ -13,7 +13,7 @@ from typing import Any
 from retrieval_spec import wire
 from retrieval_spec.client.peer import Peer
 from retrieval_spec.client.steps import Counters, Question, Step
-from retrieval_spec.errors import RetrievalSpecError
+from retrieval_spec.errors import InvalidRequest, RetrievalSpecError
 from retrieval_spec.tree import DraftTree
 from retrieval_spec.v1 import draft_pb2 as pb
 
@@ -24,6 +24,24 @@ _NONE_AWAITED = -1
 
 Trees = dict[bytes, DraftTree]
 """By the column of the tokens that are committed before each."""
+
+
+def check_ahead(num_outcomes: int, transport: str, pad_to_nodes: int) -> None:
+    """Refuses to ask for drafts ahead where they cannot come.
+
+    Raises:
+        InvalidRequest: too many, or beside what excludes them.
+    """
+    if not 0 <= num_outcomes <= MAX_AHEAD_OUTCOMES:
+        raise InvalidRequest(
+            "ahead_outcomes is out of range", got=num_outcomes, expected=f"0 to {MAX_AHEAD_OUTCOMES}"
+        )
+    if num_outcomes and (transport != "stream" or pad_to_nodes):
+        raise InvalidRequest(
+            "drafts ahead need a stream, and show how much was drafted",
+            got=f"transport {transport}, pad_to_nodes {pad_to_nodes}",
+            remedy="leave out ahead_outcomes",
+        )
 
 
 class Pushes:

@@ -17,11 +17,11 @@ from retrieval_spec import wire
 from retrieval_spec.client.ahead import Foresight
 from retrieval_spec.client.breaker import Breaker
 from retrieval_spec.client.economy import Move, Policy
-from retrieval_spec.client.listening import Overheard, book
+from retrieval_spec.client.listening import Overheard, book, remember
 from retrieval_spec.client.opening import Opener
 from retrieval_spec.client.peer import Peer
 from retrieval_spec.client.session import PARKED_S, LastStep, RemoteSession
-from retrieval_spec.client.steps import Counters, Question, Step, fill, proves_health
+from retrieval_spec.client.steps import Counters, Question, Step, ask, fill, proves_health
 from retrieval_spec.client.transport import Transport
 from retrieval_spec.errors import (
     ContextMismatch,
@@ -115,8 +115,7 @@ class Asker:
             self._guarded(self._finish, step)
         now_s = time.perf_counter()
         waited_s = None if step.deadline_s is None else now_s - step.began_s
-        for session, tree in zip(step.sessions, step.trees, strict=True):
-            session.last_step = LastStep(now_s, session.context_length, tree, waited_s)
+        remember(step.sessions, step.trees, LastStep(now_s, waited_s))
 
     def wake(self) -> None:
         """Notes a new generation, whose drafts may be better."""
@@ -205,7 +204,7 @@ class Asker:
         if move is Move.REST:
             self.counters.rested += 1 + self._skip_steps
             return
-        self._forget_former_process(step.sessions)
+        num_lost = self._forget_former_process(step.sessions)
         step.waiting = list(range(len(step.sessions)))
         if move is Move.ASK:
             self.counters.asked += 1
@@ -215,7 +214,7 @@ class Asker:
             self.counters.listened += 1
             self._skip_steps = LOOK_STEPS - 1
             self._reopen(step)
-        if move is Move.LISTEN or not step.num_lost:  # lost ones are opened first, to share the nodes with
+        if move is Move.LISTEN or not num_lost:  # lost ones are opened first, to share the nodes with
             foreseen = self._foresight.tree_for(step) if move is Move.ASK else None
             self._send(step)
             if foreseen is not None:
@@ -260,10 +259,14 @@ class Asker:
             self._skip_steps = self._policy.rest()
         return move
 
-    def _forget_former_process(self, sessions: Sequence[RemoteSession]) -> None:
+    def _forget_former_process(self, sessions: Sequence[RemoteSession]) -> int:
+        """Loses what a former process held; returns how many sessions the server does not hold."""
+        seen, num_lost = self._peer.incarnation_seen, 0
         for session in sessions:
-            if not session.is_lost and session.incarnation != self._peer.incarnation_seen:
+            if session.incarnation != seen and not session.is_lost:
                 self._lose(session)
+            num_lost += session.is_lost
+        return num_lost
 
     def _finish(self, step: Step) -> None:
         """Takes the answer, opens again what the server lost, and asks once more for those."""
@@ -299,29 +302,19 @@ class Asker:
         self.counters.reopened += 1
 
     def _send(self, step: Step) -> None:
-        left_nodes = step.left_nodes
-        indices = [index for index in step.waiting if self._is_ready(step.sessions[index], step)]
+        sessions, left_nodes = step.sessions, step.left_nodes
+        indices = []
+        for index in step.waiting:
+            session = sessions[index]
+            if session.cutting is not None:
+                self._end_cut(session, step)
+            if session.cutting is None and not session.is_lost:
+                indices.append(index)
         if not indices or left_nodes <= 0:
             return
-        sessions = [step.sessions[index] for index in indices]
-        caps = [min(step.max_nodes[index], left_nodes) for index in indices]
         request = self._new_request()
-        rows = [session.row(cap) for session, cap in zip(sessions, caps, strict=True)]
-        wire.write_step(request.step, rows, left_nodes)
         request.step.pad_to_nodes = self._pad_to_nodes
-        if any([session.must_tell(step.cost_curve) for session in sessions]):
-            wire.write_cost_curve(request.step, step.cost_curve)
-            for session in sessions:
-                session.tell(step.cost_curve)
-        self._question = Question(
-            time.perf_counter(),
-            indices,
-            sessions,
-            [session.epoch for session in sessions],
-            [session.context_length for session in sessions],
-            caps,
-            left_nodes,
-        )
+        self._question = ask(request.step, step, indices, left_nodes)
         if step.deadline_s is not None:
             self._foresight.ask(request, self._question)
         self._transport.send(request)
@@ -338,17 +331,15 @@ class Asker:
         request.step.incarnation = self._peer.incarnation_seen
         return request
 
-    def _is_ready(self, session: RemoteSession, step: Step) -> bool:
-        """Whether the server can be asked about a session: it is open there, and cut where it must be."""
-        if session.cutting is not None:
-            try:
-                session.cutting.result(timeout=max(0.0, step.left_s))
-                session.cutting = None
-            except grpc.FutureTimeoutError:
-                return False
-            except (grpc.RpcError, grpc.FutureCancelledError):
-                self._lose(session)
-        return not session.is_lost
+    def _end_cut(self, session: RemoteSession, step: Step) -> None:
+        """Waits until the server has cut a session that it was told to cut."""
+        try:
+            session.cutting.result(timeout=max(0.0, step.left_s))
+            session.cutting = None
+        except grpc.FutureTimeoutError:
+            pass
+        except (grpc.RpcError, grpc.FutureCancelledError):
+            self._lose(session)
 
     def _receive(self, timeout_s: float) -> list[wire.Outcome] | None:
         """Returns what the question under way brought, and tells the sessions; None if it is still under way.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from retrieval_spec.client.economy import LONGEST_GAP_STEPS, Policy
-from retrieval_spec.client.session import RemoteSession
+from retrieval_spec.client.session import LastStep, RemoteSession
 from retrieval_spec.tree import CONTEXT, DraftTree
 
 
@@ -24,15 +24,19 @@ class Match(NamedTuple):
 
 def match(tree: DraftTree, token_ids: Sequence[int]) -> Match:
     """Returns how many of the tokens a tree had drafted, in a row from the first."""
-    if not len(tree):
-        return Match(0, True)
-    parents, drafted = tree.parents.tolist(), tree.token_ids.tolist()
-    node, depth = CONTEXT, 0
-    for at, (parent, token_id) in enumerate(zip(parents, drafted, strict=True)):
-        # Children follow their parents, so that one look at each node is enough.
-        if parent == node and depth < len(token_ids) and token_id == token_ids[depth]:
-            node, depth = at, depth + 1
+    parents = tree.parents.tolist()
+    node, depth = _follow(parents, tree.token_ids.tolist(), token_ids)
     return Match(depth, depth < len(token_ids) or node not in parents)
+
+
+def _follow(parents: list[int], drafted: list[int], token_ids: Sequence[int]) -> tuple[int, int]:
+    """Returns the node of a tree that tokens lead to, and how many of them do."""
+    node, depth, num_tokens = CONTEXT, 0, len(token_ids)
+    for at, parent in enumerate(parents):
+        # Children follow their parents, so that one look at each node is enough.
+        if parent == node and depth < num_tokens and drafted[at] == token_ids[depth]:
+            node, depth = at, depth + 1
+    return node, depth
 
 
 class Overheard:
@@ -51,7 +55,7 @@ class Overheard:
     def judge(self, policy: Policy) -> bool:
         """Tells what is known by now; whether that settles it."""
         matches = [
-            match(tree, session.context[length:].tolist())
+            match(tree, session.tail(length))
             for session, epoch, length, tree in self._trees
             if session.epoch == epoch and session.context_length >= length
         ]
@@ -61,21 +65,35 @@ class Overheard:
         return policy.judged(worth, self._latency_s, is_final=is_final)
 
 
+def remember(sessions: Sequence[RemoteSession], trees: Sequence[DraftTree], step: LastStep) -> None:
+    """Notes what a step brought, until the tokens have come that follow it."""
+    for session, tree in zip(sessions, trees, strict=True):
+        session.last_step = step
+        session.last_length = session.context_length
+        session.last_tree = tree
+
+
 def book(sessions: Sequence[RemoteSession], policy: Policy, now_s: float) -> None:
     """Tells the policy what came of the sessions' last step."""
-    steps = [(session, session.last_step) for session in sessions]
-    ended = [(session, step) for session, step in steps if step is not None]
-    if not ended:
-        return
-    accepted, drafted, begun_s, waited_s = 0, False, 0.0, None
-    num_steps = 1 + max([session.skipped_steps for session, _ in ended])
-    for session, step in ended:
+    num_ended, num_skipped, accepted, drafted = 0, 0, 0, False
+    steps: set[LastStep] = set()  # one, nearly always
+    for session in sessions:
+        if session.last_step is None:
+            continue
+        num_ended += 1
+        steps.add(session.last_step)
         session.last_step = None
-        session.skipped_steps = 0
-        begun_s = max(begun_s, step.returned_s)
-        if step.waited_s is not None:
-            waited_s = max(waited_s or 0.0, step.waited_s)
-        if len(step.tree):
+        if session.skipped_steps:
+            num_skipped = max(num_skipped, session.skipped_steps)
+            session.skipped_steps = 0
+        tree = session.last_tree
+        token_ids = tree.token_ids.tolist()
+        if token_ids:
             drafted = True
-            accepted += match(step.tree, session.context[step.length :].tolist()).num_tokens
-    policy.stepped((now_s - begun_s) / num_steps, accepted / len(ended), waited_s, drafted=drafted)
+            accepted += _follow(tree.parents.tolist(), token_ids, session.tail(session.last_length))[1]
+    if not num_ended:
+        return
+    begun_s = max([step.returned_s for step in steps])
+    waited_s = max([step.waited_s for step in steps if step.waited_s is not None], default=None)
+    elapsed_s = (now_s - begun_s) / (1 + num_skipped)
+    policy.stepped(elapsed_s, accepted / num_ended, waited_s, drafted=drafted)

@@ -15,7 +15,7 @@ import grpc
 
 from retrieval_spec import wire
 from retrieval_spec.budget import CostCurve
-from retrieval_spec.client.ahead import MAX_AHEAD_OUTCOMES, Foresight, Pushes
+from retrieval_spec.client.ahead import Foresight, Pushes, check_ahead
 from retrieval_spec.client.asking import Asker
 from retrieval_spec.client.breaker import Breaker
 from retrieval_spec.client.credentials import Credentials
@@ -76,7 +76,7 @@ class DraftClient:
         pad_to_nodes: int = 0,
         ahead_outcomes: int = 0,
     ) -> None:
-        _check_ahead(ahead_outcomes, transport, pad_to_nodes)
+        check_ahead(ahead_outcomes, transport, pad_to_nodes)
         if not 0 <= pad_to_nodes <= MAX_PADDED_NODES:
             raise InvalidRequest(
                 "pad_to_nodes is out of range", got=pad_to_nodes, expected=f"0 to {MAX_PADDED_NODES}"
@@ -277,7 +277,8 @@ class DraftClient:
             UnknownSession: one of the sessions is closed.
         """
         for session in sessions:
-            session.check_open()
+            if not session.is_open:
+                session.check_open()
         trees = [self.no_draft] * len(sessions)
         step = Step(sessions, max_nodes, total_nodes, cost_curve, trees, time.perf_counter())
         if sessions:
@@ -384,16 +385,3 @@ class DraftClient:
         for begun in told:
             with contextlib.suppress(grpc.FutureTimeoutError, grpc.FutureCancelledError, grpc.RpcError):
                 begun.result(timeout=max(0.0, deadline_s - time.perf_counter()))
-
-
-def _check_ahead(num_outcomes: int, transport: str, pad_to_nodes: int) -> None:
-    if not 0 <= num_outcomes <= MAX_AHEAD_OUTCOMES:
-        raise InvalidRequest(
-            "ahead_outcomes is out of range", got=num_outcomes, expected=f"0 to {MAX_AHEAD_OUTCOMES}"
-        )
-    if num_outcomes and (transport != "stream" or pad_to_nodes):
-        raise InvalidRequest(
-            "drafts ahead need a stream, and show how much was drafted",
-            got=f"transport {transport}, pad_to_nodes {pad_to_nodes}",
-            remedy="leave out ahead_outcomes",
-        )

@@ -6,7 +6,8 @@ Sends nothing itself: its client does, and decides when. Never raises for server
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from retrieval_spec.client.interface import TokenIds
 from retrieval_spec.errors import ContextMismatch, UnknownSession
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.tree import TOKEN, DraftTree, Tokens, as_tokens
-from retrieval_spec.wire import SessionStep
 
 if TYPE_CHECKING:
     from retrieval_spec.client.remote import DraftClient
@@ -29,20 +29,20 @@ FIRST_RETRY_S = 0.1
 NO_SESSION = 0
 _FEW_TOKENS = 64
 
+_MOST_FRESH_TOKENS = 128
+"""So many wait as plain numbers for their place in the buffer: each call into numpy serves many steps."""
 
-class LastStep(NamedTuple):
-    """What a session got out of its last step.
+
+@dataclass(slots=True, eq=False)
+class LastStep:
+    """The step that brought sessions their drafts; one for all of them.
 
     Attributes:
-        returned_s: when, on the clock of `time.perf_counter`.
-        length: tokens of the context then.
-        tree: its draft.
-        waited_s: what asking for it took; None if nobody asked.
+        returned_s: when it was over, on the clock of `time.perf_counter`.
+        waited_s: what asking took; None if nobody asked.
     """
 
     returned_s: float
-    length: int
-    tree: DraftTree
     waited_s: float | None
 
 
@@ -62,7 +62,11 @@ class RemoteSession:
         incarnation: of the server process that holds it.
         told_curve: the cost curve that the server remembers for it; None if it has none.
         is_curve_known: whether that is certain.
-        last_step: what the last step that was looked at brought; None before the first.
+        context_length: tokens decided so far, prompt included.
+        feedback: what would travel with the next question, about the tokens from `feedback_begin` on.
+        last_step: the last one that was looked at; None if what came of it is booked.
+        last_length: tokens of the context when it returned.
+        last_tree: the draft that it brought.
         skipped_steps: those since then.
     """
 
@@ -72,14 +76,16 @@ class RemoteSession:
         self._buffer: Tokens = prompt.copy()
         self._settled_length = prompt.size
         self._fresh: list[int] = []
-        self._length = prompt.size
-        self._feedback: Feedback | None = None
-        self._feedback_begin = 0
+        self.context_length = prompt.size
+        self.feedback: Feedback | None = None
+        self.feedback_begin = 0
         self.namespace = namespace
         self.is_open = True
         self.told_curve: CostCurve | None = None
         self.is_curve_known = True
         self.last_step: LastStep | None = None
+        self.last_length = 0
+        self.last_tree = client.no_draft
         self.skipped_steps = 0
         self.server_id = self.replaced_id = NO_SESSION
         self.server_length = 0
@@ -94,16 +100,18 @@ class RemoteSession:
         self._vain_openings = -1  # the first one is none
 
     @property
-    def context_length(self) -> int:
-        """Tokens decided so far, prompt included."""
-        return self._length
-
-    @property
     def context(self) -> Tokens:
         """All tokens decided so far, as a view: int32[context_length]."""
         if self._fresh:
             self._settle()
-        return self._buffer[: self._length]
+        return self._buffer[: self.context_length]
+
+    def tail(self, begin: int) -> list[int]:
+        """Returns the tokens of the context from a place on; cheap for those of the last steps."""
+        if begin >= self._settled_length:
+            return self._fresh[begin - self._settled_length :]
+        tokens: list[int] = self.context[begin:].tolist()
+        return tokens
 
     @property
     def uncommitted(self) -> Tokens:
@@ -142,22 +150,27 @@ class RemoteSession:
             token_ids = as_tokens(token_ids, self._vocab_size).tolist()
         if feedback is not None:
             feedback.check(self._vocab_size, self._client.state_dimensions)
-        self._feedback, self._feedback_begin = feedback, self._length
+        self.feedback, self.feedback_begin = feedback, self.context_length
         self._fresh += token_ids
-        self._length += len(token_ids)
+        self.context_length += len(token_ids)
 
     def _are_sound(self, token_ids: list[Any]) -> bool:
-        # Most steps commit one to three tokens, and numpy would take longer than all the rest of such a step.
-        return all([type(token) is int and 0 <= token < self._vocab_size for token in token_ids])
+        # Most steps commit one to three tokens, and numpy would take longer than all the rest of such a step;
+        # so would a generator.
+        vocab_size = self._vocab_size
+        for token in token_ids:  # noqa: SIM110
+            if type(token) is not int or not 0 <= token < vocab_size:
+                return False
+        return True
 
     def _settle(self) -> None:
         """Puts the tokens that came last where the others are."""
-        if self._length > self._buffer.size:
-            grown = np.empty(max(self._length, 2 * self._buffer.size, 256), TOKEN)
+        if self.context_length > self._buffer.size:
+            grown = np.empty(max(self.context_length, 2 * self._buffer.size, 256), TOKEN)
             grown[: self._settled_length] = self._buffer[: self._settled_length]
             self._buffer = grown
-        self._buffer[self._settled_length : self._length] = self._fresh
-        self._settled_length = self._length
+        self._buffer[self._settled_length : self.context_length] = self._fresh
+        self._settled_length = self.context_length
         self._fresh = []
 
     def truncate(self, length: int) -> None:
@@ -168,11 +181,13 @@ class RemoteSession:
             UnknownSession: the session is closed.
         """
         self.check_open()
-        if not 0 <= length <= self._length:
-            raise ContextMismatch("cannot cut the context", got=length, expected=f"0 to {self._length}")
+        if not 0 <= length <= self.context_length:
+            raise ContextMismatch(
+                "cannot cut the context", got=length, expected=f"0 to {self.context_length}"
+            )
         self._settle()
-        self._length = self._settled_length = length
-        self._feedback = None
+        self.context_length = self._settled_length = length
+        self.feedback = None
         self.last_step = None
         self.retry_at = 0.0  # a shorter context may be welcome where a longer one was not
         if length < self.opening_length:
@@ -188,7 +203,7 @@ class RemoteSession:
             if not self.is_lost:
                 self._client.close_session(self)
             self.epoch += 1
-            self._length = self._settled_length = 0
+            self.context_length = self._settled_length = 0
             self._fresh = []
             self._buffer = self._buffer[:0].copy()
 
@@ -201,22 +216,14 @@ class RemoteSession:
         if not self.is_open:
             raise UnknownSession("the session is closed", remedy="open a new one")
 
-    def row(self, max_nodes: int) -> SessionStep:
-        """Returns the session's row of a question, which is then under way."""
-        held = self.server_length
-        self.sent_length = self._length
-        # Feedback is about one step: beside the tokens of several it would be about the wrong root.
-        feedback = self._feedback if self._feedback_begin == held else None
-        return SessionStep(self.server_id, held, self.context[held:], max_nodes, feedback)
-
     @property
     def has_feedback(self) -> bool:
         """Whether feedback would travel with the next question."""
-        return self._feedback is not None
+        return self.feedback is not None
 
     def forget_feedback(self) -> None:
         """Drops what would travel with the next question."""
-        self._feedback = None
+        self.feedback = None
 
     def confirm(self, session_id: int, incarnation: int, length: int) -> None:
         """Notes that the server opened the session with so many tokens."""
@@ -243,8 +250,10 @@ class RemoteSession:
         self.sent_length = None
         self.is_curve_known = True
         self._vain_openings = 0
-        if self._length == length:
-            self._feedback = None
+        if self.context_length == length:
+            self.feedback = None
+        if len(self._fresh) > _MOST_FRESH_TOKENS:
+            self._settle()
 
     def unheard(self) -> None:
         """Notes that a question will not be answered, nor is it known whether it arrived.

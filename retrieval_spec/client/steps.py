@@ -11,6 +11,7 @@ from retrieval_spec import wire
 from retrieval_spec.budget import CostCurve
 from retrieval_spec.client.session import RemoteSession
 from retrieval_spec.tree import DraftTree
+from retrieval_spec.v1.draft_pb2 import DraftStep
 
 MANY_SESSIONS = 8
 """Booking so many takes longer than waking up once more."""
@@ -85,7 +86,8 @@ class Step:
 
     def keep_to(self, max_nodes: int) -> None:
         """Asks for no more nodes than so many for each session."""
-        self.max_nodes = [min(cap, max_nodes) for cap in self.max_nodes]
+        if max_nodes < max(self.max_nodes):
+            self.max_nodes = [min(cap, max_nodes) for cap in self.max_nodes]
         self.total_nodes = min(self.total_nodes, max_nodes * len(self.sessions))
 
     @property
@@ -101,17 +103,50 @@ class Step:
     @property
     def left_nodes(self) -> int:
         """Nodes that may still be drafted."""
+        if len(self.waiting) == len(self.sessions):
+            return self.total_nodes
         return self.total_nodes - sum(map(len, self.trees))
-
-    @property
-    def num_lost(self) -> int:
-        """Sessions that the server does not hold."""
-        return sum([session.is_lost for session in self.sessions])
 
     @property
     def left_s(self) -> float:
         """How long it may still wait."""
         return (self.deadline_s or 0.0) - time.perf_counter()
+
+
+def ask(message: DraftStep, step: Step, indices: list[int], total_nodes: int) -> Question:
+    """Writes the question about some sessions of a step, which is then under way."""
+    sessions, epochs, lengths, caps = [], [], [], []
+    ids, held, sizes, tokens, must_tell = [], [], [], [], False
+    # One look at each session: they lie in no cache, and for few of them each loop more would be felt.
+    for row, index in enumerate(indices):
+        session, cap = step.sessions[index], step.max_nodes[index]
+        commit = session.tail(session.server_length)
+        sessions.append(session)
+        epochs.append(session.epoch)
+        lengths.append(session.context_length)
+        caps.append(cap if cap < total_nodes else total_nodes)
+        ids.append(session.server_id)
+        held.append(session.server_length)
+        sizes.append(len(commit))
+        tokens += commit
+        # Feedback is about one step: beside the tokens of several it would be about the wrong root.
+        if session.feedback is not None and session.feedback_begin == session.server_length:
+            wire.write_feedback(message.feedback.add(session_index=row), session.feedback)
+        # Nearly always it is the same curve, and comparing the points of two takes long.
+        if session.told_curve is not step.cost_curve or not session.is_curve_known:
+            must_tell = must_tell or session.must_tell(step.cost_curve)
+        session.sent_length = session.context_length
+    columns = wire.StepColumns(ids, held, sizes, caps)
+    wire.write_columns(message, columns, wire.number_bytes(tokens), total_nodes)
+    if must_tell:
+        _tell_curve(message, sessions, step.cost_curve)
+    return Question(time.perf_counter(), indices, sessions, epochs, lengths, caps, total_nodes)
+
+
+def _tell_curve(message: DraftStep, sessions: Sequence[RemoteSession], cost_curve: CostCurve | None) -> None:
+    wire.write_cost_curve(message, cost_curve)
+    for session in sessions:
+        session.tell(cost_curve)
 
 
 def fill(
@@ -121,13 +156,16 @@ def fill(
     asked_again: tuple[type[Exception], ...],
 ) -> None:
     """Puts drafts where they belong; sessions whose errors are of the last kind go on waiting."""
+    settled = set()
     for index, outcome in zip(question.indices, outcomes, strict=True):
         if isinstance(outcome, DraftTree):
             step.trees[index] = outcome
-        if not isinstance(outcome, asked_again):
-            step.waiting.remove(index)
+            settled.add(index)
+        elif not isinstance(outcome, asked_again):
+            settled.add(index)
+    step.waiting = [index for index in step.waiting if index not in settled]
 
 
 def proves_health(outcomes: Sequence[wire.Outcome]) -> bool:
     """Whether some session got what it asked for: after a bad answer, sessions must be opened again first."""
-    return not outcomes or any([isinstance(outcome, DraftTree) for outcome in outcomes])
+    return not outcomes or DraftTree in map(type, outcomes)

@@ -69,7 +69,7 @@ class Joint(Protocol):
         ...
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
-        """Appends committed tokens to the context; moves all cursors on, at the latest with the next draft."""
+        """Appends committed tokens to the context; moves cursors on, at the latest with the next draft."""
         ...
 
     def settle(self) -> None:

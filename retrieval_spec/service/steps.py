@@ -14,7 +14,7 @@ from retrieval_spec.service.bugs import internal_error
 from retrieval_spec.service.meter import Meter
 from retrieval_spec.service.sessions import SessionTable
 from retrieval_spec.session import Session
-from retrieval_spec.tree import DraftTree, Forest
+from retrieval_spec.tree import DraftTree, Forest, Tokens
 from retrieval_spec.v1 import draft_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ class StepDesk:
         if step.pad_to_nodes > 0:
             total_nodes = min(total_nodes, self._padded(step, columns))
         if not step.feedback:
-            forest = self._at_once(columns, total_nodes, cost_curve, owner)
+            tokens = wire.read_commits(step, columns)
+            forest = self._at_once(columns, tokens, total_nodes, cost_curve, owner)
             if forest is not None:
                 return Answered(columns, forest)
         rows = wire.read_step(step, columns)
@@ -104,7 +105,12 @@ class StepDesk:
         return cost_curve
 
     def _at_once(
-        self, columns: wire.StepColumns, total_nodes: int, cost_curve: CostCurve | None, owner: str
+        self,
+        columns: wire.StepColumns,
+        tokens: Tokens,
+        total_nodes: int,
+        cost_curve: CostCurve | None,
+        owner: str,
     ) -> Forest | None:
         if len({*columns.session_ids}) < len(columns.session_ids):
             return None
@@ -112,7 +118,7 @@ class StepDesk:
         if sessions is None:
             return None
         try:
-            return self._engine.step_batch(sessions, *columns[1:], total_nodes, cost_curve)
+            return self._engine.step_batch(sessions, *columns[1:], tokens, total_nodes, cost_curve)
         except Exception as error:
             internal_error(error)
             return None

@@ -6,8 +6,9 @@ Whatever the other side sent is taken as hostile. Knows the messages, but no tra
 from __future__ import annotations
 
 from retrieval_spec.wire.ahead import MAX_AHEAD_BYTES, ahead_bytes, read_ahead, write_ahead
-from retrieval_spec.wire.columns import MAX_MESSAGE_BYTES, read_tokens, token_bytes
+from retrieval_spec.wire.columns import MAX_MESSAGE_BYTES, number_bytes, read_tokens, token_bytes
 from retrieval_spec.wire.costs import read_cost_curve, write_cost_curve
+from retrieval_spec.wire.feedback import write_feedback
 from retrieval_spec.wire.padding import pad, unpad
 from retrieval_spec.wire.projection import read_projection, write_projection
 from retrieval_spec.wire.statuses import ERROR_TYPE_KEY, error_from
@@ -16,8 +17,10 @@ from retrieval_spec.wire.steps import (
     SessionStep,
     StepColumns,
     read_columns,
+    read_commits,
     read_result,
     read_step,
+    write_columns,
     write_forest,
     write_result,
     write_step,
@@ -34,9 +37,11 @@ __all__ = [
     "Suffix",
     "ahead_bytes",
     "error_from",
+    "number_bytes",
     "pad",
     "read_ahead",
     "read_columns",
+    "read_commits",
     "read_cost_curve",
     "read_missing",
     "read_projection",
@@ -46,8 +51,10 @@ __all__ = [
     "read_tokens",
     "token_bytes",
     "unpad",
+    "write_columns",
     "write_ahead",
     "write_cost_curve",
+    "write_feedback",
     "write_forest",
     "write_missing",
     "write_projection",

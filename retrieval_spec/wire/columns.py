@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,11 @@ _IS_LITTLE_ENDIAN = sys.byteorder == "little"
 def token_bytes(token_ids: Tokens) -> bytes:
     """Returns token ids as a column."""
     return column_bytes(token_ids)
+
+
+def number_bytes(numbers: Sequence[int]) -> bytes:
+    """Returns plain numbers, each an int32, as a column; for few ones much faster than by way of numpy."""
+    return struct.pack(f"<{len(numbers)}i", *numbers)
 
 
 def read_tokens(column: bytes, name: str, count: int | None = None) -> Tokens:
