@@ -15,10 +15,8 @@ from retrieval_spec.datastore.segments import Segments, open_segments
 from retrieval_spec.drafters.base import Budget, Drafter
 from retrieval_spec.drafters.corpus import CorpusCursor, CorpusDrafter
 from retrieval_spec.drafters.opening import name_of
-from retrieval_spec.drafters.tail import Tail
 from retrieval_spec.errors import InvalidRequest
 from retrieval_spec.leave_one_out import Window
-from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.structures.context_arrays import ContextArrays
 from retrieval_spec.tree import DraftTree, Tokens
 
@@ -79,9 +77,9 @@ class _OthersCursor(CorpusCursor):
         super().__init__(drafter, context)
         self._others = drafter
 
-    def find_corpus(self) -> tuple[ContextArray, Tail] | None:
-        self._others.move(self._tail.tokens)
-        return super().find_corpus()
+    @property
+    def corpus(self) -> None:
+        """Nothing that others could search: each draft is from another part of the corpus."""
 
     def propose(self, budget: Budget) -> DraftTree:
         self._others.move(self._tail.tokens)

@@ -87,7 +87,7 @@ class LossyServicer(Servicer):
 
     def restart(self):
         """What a client sees of a server that was started again."""
-        self._incarnation ^= 1
+        self.desk.incarnation ^= 1
         self.refresh_info()
         for session_id in tuple(self.sessions._sessions):
             self.sessions.close(session_id)

@@ -413,7 +413,7 @@ def test_a_server_that_loses_a_session_in_every_step_is_not_sent_its_context_in_
 
         def lose(step, result):
             result.Clear()
-            result.step_number, result.incarnation = step.step_number, servicer._incarnation
+            result.step_number, result.incarnation = step.step_number, servicer.desk.incarnation
             ids = np.frombuffer(step.session_ids, "<u8")
             wire.write_result(result, [KEPT if one == healthy.server_id else GONE for one in ids])
 
@@ -455,8 +455,8 @@ def damages(servicer, session, address):
     lost = session.server_id
 
     def restart():
-        servicer._incarnation ^= 1
-        servicer.info.incarnation = servicer._incarnation
+        servicer.desk.incarnation ^= 1
+        servicer.info.incarnation = servicer.desk.incarnation
         for session_id in tuple(table._sessions):
             table.close(session_id)
 

@@ -198,6 +198,19 @@ def test_sources_that_have_to_be_told_go_row_by_row(preset):
     assert sessions[0].context_length == 4
 
 
+def test_what_was_committed_at_once_is_drafted_by_others_once_the_session_ended():
+    engine = Engine(VOCAB_SIZE)
+    writing, open_one = batch_of(engine, [1, 2], [9, 41, 42])
+    for length, token in enumerate([41, 42, 43, 44, 45, 46], start=2):
+        assert engine.step_batch([writing], [length], [1], [4], as_int32([token]), 4) is not None
+    writing.close()
+    history = 1 << engine.source_names.index("history")
+    for session in (open_one, engine.open_session([9, 41, 42])):
+        forest = engine.step_batch([session], [3], [0], [4], as_int32([]), 4)
+        assert forest.token_ids.tolist()[:3] == [43, 44, 45]
+        assert forest.sources[0] & history
+
+
 def with_live_history():
     history = HistoryDrafter.open(VOCAB_SIZE, learn="live")
     return {"session": SessionDrafter.open(VOCAB_SIZE), "history": history, "prompts": PromptsDrafter.open(1)}

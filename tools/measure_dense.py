@@ -26,8 +26,8 @@ from retrieval_spec.commands.generate import load_model
 from retrieval_spec.demo_model import demo_model_dir
 from retrieval_spec.drafters.presets import Preset, Source, preset
 from retrieval_spec.engine import Engine
-from retrieval_spec.session import Session
 from retrieval_spec.feedback import Feedback
+from retrieval_spec.session import Session
 
 NODES = (4, 8, 16, 32, 64)
 NUM_PROMPTS = 14

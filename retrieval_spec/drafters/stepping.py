@@ -27,7 +27,7 @@ from retrieval_spec.kernels.blend_steps import (
     take_steps,
 )
 from retrieval_spec.kernels.commits import commit_steps
-from retrieval_spec.tree import DraftTree, Float32s, Forest, Int32s
+from retrieval_spec.tree import DraftTree, Float32s, Forest, Int32s, Uint16s
 
 if TYPE_CHECKING:
     from retrieval_spec.drafters.blended import Blended
@@ -117,18 +117,20 @@ def _draft(
     scratch = _SCRATCH
     scratch.fit(most, num_nodes, 1 + most * max([joint.num_corpora for joint in joints]))
     best = scratch.best[: total_nodes if total_nodes < num_nodes else 0]
-    columns = (*new_columns(num_nodes), np.empty(num_nodes, np.uint16))
-    num_kept = take_steps(
+    token_ids, parents, probs = new_columns(num_nodes)
+    sources: Uint16s = np.empty(num_nodes, np.uint16)
+    kept = take_steps(
         *(steps, max_depth_nodes, best, _RELIABILITY, scratch.block, scratch.trie),
-        *(*columns, scratch.reached),
+        *(token_ids, parents, probs, sources, scratch.reached),
     )
     done = steps[:, NUM_LEFT:FIRST].tolist()
     late = [at for at, (num_left, _, _) in enumerate(done) if num_left]
     due = [at for at, (num_left, _, is_due) in enumerate(done) if is_due or num_left]
     for at in due:
         joints[at].make_room(done[at][0])
-    token_ids, parents, probs, sources = [column[:num_kept] for column in columns]
-    return Drafted(Forest([size for _, size, _ in done], token_ids, parents, probs, sources), late, due)
+    counts = [size for _, size, _ in done]
+    forest = Forest(counts, token_ids[:kept], parents[:kept], probs[:kept], sources[:kept])
+    return Drafted(forest, late, due)
 
 
 class _Held:

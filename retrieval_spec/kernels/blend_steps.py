@@ -35,7 +35,6 @@ from retrieval_spec.kernels.cards import (
     CORPUS_BIT,
     CORPUS_WORDS,
     IS_WIDE,
-    LAST_KEPT,
     NOTICE_LENGTH,
     NUM_BUCKETS,
     NUM_CORPORA,
@@ -246,10 +245,7 @@ def _take_turns(steps):
     """
     first = np.int64(0)
     for at in range(steps.shape[0]):
-        card = card_at(steps[at, CARD])
-        if context_of(card)[CONTEXT_LENGTH] > card[NUM_WORKED_IN] and card[NUM_DRAFTED] >= 0:
-            card[LAST_KEPT] = card[NUM_KEPT]
-        steps[at, FIRST], steps[at, SIZE] = first, card[LAST_KEPT]
+        steps[at, FIRST], steps[at, SIZE] = first, card_at(steps[at, CARD])[NUM_KEPT]
         first += steps[at, MAX_NODES]
         turn = at
         while turn > 0 and steps[steps[turn - 1, TURN], SIZE] < steps[at, SIZE]:

@@ -256,14 +256,14 @@ def warm_up(servicer: Servicer) -> None:
     feedback = _feedback(servicer.engine, prompt[-1:])
     for _ in range(2):  # the second time, sources draft from what they learned when the first sessions closed
         ids = [_open(servicer, wire.token_bytes(prompt)) for _ in range(2)]
-        for length in (
-            prompt.size,
-            prompt.size + commit.size,
-        ):  # the second commit is judged by the first draft
+        length = prompt.size
+        # The second commit is judged by the first draft; the third one is done at once.
+        for tokens, told in ((commit, feedback), (commit, feedback), (commit[:2], None)):
             step, result = pb.DraftStep(), pb.DraftStepResult()
-            rows = [wire.SessionStep(session_id, length, commit, 8, feedback) for session_id in ids]
+            rows = [wire.SessionStep(session_id, length, tokens, 8, told) for session_id in ids]
             wire.write_step(step, rows, total_nodes=8)
             servicer.answer(step, result)
+            length += tokens.size
         for session_id in ids:
             servicer.close(session_id)
 

@@ -33,7 +33,7 @@ from retrieval_spec.service.history import HistoryKeeper
 from retrieval_spec.service.info import server_info
 from retrieval_spec.service.meter import Meter
 from retrieval_spec.service.peers import ANYBODY, Anyone, Peers
-from retrieval_spec.service.sessions import SessionTable, random_id
+from retrieval_spec.service.sessions import SessionTable
 from retrieval_spec.service.steps import Answered, StepDesk
 from retrieval_spec.service.suffixes import SuffixDesk
 from retrieval_spec.v1 import draft_pb2 as pb
@@ -87,10 +87,9 @@ class Servicer(DraftServiceServicer):
         self.meter = Meter()
         self.door = Door()
         self.sessions = SessionTable(engine)
-        self._incarnation = random_id()
-        self.steps = StepDesk(engine, self.sessions, self._incarnation)
+        self.desk = StepDesk(engine, self.sessions)
         self.ahead = Ahead(self.sessions, engine.limits.max_ahead_outcomes)
-        self.suffixes = SuffixDesk(engine, self.sessions, self.steps.draft)
+        self.suffixes = SuffixDesk(engine, self.sessions, self.desk.draft)
         self.history: HistoryKeeper | None = None
         self._idle_streams: set[Any] = set()
         self._moved_s: dict[Any, float] = {}  # stream -> when something moved on it last
@@ -100,7 +99,7 @@ class Servicer(DraftServiceServicer):
 
     def refresh_info(self) -> None:
         """Says from now on what the engine drafts from now."""
-        self.info = server_info(self.engine, self._incarnation)
+        self.info = server_info(self.engine, self.desk.incarnation)
 
     @_call
     def GetInfo(self, request: pb.GetInfoRequest, owner: str) -> pb.GetInfoResponse:  # noqa: D102 - the proto says it
@@ -306,6 +305,6 @@ class Servicer(DraftServiceServicer):
             LimitExceeded: more sessions than may be open.
         """
         begin = time.perf_counter()
-        answered = self.steps.answer(step, result, owner)
-        answered.count(self.meter, time.perf_counter() - begin)
+        answered = self.desk.answer(step, result, owner)
+        answered.note_in(self.meter, time.perf_counter() - begin)
         return answered

@@ -152,7 +152,7 @@ class SessionTable:
 
     def discard(self, namespace: str) -> int:
         """Ends a namespace's sessions without learning from them; returns how many."""
-        of_tenant = self._of_tenants.get(tenant_of(namespace), {})
+        of_tenant = self._of_tenants.get(tenant_of(namespace), ())
         found = [one for one in of_tenant if self._sessions[one].session.namespace == namespace]
         for session_id in found:
             self._sessions[session_id].session.discard()

@@ -12,7 +12,7 @@ from retrieval_spec.engine import Engine
 from retrieval_spec.errors import RetrievalSpecError, UnknownSession
 from retrieval_spec.service.bugs import internal_error
 from retrieval_spec.service.meter import Meter
-from retrieval_spec.service.sessions import SessionTable
+from retrieval_spec.service.sessions import SessionTable, random_id
 from retrieval_spec.session import Session
 from retrieval_spec.tree import DraftTree, Forest, Tokens
 from retrieval_spec.v1 import draft_pb2 as pb
@@ -39,7 +39,7 @@ class Answered(NamedTuple):
         only = outcomes.trees([()])[0] if isinstance(outcomes, Forest) else outcomes[0]
         return only if isinstance(only, DraftTree) else None
 
-    def count(self, meter: Meter, seconds: float) -> None:
+    def note_in(self, meter: Meter, seconds: float) -> None:
         """Notes what was answered in so many seconds."""
         ids, commits = self.columns.session_ids, self.columns.commit_lengths
         if isinstance(self.outcomes, Forest):
@@ -49,13 +49,17 @@ class Answered(NamedTuple):
 
 
 class StepDesk:
-    """Sessions that are named. Belongs to one event loop."""
+    """Sessions that are named. Belongs to one event loop.
 
-    def __init__(self, engine: Engine, sessions: SessionTable, incarnation: int) -> None:
+    Attributes:
+        incarnation: random number of this server process.
+    """
+
+    def __init__(self, engine: Engine, sessions: SessionTable) -> None:
         self._engine = engine
         self._limits = engine.limits
         self._sessions = sessions
-        self._incarnation = incarnation
+        self.incarnation = random_id()
 
     def answer(self, step: pb.DraftStep, result: pb.DraftStepResult, owner: str) -> Answered:
         """Answers one engine step of the owner's sessions, and returns what it came to.
@@ -65,7 +69,7 @@ class StepDesk:
             LimitExceeded: more sessions than may be open.
         """
         columns = wire.read_columns(step, self._limits.max_sessions)
-        result.step_number, result.incarnation = step.step_number, self._incarnation
+        result.step_number, result.incarnation = step.step_number, self.incarnation
         answered = Answered(columns, ())
         if columns.session_ids:
             answered = self._answered(step, columns, owner)
@@ -78,7 +82,7 @@ class StepDesk:
         return answered
 
     def _answered(self, step: pb.DraftStep, columns: wire.StepColumns, owner: str) -> Answered:
-        if step.incarnation not in (0, self._incarnation):
+        if step.incarnation not in (0, self.incarnation):
             gone = UnknownSession("the session belonged to an earlier server process", remedy="open it again")
             return Answered(columns, [gone] * len(columns.session_ids))
         cost_curve = self._cost_curve(step, columns.session_ids, owner)

@@ -88,7 +88,7 @@ class Session:
         self.anchor: Anchor | None = None
         self.drafted: list[Node] | None = None
         self.records: dict[int, Record] = {}
-        self.num_kept = self.last_kept = self.num_full = self.num_free_words = 0
+        self.num_kept = self.num_full = self.num_free_words = 0
         self.trees = TreeNode()
 
     def draft(
@@ -117,7 +117,6 @@ class Session:
         """Learns from what followed, if it was drafted for, and goes on; only then an anchor moves along."""
         anchor = None if tokens else self.anchor
         if self.drafted is not None and tokens:
-            self.last_kept = self.num_kept
             place = self._place()
             for token in tokens[:MAX_LEARNED_TOKENS]:
                 place = place.after(token)
@@ -264,7 +263,7 @@ def drafted_together(
         return [session.draft(max_nodes, trees=others) for session, others in asked]
     best: list[float] = []
     trees: list[list[Node]] = [[] for _ in asked]
-    for at in sorted(range(len(asked)), key=lambda at: -asked[at][0].last_kept):
+    for at in sorted(range(len(asked)), key=lambda at: -asked[at][0].num_kept):
         session, others = asked[at]
         lowest = best[0] if len(best) == total_nodes else -1.0
         trees[at] = session.draft(max_nodes, trees=others, lowest=lowest)
