@@ -7,7 +7,7 @@ knows of sessions, sockets or clocks. `tests/contract/` runs over every register
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,6 +133,27 @@ class TrialCursor(Cursor, Protocol):
         moves on. None if the source learns while a text is written: then its moves would show.
         """
         ...
+
+
+def is_text(cursor: Cursor) -> TypeGuard[TextCursor]:
+    """Whether a cursor is one of a text."""
+    return _keeps(cursor, TextCursor)
+
+
+def is_searched(cursor: Cursor) -> TypeGuard[SearchedCursor]:
+    """Whether a cursor is one of a corpus."""
+    return _keeps(cursor, SearchedCursor)
+
+
+_kept: dict[tuple[type, Any], bool] = {}
+
+
+def _keeps(cursor: Cursor, contract: Any) -> bool:
+    # As all of its class do: looking at each attribute of each cursor took a third of opening a session.
+    key = type(cursor), contract
+    if key not in _kept:
+        _kept[key] = isinstance(cursor, contract)
+    return _kept[key]
 
 
 def trial_of(cursor: Cursor) -> Cursor | None:

@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_spec.drafters.base import Budget, Cursor, Int64s, SearchedCursor, TextCursor
+from retrieval_spec.drafters.base import (
+    Budget,
+    Cursor,
+    Int64s,
+    TextCursor,
+    is_searched,
+    is_text,
+)
 from retrieval_spec.drafters.guarded import GuardedCursor
 from retrieval_spec.drafters.joint import trials_of
 from retrieval_spec.drafters.stepping import FIRST_NODES, draft_all, in_order
@@ -121,7 +128,7 @@ class Blended:
         bits: Int64s = np.zeros(NUM_TEXTS, np.int64)
         others: list[tuple[int, Cursor]] = []
         for bit, cursor in enumerate(cursors):
-            if isinstance(cursor, TextCursor):
+            if is_text(cursor):
                 texts[cursor.kind], bits[cursor.kind] = cursor, bit
             else:
                 others.append((bit, cursor))
@@ -154,7 +161,7 @@ class Blended:
 
     def _note_others(self, others: list[tuple[int, Cursor]]) -> None:
         """Notes the sources that are no texts, and which of them kernels can ask."""
-        corpora = [(bit, cursor) for bit, cursor in others if isinstance(cursor, SearchedCursor)]
+        corpora = [(bit, cursor) for bit, cursor in others if is_searched(cursor)]
         self._corpora = corpora if len(corpora) == len(others) else []
         self.num_corpora = len(self._corpora)
         self._cursors = [] if self._corpora else [cursor for _, cursor in others]
@@ -260,11 +267,15 @@ class Blended:
 
     def corpora_as_noted(self) -> list[ContextArray] | None:
         """Returns the corpora on the card; None if others are open by now, or kernels are not enough."""
-        found = [cursor.corpus for _, cursor in self._corpora]
-        for corpus, seen in zip(found, self._seen, strict=True):
+        if not self._is_plain:
+            return None
+        found = []
+        for (_, cursor), seen in zip(self._corpora, self._seen, strict=True):
+            corpus = cursor.corpus
             if corpus is None or corpus is not seen():
                 return None
-        return found if self._is_plain else None  # type: ignore[return-value]  # mypy sees no None go
+            found.append(corpus)
+        return found
 
     def _proposed(self, budget: Budget) -> Int32s:
         """Returns the trees of the sources that are no texts as one trie."""
