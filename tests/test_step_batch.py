@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -308,6 +310,18 @@ def test_a_datastore_that_is_replaced_is_drafted_from_with_the_next_step(service
         assert 66 in tree.token_ids.tolist()
     assert 66 not in before.token_ids.tolist()
     assert len(row_by_row) == 1
+
+
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_open_sessions_keep_no_datastore_that_was_replaced(store, num_steps):
+    engine = Engine(VOCAB_SIZE, datastores=[store])
+    sessions = [engine.open_session([9, 1, 2]) for _ in range(2)]
+    for length in range(3, 3 + num_steps):
+        assert engine.step_batch(sessions, [length] * 2, [1, 1], [4, 4], as_int32([3, 3]), 8) is not None
+    drafter = next(source for source in engine.drafters.values() if isinstance(source, CorpusDrafter))
+    replaced = weakref.ref(drafter.corpus)
+    drafter.take_up(CorpusDrafter(array_of([[1, 2, 66]])))
+    assert replaced() is None
 
 
 def test_trees_in_common_columns_are_the_same_on_the_wire():

@@ -172,6 +172,7 @@ class Blended:
         self._seen: list[Any] = [_nobody] * self.num_corpora
         self._card[cards.CORPORA], self._card[cards.NUM_CORPORA] = self._rows.ctypes.data, self.num_corpora
         self._note_corpora()
+        self._searched.clear()  # held only while one is drafted from
 
     def _make_room(self, max_nodes: int) -> None:
         self._keep_in(np.empty((3, max_nodes), np.int32), np.empty(record_words(max_nodes), np.int32))
