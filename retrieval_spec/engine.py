@@ -164,13 +164,13 @@ class Engine:
         total_nodes: int,
         cost_curve: CostCurve | None = None,
     ) -> Forest | None:
-        """Commits to distinct sessions and drafts for them if all is as usual; else does nothing: None.
+        """Commits to sessions and drafts for them if all is as usual; else does nothing: None.
 
         The same as `Session.expect`, `Session.commit` and `draft_batch`, wherever none of these can fail and
         no source has to be told or asked itself.
 
         Args:
-            sessions: each once.
+            sessions: one at least.
             lengths: tokens that each context is taken to hold.
             num_committed: tokens to append to each.
             max_nodes: of each tree.
@@ -178,7 +178,7 @@ class Engine:
             total_nodes: of all trees together.
             cost_curve: of the pass that verifies them; a session alone asks anew while all nodes pay.
         """
-        if cost_curve is not None and len(sessions) == 1:
+        if len({*sessions}) < len(sessions) or (cost_curve is not None and len(sessions) == 1):
             return None
         if not all([one.is_open for one in sessions]) or not self._has_room(lengths, num_committed):
             return None

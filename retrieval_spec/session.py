@@ -113,10 +113,10 @@ class Session:
         """
         self._check_open()
         tokens = as_tokens(token_ids, self._engine.vocab_size)
+        self.measure_in_time()
         self._engine.check_append(self.context_length, tokens.size)
         if feedback is not None:
             self._engine.check_feedback(feedback)
-        self.measure_in_time()
         self._joint.observe(tokens, feedback)
         self._num_paid = self._num_drafted
         if tokens.shape[0] > MEASURED_TOKENS:  # else it is worked in with the next draft, in its turn
@@ -149,6 +149,7 @@ class Session:
         self._prompt_length = min(length, self._prompt_length)
         self._start(kept[: self._prompt_length])
         self._joint.observe(kept[self._prompt_length :])
+        self._joint.settle()
         self._measure()
 
     def expect(self, context_length: int) -> None:

@@ -61,7 +61,8 @@ def history(data: bytes) -> None:
 
 def step(data: bytes) -> None:
     message = pb.DraftStep.FromString(data)
-    for row in wire.read_step(message, wire.read_columns(message, MAX_ROWS)):
+    columns = wire.read_columns(message, MAX_ROWS)
+    for row in wire.read_step(message, columns, wire.read_commits(message, columns)):
         assert row.commit.dtype == np.int32
     wire.read_cost_curve(message)
 

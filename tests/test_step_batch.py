@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 
 from retrieval_spec import wire
 from retrieval_spec.budget import CostCurve
+from retrieval_spec.drafters import stepping
 from retrieval_spec.drafters.corpus import CorpusDrafter
 from retrieval_spec.drafters.history import HistoryDrafter
 from retrieval_spec.drafters.prompts import PromptsDrafter
 from retrieval_spec.drafters.session import SessionDrafter
 from retrieval_spec.engine import Engine
-from retrieval_spec.errors import UnknownSession
+from retrieval_spec.errors import ContextMismatch, InvalidRequest, RetrievalSpecError, UnknownSession
 from retrieval_spec.limits import Limits
 from retrieval_spec.service.servicer import Servicer
 from retrieval_spec.service.steps import StepDesk
+from retrieval_spec.structures.context_arrays import ContextArrays
 from retrieval_spec.tree import DraftTree, Forest
 from retrieval_spec.v1 import draft_pb2 as pb
 from tests.stores import array_of, write_corpus
@@ -152,6 +154,9 @@ UNUSUAL = {
     "a token below 0": {"token_ids": [7, -1]},
     "a token past the vocabulary": {"token_ids": [7, VOCAB_SIZE]},
     "more tokens than one commit may have": {"commits": [70, 0], "token_ids": [1] * 70},
+    "fewer tokens than are counted": {"commits": [2, 1]},
+    "more tokens than are counted": {"commits": [1, 0]},
+    "a commit of less than nothing": {"commits": [3, -1]},
     "more nodes than there is room for": {"total_nodes": 2_000, "max_nodes": [900, 900]},
 }
 
@@ -170,6 +175,13 @@ def test_of_an_unusual_step_nothing_is_done(unusual):
     usual["token_ids"] = as_int32(usual["token_ids"])
     assert engine.step_batch(sessions, *usual.values()) is not None
     assert [session.context.tolist() for session in sessions] == [[1, 2, 3, 1, 2]] * 2
+
+
+def test_a_session_that_stands_in_a_step_twice_is_not_done_at_once():
+    session, other = batch_of(Engine(VOCAB_SIZE), [1, 2, 3, 1], [1, 2])
+    asked = ([4, 2, 4], [1, 0, 1], [4, 4, 4], as_int32([2, 2]), 8)
+    assert session._engine.step_batch([session, other, session], *asked) is None
+    assert session.context_length == 4
 
 
 def test_a_closed_session_and_one_with_tokens_to_work_in_are_unusual():
@@ -310,6 +322,71 @@ def test_a_datastore_that_is_replaced_is_drafted_from_with_the_next_step(service
         assert 66 in tree.token_ids.tolist()
     assert 66 not in before.token_ids.tolist()
     assert len(row_by_row) == 1
+
+
+def test_what_another_corpus_proposed_is_not_drafted_once_the_first_one_is_back(store):
+    engine, expected = Engine(VOCAB_SIZE, datastores=[store]), Engine(VOCAB_SIZE, datastores=[store])
+    drafter = next(source for source in engine.drafters.values() if isinstance(source, CorpusDrafter))
+    session, fresh = (one.open_session([9, 9, 1, 2]) for one in (engine, expected))
+    first = drafter.corpus
+    drafter.take_up(CorpusDrafter(ContextArrays([array_of([[1, 2, 66, 67]]), array_of([[1, 2, 68]])])))
+    assert 66 in session.draft(8).token_ids.tolist()
+    drafter.take_up(CorpusDrafter(first))
+    for turn in range(2):
+        forest = engine.step_batch([session], [4], [0], [8], as_int32([]), 8)
+        assert (forest is None) == (turn == 0)
+        trees = [session.draft(8)] if forest is None else forest.trees([engine.source_names])
+        assert trees == [fresh.draft(8)]
+
+
+def broken(*arguments):
+    raise MemoryError
+
+
+def test_where_a_kernel_fails_the_sessions_of_the_step_end_and_teach_nobody(servicer, monkeypatch):
+    ids = [opened(servicer, [1, 2, 3, 1, 2]) for _ in range(2)]
+    bystander = opened(servicer, [1, 2, 3, 1, 2])
+    answered(servicer, [wire.SessionStep(one, 5, as_int32([51, 52, 53]), 4) for one in ids])
+    with monkeypatch.context() as patch:
+        patch.setattr(stepping, "take_steps", broken)
+        outcomes = answered(servicer, [wire.SessionStep(one, 8, as_int32([3]), 4) for one in ids])
+    assert all(isinstance(outcome, RetrievalSpecError) for outcome in outcomes)
+    assert not any(isinstance(outcome, ContextMismatch) for outcome in outcomes)
+    assert len(servicer.sessions) == servicer.engine.num_sessions == 1
+    assert len(answered(servicer, [wire.SessionStep(bystander, 5, as_int32([3]), 4)])[0]) > 0
+    assert 53 not in servicer.engine.open_session([51, 52]).draft(8).token_ids.tolist()
+
+
+def test_a_draft_that_fails_holds_no_datastore(store, monkeypatch):
+    engine = Engine(VOCAB_SIZE, datastores=[store])
+    session = engine.open_session([9, 1, 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(stepping, "take_steps", broken)
+        with pytest.raises(MemoryError):
+            session.draft(4)
+    drafter = next(source for source in engine.drafters.values() if isinstance(source, CorpusDrafter))
+    replaced = weakref.ref(drafter.corpus)
+    drafter.take_up(CorpusDrafter(array_of([[1, 2, 66]])))
+    assert replaced() is None
+
+
+def test_a_malformed_step_changes_no_cost_curve(servicer):
+    one = opened(servicer, [1, 2, 3, 1, 2])
+    step = pb.DraftStep(commit_token_ids=b"abc")
+    wire.write_columns(step, wire.StepColumns([one], [5], [1], [4]), b"abc", 4)
+    wire.write_cost_curve(step, CostCurve.linear(0.5))
+    with pytest.raises(InvalidRequest):
+        servicer.answer(step, pb.DraftStepResult())
+    assert servicer.sessions.followed([one]) is None
+
+
+def test_a_cut_session_is_counted_with_what_it_holds():
+    engine = Engine(VOCAB_SIZE)
+    session = engine.open_session([])
+    session.commit(np.arange(50_000, dtype=np.int32) % 6_000)
+    counted = engine.ledger.num_bytes
+    session.truncate(49_999)
+    assert engine.ledger.num_bytes > 0.9 * counted
 
 
 @pytest.mark.parametrize("num_steps", [0, 1])

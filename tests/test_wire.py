@@ -54,7 +54,8 @@ OUTCOMES = st.lists(NAMED_TREES | ERRORS, max_size=5)
 
 
 def rows_of(step, max_sessions):
-    return wire.read_step(step, wire.read_columns(step, max_sessions))
+    columns = wire.read_columns(step, max_sessions)
+    return wire.read_step(step, columns, wire.read_commits(step, columns))
 
 
 def step_of(rows, total_nodes=8) -> DraftStep:

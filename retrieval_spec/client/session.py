@@ -29,8 +29,9 @@ FIRST_RETRY_S = 0.1
 NO_SESSION = 0
 _FEW_TOKENS = 64
 
-_MOST_FRESH_TOKENS = 128
-"""So many wait as plain numbers for their place in the buffer: each call into numpy serves many steps."""
+_MOST_FRESH_TOKENS, _MOST_UNANSWERED_TOKENS = 128, 2_048
+"""So many wait as plain numbers for their place in the buffer, and so many at most while no answer comes:
+each call into numpy serves many steps."""
 
 
 @dataclass(slots=True, eq=False)
@@ -153,6 +154,8 @@ class RemoteSession:
         self.feedback, self.feedback_begin = feedback, self.context_length
         self._fresh += token_ids
         self.context_length += len(token_ids)
+        if len(self._fresh) > _MOST_UNANSWERED_TOKENS:
+            self._settle()
 
     def _are_sound(self, token_ids: list[Any]) -> bool:
         # Most steps commit one to three tokens, and numpy would take longer than all the rest of such a step;

@@ -172,7 +172,7 @@ class Blended:
         self._seen: list[Any] = [_nobody] * self.num_corpora
         self._card[cards.CORPORA], self._card[cards.NUM_CORPORA] = self._rows.ctypes.data, self.num_corpora
         self._note_corpora()
-        self._searched.clear()  # held only while one is drafted from
+        self.let_go()
 
     def _make_room(self, max_nodes: int) -> None:
         self._keep_in(np.empty((3, max_nodes), np.int32), np.empty(record_words(max_nodes), np.int32))
@@ -268,7 +268,7 @@ class Blended:
 
     def corpora_as_noted(self) -> list[ContextArray] | None:
         """Returns the corpora on the card; None if others are open by now, or kernels are not enough."""
-        if not self._is_plain:
+        if not self._is_plain or self._card[cards.TRIE_COLUMNS]:
             return None
         found = []
         for (_, cursor), seen in zip(self._corpora, self._seen, strict=True):
@@ -300,9 +300,12 @@ class Blended:
         for text in self._texts:
             text.refresh(num_new)
 
+    def let_go(self) -> None:
+        """Notes that no kernel searches the corpora any more."""
+        self._searched.clear()
+
     def worked_in(self) -> None:
         """Notes that a kernel has worked in what was pending."""
-        self._searched.clear()
         if not self._is_plain:
             self._tell_texts()
 

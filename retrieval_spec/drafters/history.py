@@ -97,8 +97,10 @@ class History:
         """Appends to a text, unless all was released; call with the lock held."""
         if not self.is_released:
             before = self.texts.automaton
-            self.texts.extend(text, tokens)
-            self._show(before)
+            try:
+                self.texts.extend(text, tokens)
+            finally:
+                self._show(before)
 
     def _show(self, before: SharedAutomaton) -> None:
         automaton = self.texts.automaton

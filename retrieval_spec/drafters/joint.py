@@ -97,7 +97,7 @@ class Joining(Protocol):
     def draft_all(
         self, joints: Sequence[Any], budgets: Sequence[Budget], total_nodes: int
     ) -> list[DraftTree]:
-        """Returns one tree of each session, as if each drafted in turn; 0 nodes are a budget too.
+        """Returns one tree of each session, as if they drafted by turns; 0 nodes are a budget too.
 
         Nodes that are not among the `total_nodes` most probable ones of all trees may be left out.
         """
@@ -179,10 +179,10 @@ class Fused:
 
     def observe(self, tokens: Tokens, feedback: Feedback | None = None) -> None:
         """Moves all cursors on."""
-        if self._context is not None:
-            self._context.append(tokens)
         for cursor in self._cursors:
             cursor.observe(tokens, feedback)
+        if self._context is not None:
+            self._context.append(tokens)
 
     def settle(self) -> None:
         """Does nothing: all is moved on at once."""

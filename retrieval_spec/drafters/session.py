@@ -103,9 +103,11 @@ class SessionCursor:
 
     def make_room(self, left: Tokens) -> None:
         """Appends the committed tokens for which kernels found no room, and makes room for further ones."""
-        self.automaton.extend(left)
-        self.automaton.make_room_ahead()
-        self.card.show(self.automaton.arena, self._commonest)
+        try:
+            self.automaton.extend(left)
+            self.automaton.make_room_ahead()
+        finally:
+            self.card.show(self.automaton.arena, self._commonest)
 
     def refresh(self, num_new: int) -> None:
         """Copies what a trial is about to change."""

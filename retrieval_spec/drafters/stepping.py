@@ -65,17 +65,21 @@ _SCRATCH = _Scratch()
 def draft_all(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes: int) -> list[DraftTree]:
     """Works in what sessions observed, and returns the most probable paths of each, best first.
 
-    All in one kernel call, in their order. Of what they draft together only the `total_nodes` most probable
-    nodes are kept.
+    All in one kernel call, which takes those first of whose nodes most were kept last time. Of what they
+    draft together only the `total_nodes` most probable nodes are kept.
     """
     caps = [budget.max_nodes for budget in budgets]
-    for joint, budget in zip(joints, budgets, strict=True):
-        joint.ask(budget)
-    steps = _new_steps([(joint.address, 0, 0, cap) for joint, cap in zip(joints, caps, strict=True)])
-    with _Held(joints):
-        for joint, cap in zip(joints, caps, strict=True):
-            joint.prepare(cap)
-        drafted = _draft(joints, steps, caps, total_nodes, budgets[0].max_depth_nodes)
+    try:
+        for joint, budget in zip(joints, budgets, strict=True):
+            joint.ask(budget)
+        steps = _new_steps([(joint.address, 0, 0, cap) for joint, cap in zip(joints, caps, strict=True)])
+        with _Held(joints):
+            for joint, cap in zip(joints, caps, strict=True):
+                joint.prepare(cap)
+            drafted = _draft(joints, steps, caps, total_nodes, budgets[0].max_depth_nodes)
+    finally:
+        for joint in joints:
+            joint.let_go()
     for joint in joints:
         joint.worked_in()
     trees = drafted.forest.trees([joint.source_names for joint in joints])

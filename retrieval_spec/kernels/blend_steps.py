@@ -312,7 +312,7 @@ def take_steps(
     sources,
     reached,
 ):
-    """Works in what sessions committed, one after the other, and drafts for those that have room.
+    """Works in what sessions committed, and drafts for those that have room: one session after the other.
 
     Of all trees together it keeps the most probable nodes, ties in the order of the sessions, and returns how
     many these are.

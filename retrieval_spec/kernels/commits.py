@@ -16,7 +16,11 @@ def _can_commit(steps, tokens, vocab_size):
     for token in tokens:
         if token < 0 or token >= vocab_size:
             return False
+    if steps[-1, END] != tokens.shape[0]:
+        return False
     for at in range(steps.shape[0]):
+        if steps[at, END] < begin:
+            return False
         card = card_at(steps[at, CARD])
         context = context_of(card)
         length = context[CONTEXT_LENGTH] + steps[at, END] - begin
@@ -32,12 +36,12 @@ def commit_steps(steps, tokens, vocab_size):
     """Appends committed tokens to the contexts of sessions, if nothing about any is unusual; says whether.
 
     Unusual are: a context of another length than expected, one with tokens that wait to be worked in or
-    without room for more, no room for the tree that is asked for, and an id outside the vocabulary. Then
-    nothing is changed.
+    without room for more, no room for the tree that is asked for, an id outside the vocabulary, and numbers
+    of tokens that do not fit. Then nothing is changed.
 
     Args:
-        steps: int64[n, STEP_WORDS]  as for `take_steps`; besides, how long each context is taken to be, and
-            where its tokens end.
+        steps: int64[n, STEP_WORDS]  a row for each session, none twice: where its card lies, how long its
+            context is taken to be, where its tokens end, and how many nodes its tree may have.
         tokens: int32[..]  of all sessions, one after the other.
         vocab_size: ids lie below it.
     """

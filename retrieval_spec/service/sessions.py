@@ -159,6 +159,12 @@ class SessionTable:
             self.close(session_id)
         return len(found)
 
+    def give_up(self, session_ids: Iterable[int]) -> None:
+        """Ends sessions in which something broke: nobody learns from them, and clients open them again."""
+        for session_id in session_ids:
+            self._sessions[session_id].session.discard()
+            self.close(session_id)
+
     def drop_idle(self) -> int:
         """Ends a few of the sessions for which nobody asked for long; returns how many."""
         oldest_allowed = self._clock() - self._engine.limits.max_idle_s

@@ -49,7 +49,7 @@ class Answered(NamedTuple):
 
 
 class StepDesk:
-    """Sessions that are named. Belongs to one event loop.
+    """Answers steps whose rows name their sessions. Belongs to one event loop.
 
     Attributes:
         incarnation: random number of this server process.
@@ -69,10 +69,12 @@ class StepDesk:
             LimitExceeded: more sessions than may be open.
         """
         columns = wire.read_columns(step, self._limits.max_sessions)
+        tokens = wire.read_commits(step, columns)
+        rows = wire.read_step(step, columns, tokens) if step.feedback else None
         result.step_number, result.incarnation = step.step_number, self.incarnation
         answered = Answered(columns, ())
         if columns.session_ids:
-            answered = self._answered(step, columns, owner)
+            answered = Answered(columns, self._outcomes(step, columns, tokens, rows, owner))
             if isinstance(answered.outcomes, Forest):
                 wire.write_forest(result, answered.outcomes)
             else:
@@ -81,21 +83,27 @@ class StepDesk:
                 wire.pad(result, self._padded(step, columns))
         return answered
 
-    def _answered(self, step: pb.DraftStep, columns: wire.StepColumns, owner: str) -> Answered:
+    def _outcomes(
+        self,
+        step: pb.DraftStep,
+        columns: wire.StepColumns,
+        tokens: Tokens,
+        rows: list[wire.SessionStep] | None,
+        owner: str,
+    ) -> Sequence[wire.Outcome] | Forest:
         if step.incarnation not in (0, self.incarnation):
             gone = UnknownSession("the session belonged to an earlier server process", remedy="open it again")
-            return Answered(columns, [gone] * len(columns.session_ids))
+            return [gone] * len(columns.session_ids)
         cost_curve = self._cost_curve(step, columns.session_ids, owner)
         total_nodes = max(0, step.total_nodes)
         if step.pad_to_nodes > 0:
             total_nodes = min(total_nodes, self._padded(step, columns))
-        if not step.feedback:
-            tokens = wire.read_commits(step, columns)
-            forest = self._at_once(columns, tokens, total_nodes, cost_curve, owner)
-            if forest is not None:
-                return Answered(columns, forest)
-        rows = wire.read_step(step, columns)
-        return Answered(columns, self._row_by_row(rows, total_nodes, cost_curve, owner))
+        if rows is None:
+            done = self._at_once(columns, tokens, total_nodes, cost_curve, owner)
+            if done is not None:
+                return done
+            rows = wire.read_step(step, columns, tokens)
+        return self._row_by_row(rows, total_nodes, cost_curve, owner)
 
     def _padded(self, step: pb.DraftStep, columns: wire.StepColumns) -> int:
         return min(step.pad_to_nodes, self._engine.limits.max_nodes) * len(columns.session_ids)
@@ -115,17 +123,15 @@ class StepDesk:
         total_nodes: int,
         cost_curve: CostCurve | None,
         owner: str,
-    ) -> Forest | None:
-        if len({*columns.session_ids}) < len(columns.session_ids):
-            return None
+    ) -> Sequence[wire.Outcome] | Forest | None:
         sessions = self._sessions.get_all(columns.session_ids, owner)
         if sessions is None:
             return None
         try:
             return self._engine.step_batch(sessions, *columns[1:], tokens, total_nodes, cost_curve)
         except Exception as error:
-            internal_error(error)
-            return None
+            self._sessions.give_up(columns.session_ids)  # what a kernel was doing may be half done
+            return [internal_error(error)] * len(columns.session_ids)
 
     def _row_by_row(
         self, rows: list[wire.SessionStep], total_nodes: int, cost_curve: CostCurve | None, owner: str

@@ -44,7 +44,7 @@ class SharedAutomaton:
             again and again; else it always doubles.
     """
 
-    __slots__ = ("__weakref__", "_counted_tokens", "_leap_states", "_max_states", "arena", "commonest")
+    __slots__ = ("_counted_tokens", "_leap_states", "_max_states", "arena", "commonest")
 
     def __init__(self, max_bytes: int, counted_tokens: int, leaps: bool = True) -> None:
         self._counted_tokens = counted_tokens

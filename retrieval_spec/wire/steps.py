@@ -128,13 +128,13 @@ def read_commits(step: DraftStep, columns: StepColumns) -> Tokens:
     return read_tokens(step.commit_token_ids, "commit_token_ids", sum(columns.commit_lengths))
 
 
-def read_step(step: DraftStep, columns: StepColumns) -> list[SessionStep]:
+def read_step(step: DraftStep, columns: StepColumns, tokens: Tokens) -> list[SessionStep]:
     """Returns the rows of a step, with their feedback, which is not checked yet.
 
     Raises:
-        InvalidRequest: other tokens than the columns say, or feedback that is about no session or malformed.
+        InvalidRequest: feedback that is about no session, or malformed.
     """
-    commits = _split(read_commits(step, columns), columns.commit_lengths)
+    commits = _split(tokens, columns.commit_lengths)
     rows = list(map(SessionStep, columns.session_ids, columns.context_lengths, commits, columns.max_nodes))
     for message in step.feedback:
         index = message.session_index
