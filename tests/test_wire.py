@@ -276,6 +276,18 @@ def test_siblings_that_are_alike_and_no_numbers_are_found_wherever_they_stand(nu
             read(result_of([*others, tree]), num_others + 1)
 
 
+@pytest.mark.row("V3")
+@pytest.mark.parametrize("num_others", [0, 4])
+@pytest.mark.parametrize("token", [-1, VOCAB_SIZE, 2**31 - 1])
+def test_tokens_next_to_the_vocabulary_are_refused(num_others, token):
+    others = [DraftTree.chain([VOCAB_SIZE - 1, 0])] * num_others
+    assert (
+        len(read(result_of([*others, DraftTree.chain([VOCAB_SIZE - 1])]), num_others + 1)) == num_others + 1
+    )
+    with pytest.raises(InvalidTokens):
+        read(result_of([*others, DraftTree.chain([token])]), num_others + 1)
+
+
 @pytest.mark.parametrize("num_trees", [1, 4])
 def test_a_zero_with_a_sign_is_a_probability(num_trees):
     trees = [DraftTree.from_lists([1], [-1], [-0.0], [1], NAMES)] * num_trees

@@ -168,7 +168,7 @@ class HistoryCursor:
         trial = copy(self)
         trial.place = self.place.copy()
         trial._written = self._written[-MAX_MATCH_TOKENS:]
-        if self.card is self._history.card and self._history.texts.version:
+        if self.card is self._history.card and not self._history.texts.is_empty:
             # Drafts note there what they looked for; trials of a trial share what it has.
             trial.card = TextCard(self._history.texts.automaton.arena, NO_ROWS)
             trial.card.words[VERSION] = -1
@@ -191,7 +191,7 @@ class HistoryCursor:
     def propose(self, budget: Budget) -> DraftTree:
         """Returns the most probable continuations among those that earlier outputs hold."""
         max_nodes = budget.max_nodes
-        if max_nodes <= 0 or not self._history.texts.version:
+        if max_nodes <= 0 or self._history.texts.is_empty:
             return DraftTree.empty()
         self._scratch = with_room(self._scratch, scratch_words(max_nodes))
         columns = new_columns(max_nodes)

@@ -154,13 +154,11 @@ class SessionTable:
         """Ends a namespace's sessions without learning from them; returns how many."""
         of_tenant = self._of_tenants.get(tenant_of(namespace), ())
         found = [one for one in of_tenant if self._sessions[one].session.namespace == namespace]
-        for session_id in found:
-            self._sessions[session_id].session.discard()
-            self.close(session_id)
+        self.give_up(found)
         return len(found)
 
     def give_up(self, session_ids: Iterable[int]) -> None:
-        """Ends sessions in which something broke: nobody learns from them, and clients open them again."""
+        """Ends sessions without learning from them; their clients open them again."""
         for session_id in session_ids:
             self._sessions[session_id].session.discard()
             self.close(session_id)

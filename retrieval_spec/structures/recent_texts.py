@@ -56,14 +56,13 @@ class RecentTexts:
 
     Attributes:
         automaton: what drafts are made from, until the next text grows.
-        version: changes whenever a text grows or is removed.
 
     Args:
         max_bytes: of both automata together.
         counted_tokens: strings up to this length have exact counts.
     """
 
-    __slots__ = ("_automata", "_counted_tokens", "_generation", "_max_bytes", "automaton", "version")
+    __slots__ = ("_automata", "_counted_tokens", "_generation", "_max_bytes", "automaton")
 
     def __init__(self, max_bytes: int, counted_tokens: int) -> None:
         self._max_bytes = max_bytes
@@ -71,7 +70,6 @@ class RecentTexts:
         self._generation = 0
         self._automata = [self._fresh()]
         self.automaton = self._automata[0]
-        self.version = 0
 
     @classmethod
     def none(cls) -> RecentTexts:
@@ -79,6 +77,11 @@ class RecentTexts:
         texts = cls(0, 0)
         texts.automaton.commonest = NO_ROWS
         return texts
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to draft from."""
+        return not self.automaton.num_tokens
 
     @property
     def allocated_bytes(self) -> int:
@@ -92,7 +95,6 @@ class RecentTexts:
 
     def extend(self, text: RecentText, tokens: Tokens) -> None:
         """Appends a few hundred tokens at most to a text."""
-        self.version += 1
         if self.automaton.is_half_full and len(self._automata) == 1:
             self._automata.append(self._fresh())
         has_room = [
@@ -107,7 +109,6 @@ class RecentTexts:
 
     def remove(self, text: RecentText) -> None:
         """Takes a text out of all counts; it must not grow any more."""
-        self.version += 1
         for at, automaton in enumerate(self._automata):
             automaton.uncount(text.tokens_in(self._generation + at))
 
