@@ -41,7 +41,10 @@ def target():
 
 @pytest.fixture(scope="module")
 def client():
-    with server_thread("127.0.0.1:0", Engine(VOCAB_SIZE)) as address, DraftClient(address, timeout_s=5.0) as found:
+    with (
+        server_thread("127.0.0.1:0", Engine(VOCAB_SIZE)) as address,
+        DraftClient(address, timeout_s=5.0) as found,
+    ):
         yield found
 
 

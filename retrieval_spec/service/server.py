@@ -60,7 +60,7 @@ def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
         ("grpc.max_connection_idle_ms", limits.max_stream_idle_s * 1_000),
         ("grpc.keepalive_time_ms", 30_000),  # finds clients whose machine is gone
         ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
     )
 
