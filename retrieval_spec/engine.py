@@ -195,8 +195,6 @@ class Engine:
         if not drafted.late and cost_curve is None:
             return drafted.forest
         trees = drafted.forest.trees([self.source_names] * len(sessions))
-        for at in drafted.late:
-            trees[at] = joints[at].draft(self.budget(caps[at])) if caps[at] else trees[at]
         return Forest.of(_shared(joints, trees, total_nodes, cost_curve))
 
     def _has_room(self, lengths: Sequence[int], num_committed: Sequence[int]) -> bool:

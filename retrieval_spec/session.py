@@ -36,7 +36,6 @@ class Session:
         "_cursors",
         "_engine",
         "_joint",
-        "_measured_length",
         "_num_bytes",
         "_num_drafted",
         "_num_paid",
@@ -124,7 +123,7 @@ class Session:
 
     def measure_in_time(self) -> None:
         """Tells the ledger what the session holds, if it has grown enough."""
-        if self.context_length >= self._measured_length:
+        if self.context_length >= self._context.notice_length:
             self._joint.settle()  # what waits to be worked in is not in what the sources hold
             self._measure()
 
@@ -196,8 +195,7 @@ class Session:
         num_bytes = self._context.num_bytes + cursor_bytes(self._cursors, self.context_length)
         self._engine.ledger.resize(num_bytes - self._num_bytes)
         self._num_bytes = num_bytes
-        self._measured_length = self.context_length + max(self.context_length >> 3, MEASURED_TOKENS)
-        self._context.notice_at(self._measured_length)
+        self._context.notice_at(self.context_length + max(self.context_length >> 3, MEASURED_TOKENS))
 
     def _check_open(self) -> None:
         if not self.is_open:

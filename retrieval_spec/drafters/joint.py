@@ -37,8 +37,8 @@ class Drafted(NamedTuple):
     """What came of a step that was done at once.
 
     Attributes:
-        forest: the trees.
-        late: sessions that drafted nothing because there was no room, by their places; now there is.
+        forest: the trees; where some were late, perhaps with more nodes together than were asked for.
+        late: sessions for which there was no room, by their places, so that they drafted after the others.
         due: sessions that are to be looked at (`structures.context`).
     """
 

@@ -82,11 +82,7 @@ def draft_all(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes:
             joint.let_go()
     for joint in joints:
         joint.worked_in()
-    trees = drafted.forest.trees([joint.source_names for joint in joints])
-    for at in drafted.late:
-        if caps[at]:
-            trees[at] = joints[at].draft(budgets[at])
-    return trees
+    return _trees(joints, drafted, budgets)
 
 
 def commit_and_draft(
@@ -104,7 +100,20 @@ def commit_and_draft(
     with _Held(joints):
         if not commit_steps(steps, rows.token_ids, rows.vocab_size):
             return None
-        return _draft(joints, steps, rows.max_nodes, total_nodes, max_depth_nodes)
+        drafted = _draft(joints, steps, rows.max_nodes, total_nodes, max_depth_nodes)
+    if not drafted.late:
+        return drafted
+    budgets = [Budget(cap, max_depth_nodes) for cap in rows.max_nodes]
+    return drafted._replace(forest=Forest.of(_trees(joints, drafted, budgets)))
+
+
+def _trees(joints: Sequence[Blended], drafted: Drafted, budgets: Sequence[Budget]) -> list[DraftTree]:
+    """Returns all trees, those included for which there was no room before."""
+    trees = drafted.forest.trees([joint.source_names for joint in joints])
+    for at in drafted.late:
+        if budgets[at].max_nodes:
+            trees[at] = joints[at].draft(budgets[at])
+    return trees
 
 
 def _new_steps(known: list[tuple[int, int, int, int]]) -> Int64s:

@@ -57,7 +57,6 @@ class StepDesk:
 
     def __init__(self, engine: Engine, sessions: SessionTable) -> None:
         self._engine = engine
-        self._limits = engine.limits
         self._sessions = sessions
         self.incarnation = random_id()
 
@@ -68,7 +67,7 @@ class StepDesk:
             InvalidRequest: the step's columns do not fit each other, or its cost curve is none.
             LimitExceeded: more sessions than may be open.
         """
-        columns = wire.read_columns(step, self._limits.max_sessions)
+        columns = wire.read_columns(step, self._engine.limits.max_sessions)
         tokens = wire.read_commits(step, columns)
         rows = wire.read_step(step, columns, tokens) if step.feedback else None
         result.step_number, result.incarnation = step.step_number, self.incarnation

@@ -24,14 +24,15 @@ class Context:
 
     Attributes:
         words: int64[CONTEXT_WORDS]  where the tokens lie, for kernels (`kernels.cards`).
+        notice_length: from which on somebody wants to look at it.
     """
 
-    __slots__ = ("_buffer", "_notice_length", "words")
+    __slots__ = ("_buffer", "notice_length", "words")
 
     def __init__(self, tokens: Tokens) -> None:
         self.words: NDArray[np.int64] = np.zeros(CONTEXT_WORDS, np.int64)
         self.words[CONTEXT_LENGTH] = tokens.shape[0]
-        self._notice_length = NEVER
+        self.notice_length = NEVER
         self._move(tokens, tokens.shape[0] + _SPARE_TOKENS)
 
     @property
@@ -65,7 +66,7 @@ class Context:
 
     def notice_at(self, length: int) -> None:
         """Lets kernels say so when the context is so long; as they do when little room is left."""
-        self._notice_length = length
+        self.notice_length = length
         self.words[NOTICE_LENGTH] = min(length, self._buffer.shape[0] - _LITTLE_TOKENS)
 
     def _move(self, tokens: Tokens, room_tokens: int) -> None:
@@ -73,4 +74,4 @@ class Context:
         buffer[: tokens.shape[0]] = tokens
         self._buffer = buffer
         self.words[CONTEXT_AT], self.words[CONTEXT_ROOM] = buffer.ctypes.data, room_tokens
-        self.notice_at(self._notice_length)
+        self.notice_at(self.notice_length)

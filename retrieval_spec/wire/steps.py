@@ -146,9 +146,7 @@ def read_step(step: DraftStep, columns: StepColumns, tokens: Tokens) -> list[Ses
 
 def write_forest(result: DraftStepResult, forest: Forest) -> None:
     """Fills the columns of `result` where no session failed; its number and incarnation are the caller's."""
-    count = len(forest.counts)
-    numbers = _answer_layout(count).pack(*[0] * count, *forest.counts)
-    result.statuses, result.node_counts = numbers[: 4 * count], numbers[4 * count :]
+    _write_counts(result, [0] * len(forest.counts), forest.counts)
     result.token_ids, result.parents = column_bytes(forest.token_ids), column_bytes(forest.parents)
     result.probs, result.sources = column_bytes(forest.probs), column_bytes(forest.sources)
 
@@ -167,11 +165,14 @@ def write_result(result: DraftStepResult, outcomes: Sequence[Outcome]) -> None:
         else:
             statuses[index] = STATUS_NUMBERS[outcome.grpc_status]
             result.errors.add(session_index=index, type=type(outcome).__name__, message=str(outcome))
-    numbers = _answer_layout(len(outcomes)).pack(*statuses, *counts)
-    result.statuses = numbers[: 4 * len(outcomes)]
-    result.node_counts = numbers[4 * len(outcomes) :]
+    _write_counts(result, statuses, counts)
     result.token_ids, result.parents = b"".join(tokens), b"".join(parents)
     result.probs, result.sources = b"".join(probs), b"".join(sources)
+
+
+def _write_counts(result: DraftStepResult, statuses: Sequence[int], counts: Sequence[int]) -> None:
+    numbers = _answer_layout(len(counts)).pack(*statuses, *counts)
+    result.statuses, result.node_counts = numbers[: 4 * len(counts)], numbers[4 * len(counts) :]
 
 
 def read_result(
