@@ -268,15 +268,10 @@ class Blended:
 
     def corpora_as_noted(self) -> list[ContextArray] | None:
         """Returns the corpora on the card; None if others are open by now, or kernels are not enough."""
-        if not self._is_plain or self._card[cards.TRIE_COLUMNS]:
+        if not self._is_plain:
             return None
-        found = []
-        for (_, cursor), seen in zip(self._corpora, self._seen, strict=True):
-            corpus = cursor.corpus
-            if corpus is None or corpus is not seen():
-                return None
-            found.append(corpus)
-        return found
+        found = [corpus for _, cursor in self._corpora if (corpus := cursor.corpus) is not None]
+        return found if found == [seen() for seen in self._seen] else None
 
     def _proposed(self, budget: Budget) -> Int32s:
         """Returns the trees of the sources that are no texts as one trie."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
+from retrieval_spec.kernels.prefetch import prefetch
 
 NUM_TOKENS, NUM_STATES, NUM_EDGES, LAST = 0, 1, 2, 3
 EDGES_AT = 4
@@ -55,12 +56,18 @@ def _row_of(words, index):
 
 
 @inlined_kernel
-def _probe(words, state, token):
-    """Returns the row that holds an overflow edge, or else the free one that it would take."""
+def _first_index(words, state, token):
+    """Returns where the search for an overflow edge begins."""
     # States are below 2**31 and tokens below 2**32, so neither product reaches 2**63.
     mixed = (np.int64(state) * 0x9E3779B1 ^ np.int64(token) * 0x45EBCA77) & 0xFFFFFFFF
+    return 1 + ((mixed * np.int64(words[NUM_ROWS])) >> 32)
+
+
+@inlined_kernel
+def _probe(words, state, token):
+    """Returns the row that holds an overflow edge, or else the free one that it would take."""
     num_rows = np.int64(words[NUM_ROWS])
-    index = 1 + ((mixed * num_rows) >> 32)
+    index = _first_index(words, state, token)
     row = _row_of(words, index)
     while words[row + EDGE_TARGET] != 0:
         if words[row + EDGE_OWN] == state and words[row + EDGE_TOKEN] == token:
@@ -88,6 +95,24 @@ def seek(words, state, token):
     if words[record + OVERFLOW] == 0:
         return record + OVERFLOW
     return _probe(words, state, token) + EDGE_TARGET
+
+
+@inlined_kernel
+def prefetch_edge(words, state, token):
+    """Asks for what `seek` will read beside the state's record."""
+    record = record_of(state)
+    if words[record + TOKEN] != token and words[record + OVERFLOW] != 0:
+        prefetch(words, _row_of(words, _first_index(words, state, token)))
+
+
+@inlined_kernel
+def prefetch_edges(words, state):
+    """Asks for what reading the first edges of a state will read beside its record."""
+    record = record_of(state)
+    if words[record + TARGET] != NONE:
+        prefetch(words, record_of(words[record + TARGET]))
+    if words[record + OVERFLOW] != 0:
+        prefetch(words, _row_of(words, words[record + OVERFLOW]))
 
 
 @allocation_free_kernel

@@ -11,6 +11,7 @@ import numpy as np
 
 from retrieval_spec.kernels.blend_tables import (
     NUM_OUTCOMES,
+    NUM_TEXTS,
     OUTCOMES,
     log_odds,
     outcome_of,
@@ -28,10 +29,11 @@ from retrieval_spec.kernels.evidence import (
     LOWEST_MIXED_PROB,
     begin_walk,
     gather,
+    prefetch_walk,
 )
-from retrieval_spec.kernels.features import describe_candidate, mixed
+from retrieval_spec.kernels.features import describe_candidate, mixed, prefetch_support
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
-from retrieval_spec.kernels.places import PLACE_WORDS, begin, follow_all
+from retrieval_spec.kernels.places import PLACE_WORDS, begin, follow_all, text_of
 from retrieval_spec.kernels.ranking import (
     FIRST_OWN_WORD,
     NODE_WORDS,
@@ -87,6 +89,10 @@ def _mix_candidates(
 
     All are recorded, from the word `known` on; returns where the record goes on.
     """
+    for candidate in range(num_candidates):
+        at = CANDIDATES + candidate * CANDIDATE_WORDS
+        if floats[at + CANDIDATE_PROB] >= least:
+            prefetch_support(own, outputs, prompts, block, place, block[at + CANDIDATE])
     total = 0.0
     for candidate in range(num_candidates):
         at = CANDIDATES + candidate * CANDIDATE_WORDS
@@ -128,6 +134,8 @@ def _find_candidates(
     least,
 ):
     """Finds, records and corrects what may follow a place of the tree; returns how many candidates."""
+    for kind in range(NUM_TEXTS):
+        prefetch_walk(text_of(kind, own, outputs, prompts), block[place + 2 * kind])
     begin_walk(block, place, trie)
     num, num_contexts = gather(
         own,

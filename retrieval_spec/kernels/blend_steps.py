@@ -27,6 +27,12 @@ from retrieval_spec.kernels.card_arrays import (
     text_of,
     tokens_between,
 )
+from retrieval_spec.kernels.card_prefetch import (
+    prefetch_card,
+    prefetch_ends,
+    prefetch_named,
+    prefetch_states,
+)
 from retrieval_spec.kernels.cards import (
     BITS,
     BUCKETS,
@@ -298,6 +304,20 @@ def _is_due(card):
     )
 
 
+@inlined_kernel
+def _prefetch_next(steps, turn):
+    """Asks for what those will read whose turn comes next."""
+    ahead = steps.shape[0] - 1 - turn
+    if ahead > 3:
+        prefetch_card(steps[steps[turn + 4, TURN], CARD])
+    if ahead > 2:
+        prefetch_named(steps[steps[turn + 3, TURN], CARD])
+    if ahead > 1:
+        prefetch_ends(steps[steps[turn + 2, TURN], CARD])
+    if ahead > 0:
+        prefetch_states(steps[steps[turn + 1, TURN], CARD])
+
+
 @allocation_free_kernel
 def take_steps(
     steps,
@@ -335,8 +355,10 @@ def take_steps(
     """
     num_best = 0
     _take_turns(steps)
-    for at in steps[:, TURN]:
+    for turn in range(steps.shape[0]):
+        at = steps[turn, TURN]
         card = card_at(steps[at, CARD])
+        _prefetch_next(steps, turn)
         first, last = steps[at, FIRST], steps[at, FIRST] + steps[at, MAX_NODES]
         steps[at, NUM_LEFT], steps[at, SIZE] = _work_in(card, block), 0
         steps[at, IS_DUE] = _is_due(card)

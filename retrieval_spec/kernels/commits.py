@@ -6,7 +6,13 @@ import numpy as np
 
 from retrieval_spec.kernels.blend_steps import CARD, END, LENGTH, MAX_NODES
 from retrieval_spec.kernels.card_arrays import card_at, context_of, tokens_between
-from retrieval_spec.kernels.cards import CONTEXT_LENGTH, CONTEXT_ROOM, DRAFTED_ROOM, NUM_WORKED_IN
+from retrieval_spec.kernels.cards import (
+    CONTEXT_LENGTH,
+    CONTEXT_ROOM,
+    DRAFTED_ROOM,
+    NUM_WORKED_IN,
+    TRIE_COLUMNS,
+)
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 
 
@@ -28,6 +34,8 @@ def _can_commit(steps, tokens, vocab_size):
         is_usual = card[NUM_WORKED_IN] == context[CONTEXT_LENGTH] == steps[at, LENGTH]
         if not is_usual or length > context[CONTEXT_ROOM] or steps[at, MAX_NODES] > card[DRAFTED_ROOM]:
             return False
+        if card[TRIE_COLUMNS] > 0:
+            return False
     return True
 
 
@@ -36,8 +44,8 @@ def commit_steps(steps, tokens, vocab_size):
     """Appends committed tokens to the contexts of sessions, if nothing about any is unusual; says whether.
 
     Unusual are: a context of another length than expected, one with tokens that wait to be worked in or
-    without room for more, no room for the tree that is asked for, an id outside the vocabulary, and numbers
-    of tokens that do not fit. Then nothing is changed.
+    without room for more, no room for the tree that is asked for, sources that kernels did not ask last time,
+    an id outside the vocabulary, and numbers of tokens that do not fit. Then nothing is changed.
 
     Args:
         steps: int64[n, STEP_WORDS]  a row for each session, none twice: where its card lies, how long its

@@ -10,12 +10,15 @@ import numpy as np
 
 from retrieval_spec.kernels.context_sort import Column, code_at
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
+from retrieval_spec.kernels.prefetch import prefetch
 
 # Words of an occurrence: its position, its match length, and the token that goes on here.
 FOUND, LENGTH, CODE, SEEN_WORDS = range(4)
 
 AHEAD_STEPS = 3
-"""Steps of a search wait for memory one after the other; what the next three may need is read at once."""
+"""Steps of a search wait for memory one after the other; what the next few may need is asked for at once."""
+AHEAD_NEIGHBOURS = 8
+"""So many of the next occurrences on each side are asked for before it is known which are the nearest."""
 MANY_POSITIONS = 16
 """So few lie together, and their contexts are about to be read anyway."""
 
@@ -68,31 +71,32 @@ def bucket_range(positions, buckets, token):
 
 
 @inlined_kernel
-def read_ahead(tokens, positions, start, stop):
-    """Reads what the next `AHEAD_STEPS` steps of a search may compare; what it returns means nothing."""
-    read = np.int64(0)
+def _prefetch_context(tokens, positions, at):
+    """Asks for the last tokens before a position, the one in its bucket's name left out."""
+    prefetch(tokens, np.int64(positions[at]) - 2)
+
+
+@inlined_kernel
+def _prefetch_steps(tokens, positions, start, stop):
+    """Asks for what the next `AHEAD_STEPS` steps of a search may compare."""
     for part in range(1, 1 << AHEAD_STEPS):
-        at = np.int64(positions[start + ((stop - start) * part >> AHEAD_STEPS)])
-        if 1 < at <= tokens.shape[0]:
-            read += np.int64(tokens[at - 2]) & 0xFF
-    return read
+        _prefetch_context(tokens, positions, start + ((stop - start) * part >> AHEAD_STEPS))
 
 
 @allocation_free_kernel
 def first_at_least(tokens, positions, start, stop, context, num_tokens, num_ids, bound):
     """Returns the first index in start..stop whose context compares to the asked one at `bound` or above."""
-    read = np.int64(0)
     step = 0
     while start < stop:
         if stop - start > MANY_POSITIONS and step % AHEAD_STEPS == 0:
-            read += read_ahead(tokens, positions, start, stop)
+            _prefetch_steps(tokens, positions, start, stop)
         step += 1
         middle = (start + stop) >> 1
         if compare_context(tokens, np.int64(positions[middle]), context, num_tokens, num_ids) < bound:
             start = middle + 1
         else:
             stop = middle
-    return start + (read >> 62)  # which is 0, but keeps the compiler from dropping what is read ahead
+    return start
 
 
 @allocation_free_kernel
@@ -138,12 +142,21 @@ def nearest(tokens, positions, buckets, context, max_tokens, num_neighbours, blo
     left_at = right_at = np.int64(0)
     fresh_left = fresh_right = True
     balance = 0
+    for ahead in range(1, AHEAD_NEIGHBOURS):
+        if right + ahead < stop:
+            _prefetch_context(tokens, positions, right + ahead)
+        if left - ahead >= start:
+            _prefetch_context(tokens, positions, left - ahead)
     for count in range(num_neighbours):
         if fresh_left:
             left_at = np.int64(positions[left]) if left >= start else 0
+            if left - AHEAD_NEIGHBOURS >= start:
+                _prefetch_context(tokens, positions, left - AHEAD_NEIGHBOURS)
             left_length = common_length(tokens, left_at, context, left_length)
         if fresh_right:
             right_at = np.int64(positions[right]) if right < stop else 0
+            if right + AHEAD_NEIGHBOURS < stop:
+                _prefetch_context(tokens, positions, right + AHEAD_NEIGHBOURS)
             right_length = common_length(tokens, right_at, context, right_length)
         if max(left_length, right_length) <= floor:
             return count

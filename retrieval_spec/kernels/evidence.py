@@ -18,7 +18,15 @@ from retrieval_spec.kernels.anchor import (
     stage_of,
     state_of,
 )
-from retrieval_spec.kernels.automaton import COUNT, LENGTH, NONE, NUM_TOKENS, TARGET, record_of
+from retrieval_spec.kernels.automaton import (
+    COUNT,
+    LENGTH,
+    NONE,
+    NUM_TOKENS,
+    TARGET,
+    prefetch_edges,
+    record_of,
+)
 from retrieval_spec.kernels.blend_tables import (
     ANCHORED,
     NUM_FEATURES,
@@ -45,6 +53,8 @@ from retrieval_spec.kernels.places import ANCHOR, link_of, text_of
 
 MAX_CONTEXTS = 12
 """Contexts of all texts that are asked for candidates at one place, beside anchors and empty contexts."""
+PREFETCHED_CONTEXTS = 3
+"""Of each text: most walks visit no more."""
 EMPTY_CONTEXTS = (OUTPUTS, OWN, PROMPTS)
 """Whose commonest tokens are asked for, and in which order: what was written says most of what will be."""
 RARE = 0.5
@@ -79,6 +89,16 @@ def _tree_length(trie, node):
         mass += floats[PROB, child]
         child = trie[NEXT_SIBLING, child]
     return TREE_MATCHES[bin_of(mass, TREE_LENGTHS)]
+
+
+@inlined_kernel
+def prefetch_walk(words, state):
+    """Asks for what a walk from a state to shorter matches will read first."""
+    for _ in range(PREFETCHED_CONTEXTS):
+        if state == 0:
+            break
+        prefetch_edges(words, state)
+        state = link_of(words, state)
 
 
 @inlined_kernel

@@ -14,7 +14,7 @@ from retrieval_spec.fusion import FIRST_CHILD, NEXT_SIBLING, PROB
 from retrieval_spec.fusion import SOURCE as TRIE_SOURCE
 from retrieval_spec.fusion import TOKEN as TRIE_TOKEN
 from retrieval_spec.kernels.anchor import anchor_support, target_of
-from retrieval_spec.kernels.automaton import COUNT, LENGTH, NUM_TOKENS, record_of
+from retrieval_spec.kernels.automaton import COUNT, LENGTH, NUM_TOKENS, prefetch_edge, record_of
 from retrieval_spec.kernels.blend_tables import (
     ANCHORS,
     BIAS,
@@ -43,6 +43,8 @@ from retrieval_spec.kernels.places import ANCHOR, link_of, text_of
 
 MAX_HOPS = 12
 """Shorter matches in which a candidate is looked for."""
+PREFETCHED_HOPS = 3
+"""Most searches end within so many."""
 
 
 @inlined_kernel
@@ -69,6 +71,19 @@ def _support(words, state, length, token):
         return 0, 0
     share = np.float64(words[record_of(found) + COUNT]) / max(np.float64(words[NUM_TOKENS]), 1.0)
     return 0, 1 + bin_of(share, TOKEN_SHARE_STEPS)
+
+
+@inlined_kernel
+def prefetch_support(own, outputs, prompts, block, place, token):
+    """Asks for what the support of a token will read first, in all texts."""
+    for kind in range(NUM_TEXTS):
+        words = text_of(kind, own, outputs, prompts)
+        state = block[place + 2 * kind]
+        for _ in range(PREFETCHED_HOPS):
+            prefetch_edge(words, state, np.uint32(token))
+            if state == 0:
+                break
+            state = link_of(words, state)
 
 
 @inlined_kernel

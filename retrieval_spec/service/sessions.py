@@ -62,6 +62,7 @@ class SessionTable:
         self._of_tenants: dict[str, OrderedDict[int, None]] = {}
         self._num_new: dict[str, int] = {}
         self.num_opened = self.num_dropped = self._num_told = 0
+        self._has_cost_curves = False  # ever: most clients tell none, and each step would look for one
         self._tell_s = clock()
 
     def __len__(self) -> int:
@@ -123,6 +124,7 @@ class SessionTable:
 
     def follow(self, session_ids: Iterable[int], cost_curve: CostCurve | None, owner: str = ANYBODY) -> None:
         """Remembers the cost curve that sessions were told; those of others are passed over."""
+        self._has_cost_curves = True
         for session_id in session_ids:
             entry = self._sessions.get(session_id)
             if entry is not None and owner in (ANYBODY, entry.tenant):
@@ -130,6 +132,8 @@ class SessionTable:
 
     def followed(self, session_ids: Iterable[int], owner: str = ANYBODY) -> CostCurve | None:
         """Returns the first cost curve that one of the owner's sessions was told."""
+        if not self._has_cost_curves:
+            return None
         for session_id in session_ids:
             entry = self._sessions.get(session_id)
             if entry is not None and entry.cost_curve is not None and owner in (ANYBODY, entry.tenant):
