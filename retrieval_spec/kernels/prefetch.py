@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.core import config
 from numba.extending import intrinsic
@@ -29,6 +28,8 @@ else:
         """Asks for the cache line of an item and goes on; an index out of range does no harm."""
 
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            from llvmlite import ir
+
             item = builder.gep(make_array(array)(context, builder, arguments[0]).data, [arguments[1]])
             place = builder.bitcast(item, ir.IntType(8).as_pointer())
             number = ir.IntType(32)
