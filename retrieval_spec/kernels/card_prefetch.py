@@ -1,7 +1,7 @@
 """Asking for what the next sessions of a message will read, before their turn comes.
 
 What a card names can be asked for once the card is there, what that names once it is there, and so on: four
-stages, each for a session whose turn comes sooner (group prefetching; Chen et al., 2004).
+stages, each for a session whose turn comes sooner (software-pipelined prefetching; Chen et al., 2004).
 """
 
 from __future__ import annotations
