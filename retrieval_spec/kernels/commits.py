@@ -31,10 +31,9 @@ def _can_commit(steps, tokens, vocab_size):
         context = context_of(card)
         length = context[CONTEXT_LENGTH] + steps[at, END] - begin
         begin = steps[at, END]
-        is_usual = card[NUM_WORKED_IN] == context[CONTEXT_LENGTH] == steps[at, LENGTH]
-        if not is_usual or length > context[CONTEXT_ROOM] or steps[at, MAX_NODES] > card[DRAFTED_ROOM]:
-            return False
-        if card[TRIE_COLUMNS] > 0:
+        is_known = card[NUM_WORKED_IN] == context[CONTEXT_LENGTH] == steps[at, LENGTH]
+        has_room = length <= context[CONTEXT_ROOM] and steps[at, MAX_NODES] <= card[DRAFTED_ROOM]
+        if not is_known or not has_room or card[TRIE_COLUMNS] > 0:
             return False
     return True
 
