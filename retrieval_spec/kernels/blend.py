@@ -59,6 +59,9 @@ PLACES = EVIDENCE_WORDS
 LEFT_FOR_SHORTER = 3.0
 """Shorter matches are asked while they have so many times what a node must reach: what they offer late
 comes true less often than told, and takes the place of better nodes."""
+SEARCHED_SHARE = 0.5
+"""Of the path probability that a node must reach in the end: what is below is not looked for. Corrections can
+lift it, but where sessions share few nodes acceptance stays within 4 in 1,000, and a search takes half the time."""
 OUTCOME_PRIOR = 10.0
 """How many accepted nodes the assumption is worth that a path probability is true."""
 
@@ -148,7 +151,7 @@ def _find_candidates(
         tables,
         block,
         floats,
-        LEFT_FOR_SHORTER * least,
+        min(1.0, LEFT_FOR_SHORTER * least),
     )
     known = begin_record(records, num, num_contexts)
     known = _mix_candidates(
@@ -258,7 +261,8 @@ def draft(
         sources: uint16[max_nodes]  written: bit mask of the sources that know the token here.
         path_probs: float32[max_nodes]  written: path probability before outcomes corrected it, for `learn`.
         reached: float32[max_nodes]  written: path probability as it is true on average; never rises.
-        lowest: no node is wanted whose path probability is lower; below 0: all are.
+        lowest: no node is wanted whose path probability is lower, and what is far below is not looked for;
+            below 0: all are.
     """
     own, outputs = own_text.view(np.uint32), output_texts.view(np.uint32)
     prompts = prompt_texts.view(np.uint32)
@@ -273,7 +277,7 @@ def draft(
     depth, path_prob, place, corrected = np.int64(0), 1.0, np.int64(PLACES), 1.0
     while size < max_nodes:
         capacity = max_nodes - size
-        floor = least_useful(block, floats, ranking, waiting, capacity)
+        floor = max(least_useful(block, floats, ranking, waiting, capacity), SEARCHED_SHARE * lowest)
         if depth < max_depth_nodes:
             num = _find_candidates(
                 own,

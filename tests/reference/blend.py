@@ -39,6 +39,7 @@ from tests.reference.blend_texts import Match, State, Texts, TreeNode, repeated,
 
 MAX_HOPS = 12
 LEFT_FOR_SHORTER = 3.0
+SEARCHED_SHARE = 0.5
 LOWEST_MIXED_PROB = 0.001
 MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
 MIN_PATH_PROB = float(np.float32(5e-4))
@@ -148,7 +149,8 @@ class Session:
         self.num_free_words = (max_nodes + 1) * USUAL_RECORD_WORDS + MAX_RECORD_WORDS
         while len(nodes) < max_nodes:
             room = max_nodes - len(nodes)
-            floor = MIN_PATH_PROB if len(waiting) < room else -waiting[-1][0]
+            useful = MIN_PATH_PROB if len(waiting) < room else -waiting[-1][0]
+            floor = max(useful, SEARCHED_SHARE * lowest)
             at = len(nodes) - 1
             for one in self._children(place, at, depth, floor / path_prob) if depth < max_depth else ():
                 prob = float(np.float32(one.prob))
@@ -170,7 +172,7 @@ class Session:
 
     def _children(self, place: Place, node: int, depth: int, least: float) -> list[Candidate]:
         """What may follow, with corrected probabilities; what is not worth correcting has no sources."""
-        found = self._gathered(place, LEFT_FOR_SHORTER * least)
+        found = self._gathered(place, min(1.0, LEFT_FOR_SHORTER * least))
         candidates, record = found.candidates, Record([], found.contexts)
         for one in candidates:
             if one.prob >= max(LOWEST_MIXED_PROB, 0.5 * least):
