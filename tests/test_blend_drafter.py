@@ -192,22 +192,22 @@ def test_a_session_that_went_back_drafts_as_one_that_never_went_on(steps, prompt
 
 
 def num_expected(trees: list[DraftTree]) -> float:
-    """How many nodes are accepted, as trees say."""
+    """How many nodes will be accepted, as they themselves say."""
     return sum(float(tree.path_probs().sum()) for tree in trees)
 
 
 @given(STEPS, st.lists(TOKENS, min_size=2, max_size=6), st.integers(0, 40))
-@settings(max_examples=600, deadline=None)
-def test_of_a_batch_the_most_probable_nodes_are_drafted_and_no_more(steps, prompts, total_nodes):
+@settings(max_examples=60, deadline=None)
+def test_a_batch_expects_what_the_most_probable_nodes_of_single_drafts_do(steps, prompts, total_nodes):
     shared = engine()
     for asked, answer in steps:
         write(shared, asked, answer)
     sessions = [shared.open_session(prompt) for prompt in prompts]
     trees = shared.draft_batch(sessions, total_nodes)
-    most = min(total_nodes, MAX_SHARE * -(-total_nodes // len(prompts)))
     assert sum(map(len, trees)) <= total_nodes
+    most = min(total_nodes, MAX_SHARE * -(-total_nodes // len(prompts)))
     best = share_nodes([session.draft(most) for session in sessions], total_nodes)
-    print("RATIO", num_expected(trees)/(num_expected(best) or 1), len(prompts), total_nodes)
+    assert num_expected(trees) >= 0.75 * num_expected(best)  # the fewer nodes, the more one of them weighs
     budgets = [Budget(most)] * len(sessions)
     assert shared.joining.draft_all([session.joint for session in sessions], budgets, total_nodes) == trees
 

@@ -97,9 +97,10 @@ class Joining(Protocol):
     def draft_all(
         self, joints: Sequence[Any], budgets: Sequence[Budget], total_nodes: int
     ) -> list[DraftTree]:
-        """Returns one tree of each session, as if they drafted by turns; 0 nodes are a budget too.
+        """Returns one tree of each session, when all have worked in what they observed.
 
-        Nodes that are not among the `total_nodes` most probable ones of all trees may be left out.
+        0 nodes are a budget too. Nodes that are not among the `total_nodes` most probable ones of all trees
+        may be left out, and what is far below them need not be looked for.
         """
         ...
 

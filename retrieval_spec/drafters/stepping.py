@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,10 @@ from retrieval_spec.drafters.columns import new_columns
 from retrieval_spec.drafters.joint import Drafted, Rows
 from retrieval_spec.fusion import TRIE_ROWS
 from retrieval_spec.kernels.blend import scratch_words
-from retrieval_spec.kernels.blend_steps import (
-    FIRST,
-    NUM_LEFT,
-    SEARCH_WORDS,
-    STEP_WORDS,
-    take_steps,
-)
+from retrieval_spec.kernels.blend_steps import take_steps
 from retrieval_spec.kernels.commits import commit_steps
+from retrieval_spec.kernels.proposals import SEARCH_WORDS
+from retrieval_spec.kernels.steps import NUM_LEFT, STEP_WORDS, TURN
 from retrieval_spec.tree import DraftTree, Float32s, Forest, Int32s, Uint16s
 
 if TYPE_CHECKING:
@@ -72,7 +69,7 @@ def draft_all(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes:
     try:
         for joint, budget in zip(joints, budgets, strict=True):
             joint.ask(budget)
-        steps = _new_steps([(joint.address, 0, 0, cap) for joint, cap in zip(joints, caps, strict=True)])
+        steps = _new_steps([joint.address for joint in joints], [0] * len(joints), [0] * len(joints), caps)
         with _Held(joints):
             for joint, cap in zip(joints, caps, strict=True):
                 joint.prepare(cap)
@@ -95,8 +92,7 @@ def commit_and_draft(
     corpora = [joint.corpora_as_noted() for joint in joints]  # nobody unmaps them now
     if None in corpora:
         return None
-    addresses = [joint.address for joint in joints]
-    steps = _new_steps(list(zip(addresses, rows.lengths, rows.ends, rows.max_nodes, strict=True)))
+    steps = _new_steps([joint.address for joint in joints], rows.lengths, rows.ends, rows.max_nodes)
     with _Held(joints):
         if not commit_steps(steps, rows.token_ids, rows.vocab_size):
             return None
@@ -116,9 +112,12 @@ def _trees(joints: Sequence[Blended], drafted: Drafted, budgets: Sequence[Budget
     return trees
 
 
-def _new_steps(known: list[tuple[int, int, int, int]]) -> Int64s:
-    steps: Int64s = np.zeros((len(known), STEP_WORDS), np.int64)
-    steps[:, :NUM_LEFT] = known
+def _new_steps(
+    addresses: list[int], lengths: Sequence[int], ends: Sequence[int], caps: Sequence[int]
+) -> Int64s:
+    steps: Int64s = np.zeros((len(caps), STEP_WORDS), np.int64)
+    firsts = accumulate(caps, initial=0)  # the last is nobody's
+    steps[:, :NUM_LEFT] = list(zip(addresses, lengths, ends, caps, firsts, strict=False))
     return steps
 
 
@@ -136,7 +135,7 @@ def _draft(
         *(steps, max_depth_nodes, best, _RELIABILITY, scratch.block, scratch.trie),
         *(token_ids, parents, probs, sources, scratch.reached),
     )
-    done = steps[:, NUM_LEFT:FIRST].tolist()
+    done = steps[:, NUM_LEFT:TURN].tolist()
     late = [at for at, (num_left, _, _) in enumerate(done) if num_left]
     due = [at for at, (num_left, _, is_due) in enumerate(done) if is_due or num_left]
     for at in due:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrieval_spec.kernels.blend_steps import CARD, END, LENGTH, MAX_NODES
 from retrieval_spec.kernels.card_arrays import card_at, context_of, tokens_between
 from retrieval_spec.kernels.cards import (
     CONTEXT_LENGTH,
@@ -14,6 +13,7 @@ from retrieval_spec.kernels.cards import (
     TRIE_COLUMNS,
 )
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
+from retrieval_spec.kernels.steps import CARD, END, LENGTH, MAX_NODES
 
 
 @inlined_kernel

@@ -89,7 +89,7 @@ class Session:
         self.anchor: Anchor | None = None
         self.drafted: list[Node] | None = None
         self.records: dict[int, Record] = {}
-        self.num_kept = self.num_full = self.num_free_words = 0
+        self.num_kept = self.last_kept = self.num_full = self.num_free_words = 0
         self.trees = TreeNode()
 
     def draft(
@@ -125,6 +125,7 @@ class Session:
             drafted = [(node.token, node.parent, node.path_prob) for node in self.drafted]
             self.tables.judge(drafted, self.num_kept, tokens)
             self.drafted, self.trees = None, TreeNode()
+            self.last_kept = self.num_kept
             anchor = place.anchor if len(tokens) <= MAX_LEARNED_TOKENS else None
         self.anchor = anchor
         self.end = self.own.extended(self.end, tokens)
@@ -259,13 +260,13 @@ def drafted_together(
     """The trees of a batch: of all paths the most probable ones, of equals those of earlier sessions.
 
     `asked` are sessions, and what other sources propose for each. Those of whose nodes most were kept last
-    time learn and draft first.
+    time draft first, when all have learned.
     """
     if total_nodes >= max_nodes * len(asked):
         return [session.draft(max_nodes, trees=others) for session, others in asked]
     best: list[float] = []
     trees: list[list[Node]] = [[] for _ in asked]
-    for at in sorted(range(len(asked)), key=lambda at: -asked[at][0].num_kept):
+    for at in sorted(range(len(asked)), key=lambda at: -asked[at][0].last_kept):
         session, others = asked[at]
         lowest = best[0] if len(best) == total_nodes else -1.0
         trees[at] = session.draft(max_nodes, trees=others, lowest=lowest)
