@@ -61,6 +61,20 @@ def test_the_twin_is_compared_on_drafts_that_say_something():
     assert np.mean(np.array(sizes) > 4) > 0.9
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_batches_expect_of_nodes_what_the_last_step_did_and_find_out_when_all_change(seed):
+    rng = np.random.default_rng(seed)
+    both = Both()
+    batch = [both.start(rng.integers(0, 6, 40).tolist() * 2) for _ in range(5)]
+    for _ in range(14):
+        trees = both.draft_all(batch, 8, 10)
+        follows = rng.random() < 0.7  # all go on as they did, or none does
+        for session, tree in zip(batch, trees, strict=True):
+            path = [int(tree.token_ids[node]) for node in tree.best_path()]
+            session.commit(path if follows and path else rng.integers(0, 6, 3).tolist())
+            session.settle()
+
+
 def wide(rng: np.random.Generator, num_tokens: int) -> list[int]:
     """Few contexts with very many continuations, some of them common."""
     rare = np.minimum(rng.zipf(1.3, num_tokens), 400) + 10

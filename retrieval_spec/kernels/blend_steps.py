@@ -22,15 +22,17 @@ from retrieval_spec.kernels.card_arrays import (
 )
 from retrieval_spec.kernels.cards import (
     BITS,
+    FLOOR,
+    LAST_FLOOR,
     NUM_DRAFTED,
     NUM_KEPT,
     TRIE,
     TRIE_COLUMNS,
     array_at,
 )
-from retrieval_spec.kernels.jit import allocation_free_kernel
+from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 from retrieval_spec.kernels.proposals import ask_corpora
-from retrieval_spec.kernels.selection import admit, floor_of
+from retrieval_spec.kernels.selection import ALL, admit, floor_of
 from retrieval_spec.kernels.steps import (
     CARD,
     FIRST,
@@ -44,6 +46,24 @@ from retrieval_spec.kernels.steps import (
     take_turns,
 )
 from retrieval_spec.kernels.work_in import work_in_all
+
+GUESSED_SHARE = 0.25
+"""Of what a node had to reach last time: it mostly has to again, and the first sessions know nothing else."""
+
+
+@inlined_kernel
+def _lowest(card, best, num_best):
+    """Returns what a node of a session must reach, as far as is known or to be guessed; below 0: nothing."""
+    if best.shape[0] == 0:
+        return ALL
+    return max(floor_of(best, num_best), GUESSED_SHARE * card.view(np.float64)[LAST_FLOOR])
+
+
+@inlined_kernel
+def _note_floor(steps, floor):
+    """Notes what nodes had to reach, for the next step."""
+    for at in range(steps.shape[0]):
+        card_at(steps[at, CARD]).view(np.float64)[FLOOR] = floor
 
 
 @allocation_free_kernel
@@ -130,10 +150,11 @@ def take_steps(
         first, last = steps[at, FIRST], steps[at, FIRST] + steps[at, MAX_NODES]
         steps[at, SIZE] = 0
         if last > first and steps[at, NUM_LEFT] == 0:
+            card = card_at(steps[at, CARD])
             steps[at, SIZE] = _draft(
-                card_at(steps[at, CARD]),
+                card,
                 max_depth_nodes,
-                floor_of(best, num_best),
+                _lowest(card, best, num_best),
                 reliability,
                 block,
                 trie,
@@ -144,6 +165,7 @@ def take_steps(
                 reached[first:last],
             )
             num_best = admit(best, num_best, reached[first : first + steps[at, SIZE]])
+    _note_floor(steps, floor_of(best, num_best))
     if 0 < best.shape[0] == num_best:
         cut_all(steps, best, reached)
     return pack(steps, token_ids, parents, probs, sources)

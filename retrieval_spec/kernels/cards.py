@@ -37,7 +37,9 @@ SEEN_VERSION, SEEN_NUMBER, PLACE_WORDS = range(2, 5)
     DRAFTED_ROOM,
     NUM_DRAFTED,  # its nodes; negative once its outcome is known
     NUM_KEPT,  # so many of them go to the target
+    FLOOR,  # float64: what its nodes had to reach in a batch; below 0 if all were wanted
     LAST_KEPT,  # so many went there of the last tree whose outcome is known
+    LAST_FLOOR,  # what had to be reached there
     TRIE,  # int32[TRIE_ROWS, TRIE_COLUMNS]: what sources propose that kernels cannot ask
     TRIE_COLUMNS,
     CORPORA,  # int64[NUM_CORPORA, CORPUS_WORDS]: those that kernels ask themselves
@@ -45,7 +47,7 @@ SEEN_VERSION, SEEN_NUMBER, PLACE_WORDS = range(2, 5)
     CONTEXT,  # int64[CONTEXT_WORDS]
     NUM_WORKED_IN,  # tokens of the context that the texts and tables know of
     BITS,  # the source bit of each text
-) = range(15)
+) = range(17)
 
 TEXTS = BITS + NUM_TEXTS
 """int64[TEXT_WORDS] of each text."""

@@ -21,6 +21,8 @@ from retrieval_spec.kernels.card_arrays import (
 )
 from retrieval_spec.kernels.cards import (
     CONTEXT_LENGTH,
+    FLOOR,
+    LAST_FLOOR,
     LAST_KEPT,
     NOTICE_LENGTH,
     NUM_DRAFTED,
@@ -96,7 +98,7 @@ def _move_on(card, tokens, block):
     was_drafted = card[NUM_DRAFTED] >= 0
     if was_drafted:
         _learn(card, tokens, block)
-        card[NUM_DRAFTED], card[LAST_KEPT] = -1, card[NUM_KEPT]
+        card[NUM_DRAFTED], card[LAST_KEPT], card[LAST_FLOOR] = -1, card[NUM_KEPT], card[FLOOR]
     if not was_drafted or tokens.shape[0] > MAX_LEARNED_TOKENS:
         _look_up(card, tokens)
     if text_of(card, OWN)[NUM_ROWS] == 0:

@@ -40,6 +40,7 @@ from tests.reference.blend_texts import Match, State, Texts, TreeNode, repeated,
 MAX_HOPS = 12
 LEFT_FOR_SHORTER = 3.0
 SEARCHED_SHARE = 0.5
+GUESSED_SHARE = 0.25
 LOWEST_MIXED_PROB = 0.001
 MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
 MIN_PATH_PROB = float(np.float32(5e-4))
@@ -90,6 +91,7 @@ class Session:
         self.drafted: list[Node] | None = None
         self.records: dict[int, Record] = {}
         self.num_kept = self.last_kept = self.num_full = self.num_free_words = 0
+        self.floor = self.last_floor = 0.0
         self.trees = TreeNode()
 
     def draft(
@@ -106,6 +108,7 @@ class Session:
         self.trees = TreeNode()
         for bit, tree in trees:
             self.trees.add(tree, bit)
+        self.floor = -1.0
         self.drafted = self._expanded(max_nodes, max_depth, lowest)
         self.num_kept = len(self.drafted)
         return self._corrected(self.drafted)
@@ -125,7 +128,7 @@ class Session:
             drafted = [(node.token, node.parent, node.path_prob) for node in self.drafted]
             self.tables.judge(drafted, self.num_kept, tokens)
             self.drafted, self.trees = None, TreeNode()
-            self.last_kept = self.num_kept
+            self.last_kept, self.last_floor = self.num_kept, self.floor
             anchor = place.anchor if len(tokens) <= MAX_LEARNED_TOKENS else None
         self.anchor = anchor
         self.end = self.own.extended(self.end, tokens)
@@ -268,7 +271,8 @@ def drafted_together(
     trees: list[list[Node]] = [[] for _ in asked]
     for at in sorted(range(len(asked)), key=lambda at: -asked[at][0].last_kept):
         session, others = asked[at]
-        lowest = best[0] if len(best) == total_nodes else -1.0
+        known = best[0] if len(best) == total_nodes else -1.0
+        lowest = max(known, GUESSED_SHARE * session.last_floor) if total_nodes else -1.0
         trees[at] = session.draft(max_nodes, trees=others, lowest=lowest)
         best = sorted([*best, *(node.path_prob for node in trees[at])])[-total_nodes:]
     num_equal = best.count(best[0]) if best else 0
@@ -277,6 +281,7 @@ def drafted_together(
         equal = [node for node in tree if node.path_prob == best[0]][:num_equal]
         num_equal -= len(equal)
         trees[at] = [*better, *equal] if len(best) == total_nodes else tree
+        session.floor = best[0] if best and len(best) == total_nodes else -1.0
         session.keep(len(trees[at]))
     return trees
 
