@@ -270,8 +270,13 @@ class Blended:
         """Returns the corpora on the card; None if others are open by now, or kernels are not enough."""
         if not self._is_plain:
             return None
-        found = [corpus for _, cursor in self._corpora if (corpus := cursor.corpus) is not None]
-        return found if found == [seen() for seen in self._seen] else None
+        noted = []
+        for (_, cursor), seen in zip(self._corpora, self._seen, strict=True):
+            corpus = cursor.corpus
+            if corpus is None or seen() is not corpus:
+                return None
+            noted.append(corpus)
+        return noted
 
     def _proposed(self, budget: Budget) -> Int32s:
         """Returns the trees of the sources that are no texts as one trie."""

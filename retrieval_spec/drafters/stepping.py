@@ -116,8 +116,8 @@ def _new_steps(
     addresses: list[int], lengths: Sequence[int], ends: Sequence[int], caps: Sequence[int]
 ) -> Int64s:
     steps: Int64s = np.zeros((len(caps), STEP_WORDS), np.int64)
-    firsts = accumulate(caps, initial=0)  # the last is nobody's
-    steps[:, :NUM_LEFT] = list(zip(addresses, lengths, ends, caps, firsts, strict=False))
+    firsts = accumulate([0, *caps[:-1]])
+    steps[:, :NUM_LEFT] = list(zip(addresses, lengths, ends, caps, firsts, strict=True))
     return steps
 
 
