@@ -90,7 +90,7 @@ def test_where_a_draft_had_no_room_left_to_record_a_place_nothing_is_learned():
     for _ in range(4):
         session = both.start(wide(rng, 300))
         for step in range(16):
-            session.draft((8, 12)[step % 2])
+            session.draft((4, 8, 12)[step % 3])
             num_full += session.twin.num_full
             session.commit(wide(rng, 3))
         session.close()

@@ -135,8 +135,12 @@ def _find_candidates(
     place,
     depth,
     least,
+    left,
 ):
-    """Finds, records and corrects what may follow a place of the tree; returns how many candidates."""
+    """Finds, records and corrects what may follow a place of the tree; returns how many candidates.
+
+    Those are looked for that are at least so probable, in contexts for which so much is left.
+    """
     for kind in range(NUM_TEXTS):
         prefetch_walk(text_of(kind, own, outputs, prompts), block[place + 2 * kind])
     begin_walk(block, place, trie)
@@ -151,7 +155,7 @@ def _find_candidates(
         tables,
         block,
         floats,
-        min(1.0, LEFT_FOR_SHORTER * least),
+        left,
     )
     known = begin_record(records, num, num_contexts)
     known = _mix_candidates(
@@ -277,7 +281,8 @@ def draft(
     depth, path_prob, place, corrected = np.int64(0), 1.0, np.int64(PLACES), 1.0
     while size < max_nodes:
         capacity = max_nodes - size
-        floor = max(least_useful(block, floats, ranking, waiting, capacity), SEARCHED_SHARE * lowest)
+        useful = least_useful(block, floats, ranking, waiting, capacity)
+        floor = max(useful, SEARCHED_SHARE * lowest)
         if depth < max_depth_nodes:
             num = _find_candidates(
                 own,
@@ -297,6 +302,7 @@ def draft(
                 place,
                 depth,
                 floor / path_prob,
+                max(LEFT_FOR_SHORTER * useful / path_prob, min(1.0, LEFT_FOR_SHORTER * floor / path_prob)),
             )
             waiting = _enter_candidates(
                 block, floats, ranking, waiting, capacity, num, floor, depth + 1, size - 1, path_prob

@@ -156,7 +156,9 @@ class Session:
             useful = MIN_PATH_PROB if len(waiting) < room else -waiting[-1][0]
             floor = max(useful, SEARCHED_SHARE * lowest)
             at = len(nodes) - 1
-            for one in self._children(place, at, depth, floor / path_prob) if depth < max_depth else ():
+            least = floor / path_prob
+            left = max(LEFT_FOR_SHORTER * useful / path_prob, min(1.0, LEFT_FOR_SHORTER * least))
+            for one in self._children(place, at, depth, least, left) if depth < max_depth else ():
                 prob = float(np.float32(one.prob))
                 child = float(np.float32(path_prob * prob))
                 if child >= floor and one.sources:
@@ -174,9 +176,9 @@ class Session:
             nodes.append(node)
         return nodes
 
-    def _children(self, place: Place, node: int, depth: int, least: float) -> list[Candidate]:
+    def _children(self, place: Place, node: int, depth: int, least: float, left: float) -> list[Candidate]:
         """What may follow, with corrected probabilities; what is not worth correcting has no sources."""
-        found = self._gathered(place, min(1.0, LEFT_FOR_SHORTER * least))
+        found = self._gathered(place, left)
         candidates, record = found.candidates, Record([], found.contexts)
         for one in candidates:
             if one.prob >= max(LOWEST_MIXED_PROB, 0.5 * least):
