@@ -139,11 +139,12 @@ class Engine:
         max_nodes: Sequence[int] | None = None,
         cost_curve: CostCurve | None = None,
     ) -> list[DraftTree]:
-        """Returns one tree a session, together the `total_nodes` most probable paths of them all.
+        """Returns one tree a session, together the `total_nodes` most probable paths that were found.
 
-        `max_nodes` bounds each session's own tree. No session gets more than `MAX_SHARE` times the
-        average: drafting nodes that the selection then drops would cost more than it can gain. With the
-        curve of the pass that verifies them all, only nodes that pay are among them.
+        What others leave no place for is not looked for: a path may be missing that a session alone would
+        have found. `max_nodes` bounds each session's own tree, and no session gets more than `MAX_SHARE`
+        times the average: drafting nodes that the selection then drops would cost more than it can gain. With
+        the curve of the pass that verifies them all, only nodes that pay are among them.
         """
         total_nodes = max(total_nodes, 0)
         most = _most_of_one(total_nodes, len(sessions))

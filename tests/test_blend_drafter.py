@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from retrieval_spec.engine import MAX_SHARE, Engine
 from retrieval_spec.errors import ServiceUnavailable
 from retrieval_spec.kernels.blend_tables import OUTPUTS, OWN, PROMPTS
 from retrieval_spec.kernels.features import MAX_HOPS
+from retrieval_spec.replay import accepted_path
 from retrieval_spec.structures import blend_tables
 from retrieval_spec.structures.context import Context
-from retrieval_spec.tree import DraftTree
+from retrieval_spec.tree import DraftTree, Tokens
 from tests.conftest import REPOSITORY
 from tests.fake_drafters import CountingDrafter
 from tests.strategies import as_int32
@@ -210,6 +212,31 @@ def test_a_batch_expects_what_the_most_probable_nodes_of_single_drafts_do(steps,
     assert num_expected(trees) >= 0.75 * num_expected(best)  # the fewer nodes, the more one of them weighs
     budgets = [Budget(most)] * len(sessions)
     assert shared.joining.draft_all([session.joint for session in sessions], budgets, total_nodes) == trees
+
+
+def sources_as_tokens(num_sessions: int) -> list[Tokens]:
+    """Parts of a file that everybody has, a token each byte."""
+    text = as_int32(list(Path(argparse.__file__).read_bytes()))
+    return [text[begin : begin + 700] for begin in range(0, 4_000 * num_sessions, 4_000)]
+
+
+def test_a_batch_accepts_of_real_text_what_the_most_probable_nodes_of_single_drafts_do():
+    texts = sources_as_tokens(16)
+    together, alone = engine(), engine()
+    num_together = num_alone = 0
+    batch, singles = ([one.open_session(text[:400]) for text in texts] for one in (together, alone))
+    for at in range(400, 600, 4):
+        trees = together.draft_batch(batch, 64)
+        assert together.draft_batch(batch, 64) == trees  # asking again changes nothing
+        best = share_nodes([session.draft(16) for session in singles], 64)
+        for number, text in enumerate(texts):
+            num_together += len(accepted_path(trees[number], text[at:]))
+            num_alone += len(accepted_path(best[number], text[at:]))
+            batch[number].commit(text[at : at + 4])
+            singles[number].keep(len(best[number]))
+            singles[number].commit(text[at : at + 4])
+    assert num_alone > 500
+    assert num_together >= 0.98 * num_alone
 
 
 def test_a_session_that_stands_in_a_batch_twice_moves_on_once():

@@ -283,6 +283,8 @@ def draft(
         capacity = max_nodes - size
         useful = least_useful(block, floats, ranking, waiting, capacity)
         floor = max(useful, SEARCHED_SHARE * lowest)
+        # Where `lowest` alone would end it at once, the longest match is read all the same.
+        left = max(LEFT_FOR_SHORTER * useful, min(path_prob, LEFT_FOR_SHORTER * floor))
         if depth < max_depth_nodes:
             num = _find_candidates(
                 own,
@@ -302,7 +304,7 @@ def draft(
                 place,
                 depth,
                 floor / path_prob,
-                max(LEFT_FOR_SHORTER * useful / path_prob, min(1.0, LEFT_FOR_SHORTER * floor / path_prob)),
+                left / path_prob,
             )
             waiting = _enter_candidates(
                 block, floats, ranking, waiting, capacity, num, floor, depth + 1, size - 1, path_prob

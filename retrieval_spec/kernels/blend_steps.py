@@ -42,7 +42,6 @@ from retrieval_spec.kernels.steps import (
     TURN,
     cut_all,
     pack,
-    prefetch_next,
     take_turns,
 )
 from retrieval_spec.kernels.work_in import work_in_all
@@ -145,7 +144,6 @@ def take_steps(
     num_best = 0
     take_turns(steps)
     for turn in range(steps.shape[0]):
-        prefetch_next(steps, turn)
         at = steps[turn, TURN]
         first, last = steps[at, FIRST], steps[at, FIRST] + steps[at, MAX_NODES]
         steps[at, SIZE] = 0

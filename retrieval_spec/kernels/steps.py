@@ -48,24 +48,17 @@ def take_turns(steps):
 
 
 @inlined_kernel
-def take_rows(steps):
-    """Says that each has the turn of its row."""
-    for at in range(steps.shape[0]):
-        steps[at, TURN] = at
-
-
-@inlined_kernel
-def prefetch_next(steps, turn):
-    """Asks for what those will read whose turn comes next."""
-    ahead = steps.shape[0] - 1 - turn
+def prefetch_next(steps, at):
+    """Asks for what those will read whose rows come next."""
+    ahead = steps.shape[0] - 1 - at
     if ahead > 3:
-        prefetch_card(steps[steps[turn + 4, TURN], CARD])
+        prefetch_card(steps[at + 4, CARD])
     if ahead > 2:
-        prefetch_named(steps[steps[turn + 3, TURN], CARD])
+        prefetch_named(steps[at + 3, CARD])
     if ahead > 1:
-        prefetch_ends(steps[steps[turn + 2, TURN], CARD])
+        prefetch_ends(steps[at + 2, CARD])
     if ahead > 0:
-        prefetch_states(steps[steps[turn + 1, TURN], CARD])
+        prefetch_states(steps[at + 1, CARD])
 
 
 @inlined_kernel

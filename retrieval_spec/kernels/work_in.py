@@ -37,7 +37,7 @@ from retrieval_spec.kernels.cards import (
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 from retrieval_spec.kernels.places import MAX_MATCH_TOKENS
 from retrieval_spec.kernels.shared_automaton import MATCH, STATE, find_again, follow
-from retrieval_spec.kernels.steps import CARD, IS_DUE, NUM_LEFT, prefetch_next, take_rows
+from retrieval_spec.kernels.steps import CARD, IS_DUE, NUM_LEFT, prefetch_next
 
 
 @allocation_free_kernel
@@ -136,7 +136,6 @@ def work_in_all(steps, block):
             comes again.
         block: int64[..]  scratch memory (`blend.scratch_words`).
     """
-    take_rows(steps)
     for at in range(steps.shape[0]):
         prefetch_next(steps, at)
         card = card_at(steps[at, CARD])

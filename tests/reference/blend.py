@@ -157,7 +157,7 @@ class Session:
             floor = max(useful, SEARCHED_SHARE * lowest)
             at = len(nodes) - 1
             least = floor / path_prob
-            left = max(LEFT_FOR_SHORTER * useful / path_prob, min(1.0, LEFT_FOR_SHORTER * least))
+            left = max(LEFT_FOR_SHORTER * useful, min(path_prob, LEFT_FOR_SHORTER * floor)) / path_prob
             for one in self._children(place, at, depth, least, left) if depth < max_depth else ():
                 prob = float(np.float32(one.prob))
                 child = float(np.float32(path_prob * prob))
