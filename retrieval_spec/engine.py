@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+
+import numpy as np
 
 from retrieval_spec.budget import CostCurve, share_nodes
 from retrieval_spec.drafters.base import (
     Budget,
     Drafter,
+    Int64s,
     TextDrafter,
     TopKDrafter,
     own_source,
 )
 from retrieval_spec.drafters.blend import Blend
 from retrieval_spec.drafters.combination import ask_all
-from retrieval_spec.drafters.joint import Combination, Fuse, Joining, Joint, Rows
+from retrieval_spec.drafters.joint import Combination, Fuse, Joining, Joint
 from retrieval_spec.drafters.opening import Places, common_projection, open_sources
 from retrieval_spec.drafters.preset import Preset
 from retrieval_spec.drafters.presets import preset as preset_of
+from retrieval_spec.drafters.stepping import Rows, commit_and_draft
 from retrieval_spec.errors import InvalidRequest, LimitExceeded
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import fuse_sources
@@ -31,6 +34,7 @@ from retrieval_spec.kernels.fusion import COMPILED
 from retrieval_spec.ledger import Ledger
 from retrieval_spec.limits import Limits, tenant_of
 from retrieval_spec.memory import MEASURED_TOKENS, LearnedMemory
+from retrieval_spec.roster import Roster
 from retrieval_spec.session import Session, TokenIds
 from retrieval_spec.tree import MAX_VOCAB_SIZE, DraftTree, Forest, Tokens, as_tokens
 
@@ -51,6 +55,7 @@ class Engine:
         datastores: name -> tokenizer fingerprint of every datastore among the sources.
         max_nodes: nodes in one tree at most: the limits' bound, or a preset's smaller one.
         memory: what closed sessions taught.
+        roster: where open sessions sit.
         wanted_topk: ids a node that are of use in `Feedback.topk_ids`; 0 if no source learns from them.
         projection: what turns the target's state into `Feedback.hidden_state`; None if no source is asked
             with it.
@@ -100,6 +105,7 @@ class Engine:
         self.source_names = tuple(self.drafters)
         self.joining = _joining(ask_all if drafters is not None else chosen.combine, self.source_names)
         self.ledger = Ledger(self.limits)
+        self.roster = Roster()
         self.memory = LearnedMemory(self.drafters.values(), [self.joining], self.limits.max_learned_bytes)
 
     @property
@@ -157,7 +163,7 @@ class Engine:
 
     def step_batch(
         self,
-        sessions: Sequence[Session],
+        seats: Sequence[int],
         lengths: Sequence[int],
         num_committed: Sequence[int],
         max_nodes: Sequence[int],
@@ -171,7 +177,7 @@ class Engine:
         no source has to be told or asked itself.
 
         Args:
-            sessions: one at least.
+            seats: of the sessions, one at least.
             lengths: tokens that each context is taken to hold.
             num_committed: tokens to append to each.
             max_nodes: of each tree.
@@ -179,24 +185,29 @@ class Engine:
             total_nodes: of all trees together.
             cost_curve: of the pass that verifies them; a session alone asks anew while all nodes pay.
         """
-        if len({*sessions}) < len(sessions) or (cost_curve is not None and len(sessions) == 1):
+        seated = self.roster.look(seats)
+        if seated is None or (cost_curve is not None and len(seats) == 1):
             return None
-        if not all([one.is_open for one in sessions]) or not self._has_room(lengths, num_committed):
+        if not self._has_room(lengths, num_committed):
             return None
         total_nodes = max(total_nodes, 0)
-        most = min(_most_of_one(total_nodes, len(sessions)), self.max_nodes)
-        caps = [max(0, min(most, cap)) for cap in max_nodes]
-        joints = [one.joint for one in sessions]
-        rows = Rows(lengths, list(accumulate(num_committed)), token_ids, self.vocab_size, caps)
-        drafted = self.joining.commit_and_draft(joints, rows, total_nodes, self.limits.max_depth_nodes)
+        most = min(_most_of_one(total_nodes, len(seats)), self.max_nodes)
+        columns: Int64s = np.array((lengths, num_committed, max_nodes), np.int64)
+        rows = Rows(columns, token_ids, self.vocab_size, most)
+        drafted = commit_and_draft(seated, rows, total_nodes, self.limits.max_depth_nodes)
         if drafted is None:
             return None
-        for at in drafted.due:
-            sessions[at].measure_in_time()
-        if not drafted.late and cost_curve is None:
-            return drafted.forest
-        trees = drafted.forest.trees([self.source_names] * len(sessions))
-        return Forest.of(_shared(joints, trees, total_nodes, cost_curve))
+        due = [self.roster.session(seats[at]) for at, _ in drafted.due]
+        for session, (_, num_left) in zip(due, drafted.due, strict=True):
+            session.joint.make_room(num_left)
+        forest = drafted.forest
+        if drafted.late or cost_curve is not None:
+            joints = [self.roster.session(seat).joint for seat in seats]
+            trees = drafted.trees(joints, [self.budget(min(most, cap)) for cap in max_nodes])
+            forest = Forest.of(_shared(joints, trees, total_nodes, cost_curve))
+        for session in due:
+            session.measure_in_time()
+        return forest
 
     def _has_room(self, lengths: Sequence[int], num_committed: Sequence[int]) -> bool:
         """Whether no commit is large, or comes near a limit."""

@@ -29,9 +29,16 @@ TokenIds = Sequence[int] | NDArray[Any]
 
 
 class Session:
-    """One generation: its context, and one cursor in every source. Not thread-safe."""
+    """One generation: its context, and one cursor in every source. Not thread-safe.
+
+    Attributes:
+        namespace: whose text it learns from and teaches.
+        is_open: whether it has not ended.
+        seat: where it sits among the engine's (`roster`), as long as it is open.
+    """
 
     __slots__ = (
+        "__weakref__",
         "_context",
         "_cursors",
         "_engine",
@@ -42,6 +49,7 @@ class Session:
         "_prompt_length",
         "is_open",
         "namespace",
+        "seat",
     )
 
     def __init__(self, engine: Engine, prompt: Tokens, namespace: str, reserved_bytes: int) -> None:
@@ -51,6 +59,7 @@ class Session:
         self._cursors: list[Cursor] = []
         self._num_bytes = reserved_bytes
         self._start(prompt)
+        self.seat = engine.roster.take(self, self._joint)
         self.is_open = True
         self._num_paid = self._num_drafted = FIRST_PAID_NODES
         self._measure()
@@ -147,6 +156,7 @@ class Session:
         kept = self.context[:length]
         self._prompt_length = min(length, self._prompt_length)
         self._start(kept[: self._prompt_length])
+        self._engine.roster.note(self.seat, self._joint)
         self._joint.observe(kept[self._prompt_length :])
         self._joint.settle()
         self._measure()
@@ -179,6 +189,7 @@ class Session:
         """Ends the session and releases it, and no source learns from its end; as harmless twice."""
         if self.is_open:
             self.is_open = False
+            self._engine.roster.leave(self.seat)
             self._cursors = []
             self._context = Context(self.context[:0])
             self._engine.ledger.close(tenant_of(self.namespace), self._num_bytes)
@@ -188,7 +199,7 @@ class Session:
         drafters = islice(self._engine.drafters.values(), len(self._cursors) or None)
         self._cursors = [drafter.start(prompt, self.namespace) for drafter in drafters]
         self._context = Context(prompt)
-        self._joint = self._engine.joining.start(self._cursors, self.namespace, self._context)
+        self._joint: Joint = self._engine.joining.start(self._cursors, self.namespace, self._context)
 
     def _measure(self) -> None:
         """Tells the ledger what the session holds, and says when to look again."""

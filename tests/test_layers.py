@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
     },
     "ahead": {"drafters", "budget", "tree"},
+    "roster": {"drafters"},
     "session": {
         "ahead",
         "feedback",
@@ -60,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "engine": {
         "session",
+        "roster",
         "feedback",
         "projection",
         "limits",
@@ -225,6 +227,7 @@ OUTSIDE: dict[str, set[str]] = {
     "datastore": {"numpy"},
     "drafters": {"numpy"},
     "ahead": {"numpy"},
+    "roster": {"numpy"},
     "session": {"numpy"},
     "engine": {"numpy"},
     "suffixes": {"numpy"},

@@ -38,6 +38,10 @@ def store(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("stores") / "corpus", DOCUMENTS, VOCAB_SIZE)
 
 
+def seats_of(sessions):
+    return [session.seat for session in sessions]
+
+
 class Sides:
     """Two equal engines with the same sessions, one of which does whole steps at once."""
 
@@ -51,7 +55,7 @@ class Sides:
         """The trees of both; None where not all was done at once, and then nothing was."""
         at_once, one_by_one = zip(*[self.sessions[at] for at in chosen], strict=True)
         forest = self.whole.step_batch(
-            at_once,
+            seats_of(at_once),
             [one.context_length for one in at_once],
             [len(commit) for commit in commits],
             caps,
@@ -169,18 +173,18 @@ def test_of_an_unusual_step_nothing_is_done(unusual):
     usual = {"lengths": [4, 4], "commits": [1, 1], "max_nodes": [4, 4], "token_ids": [2, 2], "total_nodes": 8}
     asked = usual | unusual
     asked["token_ids"] = as_int32(asked["token_ids"])
-    assert engine.step_batch(sessions, *asked.values()) is None
+    assert engine.step_batch(seats_of(sessions), *asked.values()) is None
     assert [session.context.tolist() for session in sessions] == [[1, 2, 3, 1]] * 2
     assert [session.draft(8) for session in sessions] == before
     usual["token_ids"] = as_int32(usual["token_ids"])
-    assert engine.step_batch(sessions, *usual.values()) is not None
+    assert engine.step_batch(seats_of(sessions), *usual.values()) is not None
     assert [session.context.tolist() for session in sessions] == [[1, 2, 3, 1, 2]] * 2
 
 
 def test_a_session_that_stands_in_a_step_twice_is_not_done_at_once():
     session, other = batch_of(Engine(VOCAB_SIZE), [1, 2, 3, 1], [1, 2])
     asked = ([4, 2, 4], [1, 0, 1], [4, 4, 4], as_int32([2, 2]), 8)
-    assert session._engine.step_batch([session, other, session], *asked) is None
+    assert session._engine.step_batch(seats_of([session, other, session]), *asked) is None
     assert session.context_length == 4
 
 
@@ -189,18 +193,18 @@ def test_a_closed_session_and_one_with_tokens_to_work_in_are_unusual():
     sessions = batch_of(engine, [1, 2, 3, 1], [1, 2, 3, 1])
     nothing = ([0, 0], [4, 4], as_int32([]), 8)
     sessions[0].commit([2])
-    assert engine.step_batch(sessions, [5, 4], *nothing) is None
+    assert engine.step_batch(seats_of(sessions), [5, 4], *nothing) is None
     sessions[0].draft(4)
-    assert engine.step_batch(sessions, [5, 4], *nothing) is not None
+    assert engine.step_batch(seats_of(sessions), [5, 4], *nothing) is not None
     sessions[1].close()
-    assert engine.step_batch(sessions, [5, 4], *nothing) is None
+    assert engine.step_batch(seats_of(sessions), [5, 4], *nothing) is None
 
 
 def test_without_memory_for_a_commit_nothing_is_done():
     engine = Engine(VOCAB_SIZE, limits=Limits(max_session_bytes=50_000))
     sessions = batch_of(engine, [1, 2, 3], [1, 2, 3])
     tokens = as_int32([1] * 400)
-    assert engine.step_batch(sessions, [3, 3], [200, 200], [4, 4], tokens, 8) is None
+    assert engine.step_batch(seats_of(sessions), [3, 3], [200, 200], [4, 4], tokens, 8) is None
     assert [session.context_length for session in sessions] == [3, 3]
 
 
@@ -208,7 +212,7 @@ def test_without_memory_for_a_commit_nothing_is_done():
 def test_sources_that_have_to_be_told_go_row_by_row(preset):
     engine = Engine(VOCAB_SIZE, preset=preset)
     sessions = [engine.open_session([1, 2, 3, 1])]
-    assert engine.step_batch(sessions, [4], [1], [4], as_int32([2]), 4) is None
+    assert engine.step_batch(seats_of(sessions), [4], [1], [4], as_int32([2]), 4) is None
     assert sessions[0].context_length == 4
 
 
@@ -216,11 +220,11 @@ def test_what_was_committed_at_once_is_drafted_by_others_once_the_session_ended(
     engine = Engine(VOCAB_SIZE)
     writing, open_one = batch_of(engine, [1, 2], [9, 41, 42])
     for length, token in enumerate([41, 42, 43, 44, 45, 46], start=2):
-        assert engine.step_batch([writing], [length], [1], [4], as_int32([token]), 4) is not None
+        assert engine.step_batch(seats_of([writing]), [length], [1], [4], as_int32([token]), 4) is not None
     writing.close()
     history = 1 << engine.source_names.index("history")
     for session in (open_one, engine.open_session([9, 41, 42])):
-        forest = engine.step_batch([session], [3], [0], [4], as_int32([]), 4)
+        forest = engine.step_batch(seats_of([session]), [3], [0], [4], as_int32([]), 4)
         assert forest.token_ids.tolist()[:3] == [43, 44, 45]
         assert forest.sources[0] & history
 
@@ -236,7 +240,7 @@ def test_outputs_that_are_learned_as_they_are_written_are_learned_at_once():
     engine = Engine(VOCAB_SIZE, with_live_history())
     engine.joining = Blend(engine.source_names)
     writing, reading = batch_of(engine, [1, 2], [1, 2])
-    assert engine.step_batch([writing], [2], [1], [4], as_int32([3]), 4) is None
+    assert engine.step_batch(seats_of([writing]), [2], [1], [4], as_int32([3]), 4) is None
     for token in (41, 42, 43, 44):
         writing.commit([token])
         writing.draft(4)
@@ -321,7 +325,7 @@ def test_a_datastore_that_is_replaced_is_drafted_from_with_the_next_step(service
         tree = answered(servicer, [wire.SessionStep(one, 5, as_int32([]), 4)])[0]
         assert 66 in tree.token_ids.tolist()
     assert 66 not in before.token_ids.tolist()
-    assert len(row_by_row) == 1
+    assert row_by_row == []
 
 
 def test_what_another_corpus_proposed_is_not_drafted_once_the_first_one_is_back(store):
@@ -333,7 +337,7 @@ def test_what_another_corpus_proposed_is_not_drafted_once_the_first_one_is_back(
     assert 66 in session.draft(8).token_ids.tolist()
     drafter.take_up(CorpusDrafter(first))
     for turn in range(2):
-        forest = engine.step_batch([session], [4], [0], [8], as_int32([]), 8)
+        forest = engine.step_batch(seats_of([session]), [4], [0], [8], as_int32([]), 8)
         assert (forest is None) == (turn == 0)
         trees = [session.draft(8)] if forest is None else forest.trees([engine.source_names])
         assert trees == [fresh.draft(8)]
@@ -394,7 +398,10 @@ def test_open_sessions_keep_no_datastore_that_was_replaced(store, num_steps):
     engine = Engine(VOCAB_SIZE, datastores=[store])
     sessions = [engine.open_session([9, 1, 2]) for _ in range(2)]
     for length in range(3, 3 + num_steps):
-        assert engine.step_batch(sessions, [length] * 2, [1, 1], [4, 4], as_int32([3, 3]), 8) is not None
+        assert (
+            engine.step_batch(seats_of(sessions), [length] * 2, [1, 1], [4, 4], as_int32([3, 3]), 8)
+            is not None
+        )
     drafter = next(source for source in engine.drafters.values() if isinstance(source, CorpusDrafter))
     replaced = weakref.ref(drafter.corpus)
     drafter.take_up(CorpusDrafter(array_of([[1, 2, 66]])))

@@ -109,6 +109,15 @@ class TextCursor(Cursor, Protocol):
         ...
 
 
+class CorpusSource(Protocol):
+    """A source whose corpus kernels can search; which one that is may change."""
+
+    @property
+    def searchable(self) -> ContextArray | None:
+        """The corpus as it is now; None if cursors themselves have to be asked."""
+        ...
+
+
 @runtime_checkable
 class SearchedCursor(Cursor, Protocol):
     """A cursor whose source is a corpus, so that a kernel can search it together with others' texts.
@@ -116,10 +125,7 @@ class SearchedCursor(Cursor, Protocol):
     Where it is not asked itself, it is told of commits late, and of many at once.
     """
 
-    @property
-    def corpus(self) -> ContextArray | None:
-        """The corpus as it is now; None if the cursor itself has to be asked."""
-        ...
+    corpus_source: CorpusSource
 
 
 @runtime_checkable

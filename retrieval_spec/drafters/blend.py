@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from retrieval_spec.drafters.base import Budget, Cursor
+from retrieval_spec.drafters.base import Budget, Cursor, is_searched, is_text
 from retrieval_spec.drafters.blended import Blended, Learned
-from retrieval_spec.drafters.joint import Drafted, Rows
 from retrieval_spec.drafters.namespaces import Namespaces
-from retrieval_spec.drafters.stepping import commit_and_draft, draft_all
+from retrieval_spec.drafters.searched import Corpora, Sources
+from retrieval_spec.drafters.stepping import draft_all
 from retrieval_spec.structures.context import Context
 from retrieval_spec.tree import DraftTree, Float32s
 
@@ -28,10 +28,22 @@ class Blend:
     def __init__(self, source_names: tuple[str, ...], prior: Float32s | None = None) -> None:
         self.source_names = source_names
         self.namespaces = Namespaces(lambda: Learned(prior))
+        self._corpora: dict[Sources, Corpora] = {}
 
     def start(self, cursors: Sequence[Cursor], namespace: str, context: Context) -> Blended:
         """Returns the cursors of a new session as one."""
-        return Blended(cursors, self.namespaces.of(namespace), self.source_names, context)
+        learned, corpora = self.namespaces.of(namespace), self._corpora_of(cursors)
+        return Blended(cursors, learned, self.source_names, context, corpora)
+
+    def _corpora_of(self, cursors: Sequence[Cursor]) -> Corpora | None:
+        """Returns the corpora of a session, None if it has other sources that are no texts."""
+        others = [(bit, cursor) for bit, cursor in enumerate(cursors) if not is_text(cursor)]
+        sources = tuple([(bit, cursor.corpus_source) for bit, cursor in others if is_searched(cursor)])
+        if len(sources) < len(others):
+            return None
+        if sources not in self._corpora:
+            self._corpora[sources] = Corpora(sources)
+        return self._corpora[sources]
 
     def draft_all(
         self, joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes: int
@@ -40,12 +52,6 @@ class Blend:
         if len(set(joints)) < len(joints):  # one that is asked for twice moves on once
             return [joint.draft(budget) for joint, budget in zip(joints, budgets, strict=True)]
         return draft_all(joints, budgets, total_nodes) if joints else []
-
-    def commit_and_draft(
-        self, joints: Sequence[Blended], rows: Rows, total_nodes: int, max_depth_nodes: int
-    ) -> Drafted | None:
-        """Commits and drafts for distinct sessions in two kernel calls, where all is as usual."""
-        return commit_and_draft(joints, rows, total_nodes, max_depth_nodes)
 
     def cells_of(self, namespace: str) -> Float32s:
         """Returns the tables of a namespace, not a copy: float32[NUM_CELLS], for tools."""

@@ -6,10 +6,8 @@ What a session observes is worked in when it drafts next, in the same kernel cal
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
 
 import numpy as np
 
@@ -18,11 +16,11 @@ from retrieval_spec.drafters.base import (
     Cursor,
     Int64s,
     TextCursor,
-    is_searched,
     is_text,
 )
 from retrieval_spec.drafters.guarded import GuardedCursor
-from retrieval_spec.drafters.joint import trials_of
+from retrieval_spec.drafters.joint import Group, trials_of
+from retrieval_spec.drafters.searched import Corpora
 from retrieval_spec.drafters.stepping import FIRST_NODES, draft_all, in_order
 from retrieval_spec.drafters.text_card import TextCard
 from retrieval_spec.feedback import Feedback
@@ -34,10 +32,9 @@ from retrieval_spec.kernels.fusion import insert
 from retrieval_spec.kernels.records import record_words
 from retrieval_spec.structures.blend_tables import new_tables
 from retrieval_spec.structures.context import Context
-from retrieval_spec.structures.context_array import ContextArray
 from retrieval_spec.structures.shared_automaton import NO_ROWS
 from retrieval_spec.structures.suffix_automaton import SuffixAutomaton
-from retrieval_spec.tree import TOKEN, DraftTree, Float32s, Int32s, Tokens
+from retrieval_spec.tree import DraftTree, Float32s, Int32s, Tokens
 
 _TRIAL_TOKENS = 1_024
 """Of a context, for a trial: more than any source looks back."""
@@ -46,19 +43,27 @@ _TRIAL_TOKENS = 1_024
 class Learned:
     """What one namespace learned, and the lock around it."""
 
-    __slots__ = ("__weakref__", "lock", "tables")
+    __slots__ = ("__weakref__", "_group", "lock", "tables")
 
     def __init__(self, prior: Float32s | None) -> None:
         self.lock = threading.Lock()
         self.tables = new_tables(prior)
+        self._group: Group | None = None
 
     def copy(self) -> Learned:
         """Returns the same for one session alone."""
         copy = Learned.__new__(Learned)
-        copy.lock = threading.Lock()
+        copy.lock, copy._group = threading.Lock(), None
         with self.lock:
             copy.tables = self.tables.copy()
         return copy
+
+    def group(self, locks: tuple[threading.Lock, ...], corpora: Corpora) -> Group:
+        """Returns what sessions with the same locks and corpora have in common: the same one for all."""
+        group = self._group
+        if group is None or group.locks != locks or group.corpora is not corpora:
+            group = self._group = Group(locks, corpora)
+        return group
 
     @property
     def num_bytes(self) -> int:
@@ -92,37 +97,40 @@ class Blended:
 
     Attributes:
         address: where its card lies.
-        num_corpora: sources that kernels ask themselves; none if there are others.
+        group: of sessions that kernels step together; None if a source has to be told or asked itself.
         locks: around what it reads and learns together with other sessions, in the order to take them.
+        corpora: that kernels search for it; None if it has other sources that are no texts.
         source_names: of the engine.
     """
 
     __slots__ = (
         "_card",
         "_context",
-        "_corpora",
         "_cursors",
         "_drafted",
-        "_is_plain",
         "_learned",
         "_num_nodes",
         "_others",
         "_records",
-        "_rows",
         "_searched",
-        "_seen",
         "_texts",
         "_told_corpora",
         "_told_texts",
         "_trie",
         "address",
+        "corpora",
+        "group",
         "locks",
-        "num_corpora",
         "source_names",
     )
 
     def __init__(
-        self, cursors: Sequence[Cursor], learned: Learned, source_names: tuple[str, ...], context: Context
+        self,
+        cursors: Sequence[Cursor],
+        learned: Learned,
+        source_names: tuple[str, ...],
+        context: Context,
+        corpora: Corpora | None,
     ) -> None:
         texts: list[TextCursor | _NoText] = [_NoText()] * NUM_TEXTS
         bits: Int64s = np.zeros(NUM_TEXTS, np.int64)
@@ -133,6 +141,7 @@ class Blended:
             else:
                 others.append((bit, cursor))
         self.source_names = source_names
+        self.corpora = corpora
         self._drafted = np.empty((3, 0), np.int32)
         self._records = np.empty(0, np.int32)
         self._card: Int64s = np.zeros(cards.CARD_WORDS, np.int64)
@@ -157,22 +166,17 @@ class Blended:
         self._note_others(others)
         shared = (texts[OUTPUTS].lock, texts[PROMPTS].lock, learned.lock)
         self.locks = in_order(lock for lock in shared if lock is not None)
+        has_to_be_told = any(text.learns_at_once for text in texts)
+        self.group = None
+        if self.corpora is not None and not has_to_be_told:
+            self.group = learned.group(self.locks, self.corpora)
         self.address = card.ctypes.data
 
     def _note_others(self, others: list[tuple[int, Cursor]]) -> None:
-        """Notes the sources that are no texts, and which of them kernels can ask."""
-        corpora = [(bit, cursor) for bit, cursor in others if is_searched(cursor)]
-        self._corpora = corpora if len(corpora) == len(others) else []
-        self.num_corpora = len(self._corpora)
-        self._cursors = [] if self._corpora else [cursor for _, cursor in others]
+        """Notes the sources that are no texts: who is told of commits at once, and who when it is asked."""
+        cursors = [cursor for _, cursor in others]
+        self._cursors, self._searched = (cursors, []) if self.corpora is None else ([], cursors)
         self._others = [(bit, GuardedCursor(cursor)) for bit, cursor in others]
-        self._is_plain = not self._cursors and not any(text.learns_at_once for text in self._texts)
-        self._searched: list[ContextArray] = []
-        self._rows = np.zeros((self.num_corpora, cards.CORPUS_WORDS), np.int64)
-        self._seen: list[Any] = [_nobody] * self.num_corpora
-        self._card[cards.CORPORA], self._card[cards.NUM_CORPORA] = self._rows.ctypes.data, self.num_corpora
-        self._note_corpora()
-        self.let_go()
 
     def _make_room(self, max_nodes: int) -> None:
         self._keep_in(np.empty((3, max_nodes), np.int32), np.empty(record_words(max_nodes), np.int32))
@@ -222,7 +226,7 @@ class Blended:
         """Tells the corpora of the context's end, which kernels find without them."""
         tokens = self._context.tokens[self._told_corpora :]
         self._told_corpora += tokens.shape[0]
-        for _, cursor in self._corpora:
+        for cursor in self._searched:
             cursor.observe(tokens)
 
     def keep(self, num_nodes: int) -> None:
@@ -245,38 +249,14 @@ class Blended:
         trial._keep_in(np.empty_like(self._drafted), np.empty_like(self._records))
         return trial
 
-    def ask(self, budget: Budget) -> None:
-        """Lets the sources propose that are no texts, or notes on the card where kernels search them."""
-        card = self._card
-        if not budget.max_nodes or self._note_corpora():
-            card[cards.TRIE_COLUMNS] = 0
-        else:
-            self._trie = self._proposed(budget)
-            card[cards.TRIE], card[cards.TRIE_COLUMNS] = self._trie.ctypes.data, self._trie.shape[1]
+    def leave_out(self) -> None:
+        """Notes that nothing else is proposed than texts know, or kernels find in corpora."""
+        self._card[cards.TRIE_COLUMNS] = 0
 
-    def _note_corpora(self) -> bool:
-        """Notes where the corpora are now; returns whether kernels can ask all sources that are no texts."""
-        for at, (bit, cursor) in enumerate(self._corpora):
-            corpus = cursor.corpus
-            if corpus is None:
-                return False
-            self._searched.append(corpus)  # nobody unmaps it now
-            if self._seen[at]() is not corpus:
-                self._seen[at] = weakref.ref(corpus)
-                self._rows[at] = (*_words_of(corpus), bit)
-        return not self._cursors
-
-    def corpora_as_noted(self) -> list[ContextArray] | None:
-        """Returns the corpora on the card; None if others are open by now, or kernels are not enough."""
-        if not self._is_plain:
-            return None
-        noted = []
-        for (_, cursor), seen in zip(self._corpora, self._seen, strict=True):
-            corpus = cursor.corpus
-            if corpus is None or seen() is not corpus:
-                return None
-            noted.append(corpus)
-        return noted
+    def propose(self, budget: Budget) -> None:
+        """Lets the sources propose that are no texts."""
+        card, self._trie = self._card, self._proposed(budget)
+        card[cards.TRIE], card[cards.TRIE_COLUMNS] = self._trie.ctypes.data, self._trie.shape[1]
 
     def _proposed(self, budget: Budget) -> Int32s:
         """Returns the trees of the sources that are no texts as one trie."""
@@ -300,30 +280,12 @@ class Blended:
         for text in self._texts:
             text.refresh(num_new)
 
-    def let_go(self) -> None:
-        """Notes that no kernel searches the corpora any more."""
-        self._searched.clear()
-
     def worked_in(self) -> None:
         """Notes that a kernel has worked in what was pending."""
-        if not self._is_plain:
+        if self.group is None:
             self._tell_texts()
 
     def make_room(self, num_left: int) -> None:
         """Makes room for tokens to come, and for the last ones, so many of which the own text has not yet."""
         self._context.make_room()
         self._texts[OWN].make_room(self._context.tokens[self._context.length - num_left :])
-
-
-def _words_of(corpus: ContextArray) -> list[int]:
-    """Returns what stands on a card of a corpus, up to the context."""
-    tokens, positions, buckets = corpus.tokens, corpus.positions, corpus.buckets
-    return [
-        *(tokens.ctypes.data, tokens.shape[0], tokens.dtype.itemsize == TOKEN().itemsize),
-        *(positions.ctypes.data, positions.shape[0], buckets.ctypes.data, buckets.shape[0]),
-        corpus.depth_tokens,
-    ]
-
-
-def _nobody() -> None:
-    """Stands for a reference to what is gone."""

@@ -125,6 +125,11 @@ class CorpusDrafter:
         assert isinstance(self.corpus, ContextArray)
         return self.rule.start(self.corpus, context)
 
+    @property
+    def searchable(self) -> ContextArray | None:
+        """What a kernel needs to do as a cursor's `propose` does; None if cursors have to be asked."""
+        return self.corpus if isinstance(self.corpus, ContextArray) else None
+
     def take_up(self, fresh: CorpusDrafter) -> None:
         """Drafts from another drafter's corpus; open sessions of a published rule end with the old one."""
         self.corpus, self.tokenizer_fingerprint = fresh.corpus, fresh.tokenizer_fingerprint
@@ -140,10 +145,10 @@ class CorpusCursor:
     Holds no corpus, so that one that was replaced is released at once.
     """
 
-    __slots__ = ("_drafter", "_scratch", "_tail")
+    __slots__ = ("_scratch", "_tail", "corpus_source")
 
     def __init__(self, drafter: CorpusDrafter, context: Tokens) -> None:
-        self._drafter = drafter
+        self.corpus_source = drafter
         self._scratch = new_scratch()
         self._tail = Tail(drafter.corpus.depth_tokens)
         self._tail.append(context)
@@ -161,18 +166,12 @@ class CorpusCursor:
     def close(self) -> None:
         """Does nothing: the corpus never changes."""
 
-    @property
-    def corpus(self) -> ContextArray | None:
-        """What a kernel needs to do as `propose` does; None if it has to be asked, not a kernel."""
-        corpus = self._drafter.corpus
-        return corpus if isinstance(corpus, ContextArray) else None
-
     def propose(self, budget: Budget) -> DraftTree:
         """Returns the most probable continuations of the nearest occurrences; no match, no nodes."""
         context = self._tail.tokens
         if budget.max_nodes <= 0 or not context.shape[0]:
             return DraftTree.empty()
-        token_ids, parents, probs = self._drafter.corpus.draft(
+        token_ids, parents, probs = self.corpus_source.corpus.draft(
             context, budget.max_nodes, budget.max_depth_nodes, self._scratch
         )
         return DraftTree(token_ids, parents, probs, own_source(token_ids.shape[0]))

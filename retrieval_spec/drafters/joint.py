@@ -3,48 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from threading import Lock
+from typing import Any, Protocol
 
 from retrieval_spec.drafters.base import Budget, Cursor, trial_of
 from retrieval_spec.drafters.guarded import GuardedCursor
+from retrieval_spec.drafters.searched import Corpora
 from retrieval_spec.errors import RetrievalSpecError
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import fuse_sources
 from retrieval_spec.kernels.fusion import COMPILED
 from retrieval_spec.structures.context import Context
-from retrieval_spec.tree import DraftTree, Forest, Tokens
+from retrieval_spec.tree import DraftTree, Tokens
 
 
-class Rows(NamedTuple):
-    """What a step commits and asks for: an entry of each column for each session.
-
-    Attributes:
-        lengths: tokens that each context is taken to hold.
-        ends: where its tokens end among `token_ids`, which begin where those of the session before end.
-        token_ids: int32[n]  as they came.
-        vocab_size: ids lie below it.
-        max_nodes: of each tree.
-    """
-
-    lengths: Sequence[int]
-    ends: Sequence[int]
-    token_ids: Tokens
-    vocab_size: int
-    max_nodes: Sequence[int]
-
-
-class Drafted(NamedTuple):
-    """What came of a step that was done at once.
+class Group:
+    """What sessions have in common that kernels step together; compared by identity.
 
     Attributes:
-        forest: the trees; where some were late, perhaps with more nodes together than were asked for.
-        late: sessions for which there was no room, by their places, so that they drafted after the others.
-        due: sessions that are to be looked at (`structures.context`).
+        locks: around what they read and learn together, in the order to take them.
+        corpora: that are searched for them.
     """
 
-    forest: Forest
-    late: list[int]
-    due: list[int]
+    __slots__ = ("corpora", "locks")
+
+    def __init__(self, locks: tuple[Lock, ...], corpora: Corpora) -> None:
+        self.locks = locks
+        self.corpora = corpora
 
 
 Combination = Callable[[Sequence[Cursor], Budget], list[DraftTree]]
@@ -58,7 +43,17 @@ def trials_of(cursors: Sequence[Cursor]) -> list[Cursor] | None:
 
 
 class Joint(Protocol):
-    """All cursors of one session; owned by that session, not thread-safe."""
+    """All cursors of one session; owned by that session, not thread-safe.
+
+    Attributes:
+        address: where its card lies (`kernels.cards`).
+        group: of sessions that kernels step together; None if its sources have to be told and asked.
+        source_names: of the engine.
+    """
+
+    address: int
+    group: Group | None
+    source_names: tuple[str, ...]
 
     def draft(self, budget: Budget) -> DraftTree:
         """Returns one tree from all sources; equal states give equal trees."""
@@ -74,6 +69,10 @@ class Joint(Protocol):
 
     def settle(self) -> None:
         """Moves all cursors on now by what was observed: before they are closed."""
+        ...
+
+    def make_room(self, num_left: int) -> None:
+        """Makes room for tokens to come, and for the last ones, for so many of which kernels found none."""
         ...
 
     def trial(self) -> Joint | None:
@@ -104,15 +103,6 @@ class Joining(Protocol):
         """
         ...
 
-    def commit_and_draft(
-        self, joints: Sequence[Any], rows: Rows, total_nodes: int, max_depth_nodes: int
-    ) -> Drafted | None:
-        """Commits and drafts for distinct sessions at once, where all is as usual; else does nothing: None.
-
-        The trees are those of `observe` for each and `draft_all`, and of these the most probable nodes.
-        """
-        ...
-
 
 class Fuse:
     """Fuses one tree of each source by longest prefix; learns nothing."""
@@ -134,16 +124,14 @@ class Fuse:
             for joint, budget in zip(joints, budgets, strict=True)
         ]
 
-    def commit_and_draft(
-        self, joints: Sequence[Joint], rows: Rows, total_nodes: int, max_depth_nodes: int
-    ) -> None:
-        """Does nothing: each source has to be told and asked."""
-
 
 class Fused:
     """Cursors that each propose a tree; owned by one session."""
 
-    __slots__ = ("_combine", "_context", "_cursors", "_source_names")
+    address = 0
+    group: Group | None = None
+
+    __slots__ = ("_combine", "_context", "_cursors", "source_names")
 
     def __init__(
         self,
@@ -154,13 +142,13 @@ class Fused:
     ) -> None:
         self._cursors = cursors
         self._combine = combine
-        self._source_names = source_names
+        self.source_names = source_names
         self._context = context
 
     def draft(self, budget: Budget) -> DraftTree:
         """Returns the most probable paths of all trees."""
         trees = self._combined(budget)
-        return fuse_sources(trees, budget.max_nodes, self._source_names, COMPILED)
+        return fuse_sources(trees, budget.max_nodes, self.source_names, COMPILED)
 
     def _combined(self, budget: Budget) -> list[DraftTree]:
         try:
@@ -173,7 +161,7 @@ class Fused:
     def trial(self) -> Fused | None:
         """Returns one in the same state, whose moves show nowhere else; None if a source allows none."""
         cursors = trials_of(self._cursors)
-        return None if cursors is None else Fused(cursors, self._combine, self._source_names, None)
+        return None if cursors is None else Fused(cursors, self._combine, self.source_names, None)
 
     def keep(self, num_nodes: int) -> None:
         """Does nothing: no source asks what became of its tree."""
@@ -187,3 +175,6 @@ class Fused:
 
     def settle(self) -> None:
         """Does nothing: all is moved on at once."""
+
+    def make_room(self, num_left: int) -> None:
+        """Does nothing: cursors make room themselves."""

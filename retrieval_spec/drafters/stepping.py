@@ -10,21 +10,22 @@ import threading
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from retrieval_spec.calibration import reliability_by_match_length
 from retrieval_spec.drafters.base import Budget, Int64s
 from retrieval_spec.drafters.columns import new_columns
-from retrieval_spec.drafters.joint import Drafted, Rows
+from retrieval_spec.drafters.joint import Group, Joint
+from retrieval_spec.drafters.searched import NOTHING, Searched
 from retrieval_spec.fusion import TRIE_ROWS
 from retrieval_spec.kernels.blend import scratch_words
 from retrieval_spec.kernels.blend_steps import take_steps
-from retrieval_spec.kernels.commits import commit_steps
+from retrieval_spec.kernels.commits import UNUSUAL, commit_steps
 from retrieval_spec.kernels.proposals import SEARCH_WORDS
-from retrieval_spec.kernels.steps import NUM_LEFT, STEP_WORDS, TURN
-from retrieval_spec.tree import DraftTree, Float32s, Forest, Int32s, Uint16s
+from retrieval_spec.kernels.steps import CARD, FIRST, MAX_NODES, NUM_LEFT, STEP_WORDS, TURN
+from retrieval_spec.tree import DraftTree, Float32s, Forest, Int32s, Tokens, Uint16s
 
 if TYPE_CHECKING:
     from retrieval_spec.drafters.blended import Blended
@@ -33,6 +34,76 @@ FIRST_NODES = 16
 """There is room for a tree of so many nodes before one is asked for."""
 
 _RELIABILITY = reliability_by_match_length()
+
+
+class Seated(NamedTuple):
+    """Sessions that kernels can step together.
+
+    Attributes:
+        cards: int64[n]  where the card of each lies.
+        groups: that they are of.
+    """
+
+    cards: Int64s
+    groups: set[Group]
+
+
+class Rows(NamedTuple):
+    """What a step commits and asks for.
+
+    Attributes:
+        columns: int64[3, n]  for each session, as they came: tokens that its context is taken to hold, how
+            many it commits, and how many nodes its tree may have.
+        token_ids: int32[..]  those that are committed, session after session, as they came.
+        vocab_size: ids lie below it.
+        most_nodes: of any tree.
+    """
+
+    columns: Int64s
+    token_ids: Tokens
+    vocab_size: int
+    most_nodes: int
+
+
+class Asked(NamedTuple):
+    """What kernels are to draft.
+
+    Attributes:
+        steps: int64[n, STEP_WORDS]  `kernels.steps`.
+        num_nodes: that all trees may have together.
+        most_nodes: that one may have.
+        total_nodes: of these are kept.
+        max_depth_nodes: no path is longer.
+    """
+
+    steps: Int64s
+    num_nodes: int
+    most_nodes: int
+    total_nodes: int
+    max_depth_nodes: int
+
+
+class Drafted(NamedTuple):
+    """What came of a step.
+
+    Attributes:
+        forest: the trees; none for sessions that are late.
+        late: sessions for which there was no room, by their places: they are to draft after the others.
+        due: sessions that are to be looked at (`structures.context`), and for how many tokens their own text
+            had no room.
+    """
+
+    forest: Forest
+    late: list[int]
+    due: list[tuple[int, int]]
+
+    def trees(self, joints: Sequence[Joint], budgets: Sequence[Budget]) -> list[DraftTree]:
+        """Returns the trees of all, once there is room: together perhaps more nodes than were asked for."""
+        trees = self.forest.trees([joint.source_names for joint in joints])
+        for at in self.late:
+            if budgets[at].max_nodes:
+                trees[at] = joints[at].draft(budgets[at])
+        return trees
 
 
 class _Scratch(threading.local):
@@ -66,95 +137,79 @@ def draft_all(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes:
     draft together only the `total_nodes` most probable nodes are kept.
     """
     caps = [budget.max_nodes for budget in budgets]
-    try:
-        for joint, budget in zip(joints, budgets, strict=True):
-            joint.ask(budget)
-        steps = _new_steps([joint.address for joint in joints], [0] * len(joints), [0] * len(joints), caps)
-        with _Held(joints):
-            for joint, cap in zip(joints, caps, strict=True):
-                joint.prepare(cap)
-            drafted = _draft(joints, steps, caps, total_nodes, budgets[0].max_depth_nodes)
-    finally:
-        for joint in joints:
-            joint.let_go()
+    common = joints[0].corpora
+    searched = None if common is None else common.now()
+    for joint, budget in zip(joints, budgets, strict=True):
+        if not budget.max_nodes or (searched is not None and joint.corpora is common):
+            joint.leave_out()
+        else:
+            joint.propose(budget)
+    steps = _steps_of(joints, caps)
+    with _Held({joint.locks for joint in joints}):
+        for joint, cap in zip(joints, caps, strict=True):
+            joint.prepare(cap)
+        asked = Asked(steps, sum(caps), max(caps), total_nodes, budgets[0].max_depth_nodes)
+        drafted = _draft(asked, searched or NOTHING)
+    for at, num_left in drafted.due:
+        joints[at].make_room(num_left)
     for joint in joints:
         joint.worked_in()
-    return _trees(joints, drafted, budgets)
+    return drafted.trees(joints, budgets)
 
 
-def commit_and_draft(
-    joints: Sequence[Blended], rows: Rows, total_nodes: int, max_depth_nodes: int
-) -> Drafted | None:
-    """Commits to sessions and drafts for them, where nothing about any of them is unusual.
+def commit_and_draft(seated: Seated, rows: Rows, total_nodes: int, max_depth_nodes: int) -> Drafted | None:
+    """Commits to distinct sessions and drafts for them, where nothing about any of them is unusual.
 
-    Else nothing is changed, and what they commit and draft is to be done one by one.
+    Else nothing is changed, and what they commit and draft is to be done one by one. The trees are those of
+    `Joint.observe` for each and `draft_all`, and of these the most probable nodes.
     """
-    corpora = [joint.corpora_as_noted() for joint in joints]  # nobody unmaps them now
-    if None in corpora:
+    corpora = {group.corpora for group in seated.groups}
+    searched = corpora.pop().now()
+    if corpora or searched is None:
         return None
-    steps = _new_steps([joint.address for joint in joints], rows.lengths, rows.ends, rows.max_nodes)
-    with _Held(joints):
-        if not commit_steps(steps, rows.token_ids, rows.vocab_size):
+    steps: Int64s = np.empty((seated.cards.shape[0], STEP_WORDS), np.int64)
+    with _Held({group.locks for group in seated.groups}):
+        num_nodes = commit_steps(
+            steps, seated.cards, rows.columns, rows.most_nodes, rows.token_ids, rows.vocab_size
+        )
+        if num_nodes == UNUSUAL:
             return None
-        drafted = _draft(joints, steps, rows.max_nodes, total_nodes, max_depth_nodes)
-    if not drafted.late:
-        return drafted
-    budgets = [Budget(cap, max_depth_nodes) for cap in rows.max_nodes]
-    return drafted._replace(forest=Forest.of(_trees(joints, drafted, budgets)))
+        return _draft(Asked(steps, num_nodes, rows.most_nodes, total_nodes, max_depth_nodes), searched)
 
 
-def _trees(joints: Sequence[Blended], drafted: Drafted, budgets: Sequence[Budget]) -> list[DraftTree]:
-    """Returns all trees, those included for which there was no room before."""
-    trees = drafted.forest.trees([joint.source_names for joint in joints])
-    for at in drafted.late:
-        if budgets[at].max_nodes:
-            trees[at] = joints[at].draft(budgets[at])
-    return trees
-
-
-def _new_steps(
-    addresses: list[int], lengths: Sequence[int], ends: Sequence[int], caps: Sequence[int]
-) -> Int64s:
+def _steps_of(joints: Sequence[Blended], caps: Sequence[int]) -> Int64s:
     steps: Int64s = np.zeros((len(caps), STEP_WORDS), np.int64)
-    firsts = accumulate([0, *caps[:-1]])
-    steps[:, :NUM_LEFT] = list(zip(addresses, lengths, ends, caps, firsts, strict=True))
+    steps[:, CARD], steps[:, MAX_NODES] = [joint.address for joint in joints], caps
+    steps[1:, FIRST] = list(accumulate(caps[:-1]))
     return steps
 
 
-def _draft(
-    joints: Sequence[Blended], steps: Int64s, caps: Sequence[int], total_nodes: int, max_depth_nodes: int
-) -> Drafted:
-    """Drafts, and makes room where there was none, or will soon be none."""
-    num_nodes, most = sum(caps), max(caps)
+def _draft(asked: Asked, searched: Searched) -> Drafted:
+    steps, num_nodes, most_nodes, total_nodes, max_depth_nodes = asked
     scratch = _SCRATCH
-    scratch.fit(most, num_nodes, 1 + most * max([joint.num_corpora for joint in joints]))
+    scratch.fit(most_nodes, num_nodes, 1 + most_nodes * len(searched.arrays))
     best = scratch.best[: total_nodes if total_nodes < num_nodes else 0]
     token_ids, parents, probs = new_columns(num_nodes)
     sources: Uint16s = np.empty(num_nodes, np.uint16)
     kept = take_steps(
-        *(steps, max_depth_nodes, best, _RELIABILITY, scratch.block, scratch.trie),
+        *(steps, searched.rows, max_depth_nodes, best, _RELIABILITY, scratch.block, scratch.trie),
         *(token_ids, parents, probs, sources, scratch.reached),
     )
     done = steps[:, NUM_LEFT:TURN].tolist()
     late = [at for at, (num_left, _, _) in enumerate(done) if num_left]
-    due = [at for at, (num_left, _, is_due) in enumerate(done) if is_due or num_left]
-    for at in due:
-        joints[at].make_room(done[at][0])
+    due = [(at, num_left) for at, (num_left, _, is_due) in enumerate(done) if is_due or num_left]
     counts = [size for _, size, _ in done]
     forest = Forest(counts, token_ids[:kept], parents[:kept], probs[:kept], sources[:kept])
     return Drafted(forest, late, due)
 
 
 class _Held:
-    """The locks of sessions, each once and all in one order, so that no two threads wait for each other."""
+    """Locks of sessions, each once and all in one order, so that no two threads wait for each other."""
 
     __slots__ = ("_locks",)
 
-    def __init__(self, joints: Sequence[Blended]) -> None:
-        self._locks = joints[0].locks
-        others = {joint.locks for joint in joints[1:]} - {self._locks}
-        if others:
-            self._locks = in_order({*self._locks}.union(*others))
+    def __init__(self, of_sessions: set[tuple[Lock, ...]]) -> None:
+        (self._locks,) = of_sessions if len(of_sessions) == 1 else [in_order(set().union(*of_sessions))]
 
     def __enter__(self) -> None:
         for lock in self._locks:

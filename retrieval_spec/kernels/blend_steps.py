@@ -67,14 +67,27 @@ def _note_floor(steps, floor):
 
 @allocation_free_kernel
 def _draft(
-    card, max_depth_nodes, floor, reliability, block, trie, token_ids, parents, probs, sources, reached
+    card,
+    corpora,
+    max_depth_nodes,
+    floor,
+    reliability,
+    block,
+    trie,
+    token_ids,
+    parents,
+    probs,
+    sources,
+    reached,
 ):
     """Fills in a session's tree, and keeps what it will learn from; returns its size."""
     proposed = trie
     if card[TRIE_COLUMNS] > 0:
         proposed = array_at(card[TRIE], (np.int64(TRIE_ROWS), card[TRIE_COLUMNS]), np.int32)
     else:
-        ask_corpora(card, max_depth_nodes, reliability, block, trie, token_ids, parents, probs, sources)
+        ask_corpora(
+            corpora, card, max_depth_nodes, reliability, block, trie, token_ids, parents, probs, sources
+        )
     drafted_ids, drafted_parents, path_probs = drafted_of(card)
     size = draft(
         arena_of(card, OWN),
@@ -109,6 +122,7 @@ def _draft(
 @allocation_free_kernel
 def take_steps(
     steps,
+    corpora,
     max_depth_nodes,
     best,
     reliability,
@@ -129,6 +143,8 @@ def take_steps(
         steps: int64[n, STEP_WORDS]  a row each session (`kernels.steps`); the last words are written. Where
             an own text had no room, nothing is drafted: the tokens are to be appended, and the session comes
             again.
+        corpora: int64[.., CORPUS_WORDS]  those that sessions search for which nothing else is proposed
+            (`kernels.cards`).
         max_depth_nodes: no path is longer.
         best: float32[..]  scratch memory, as long as nodes are wanted of all trees; empty: all are.
         reliability: float32[..]  for corpora (`context_draft.draft`).
@@ -151,6 +167,7 @@ def take_steps(
             card = card_at(steps[at, CARD])
             steps[at, SIZE] = _draft(
                 card,
+                corpora,
                 max_depth_nodes,
                 _lowest(card, best, num_best),
                 reliability,

@@ -42,12 +42,10 @@ SEEN_VERSION, SEEN_NUMBER, PLACE_WORDS = range(2, 5)
     LAST_FLOOR,  # what had to be reached there
     TRIE,  # int32[TRIE_ROWS, TRIE_COLUMNS]: what sources propose that kernels cannot ask
     TRIE_COLUMNS,
-    CORPORA,  # int64[NUM_CORPORA, CORPUS_WORDS]: those that kernels ask themselves
-    NUM_CORPORA,
     CONTEXT,  # int64[CONTEXT_WORDS]
     NUM_WORKED_IN,  # tokens of the context that the texts and tables know of
     BITS,  # the source bit of each text
-) = range(17)
+) = range(15)
 
 TEXTS = BITS + NUM_TEXTS
 """int64[TEXT_WORDS] of each text."""
@@ -67,6 +65,7 @@ CARD_WORDS = PLACES + NUM_TEXTS
     CORPUS_BIT,
     CORPUS_WORDS,
 ) = range(10)
+"""Words of a corpus that kernels search themselves."""
 
 
 if config.DISABLE_JIT:

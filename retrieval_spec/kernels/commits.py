@@ -13,7 +13,25 @@ from retrieval_spec.kernels.cards import (
     TRIE_COLUMNS,
 )
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
-from retrieval_spec.kernels.steps import CARD, END, LENGTH, MAX_NODES
+from retrieval_spec.kernels.steps import CARD, END, FIRST, LENGTH, MAX_NODES
+
+LENGTHS, NUM_COMMITTED, CAPS = range(3)
+"""Columns of what a step asks for: how long contexts are taken to be, how many tokens each commits, and how
+many nodes each tree may have."""
+
+UNUSUAL = -1
+
+
+@inlined_kernel
+def _lay_out(steps, cards, columns, most_nodes):
+    """Fills in what was asked for; returns how many nodes all trees may have."""
+    end = first = np.int64(0)
+    for at in range(steps.shape[0]):
+        end += columns[NUM_COMMITTED, at]
+        steps[at, CARD], steps[at, LENGTH], steps[at, END] = cards[at], columns[LENGTHS, at], end
+        steps[at, FIRST], steps[at, MAX_NODES] = first, max(min(columns[CAPS, at], most_nodes), 0)
+        first += steps[at, MAX_NODES]
+    return first
 
 
 @inlined_kernel
@@ -39,21 +57,25 @@ def _can_commit(steps, tokens, vocab_size):
 
 
 @allocation_free_kernel
-def commit_steps(steps, tokens, vocab_size):
-    """Appends committed tokens to the contexts of sessions, if nothing about any is unusual; says whether.
+def commit_steps(steps, cards, columns, most_nodes, tokens, vocab_size):
+    """Appends committed tokens to the contexts of sessions, if nothing about any is unusual.
 
-    Unusual are: a context of another length than expected, one with tokens that wait to be worked in or
-    without room for more, no room for the tree that is asked for, sources that kernels did not ask last time,
-    an id outside the vocabulary, and numbers of tokens that do not fit. Then nothing is changed.
+    Returns how many nodes all trees may have together, or `UNUSUAL`; then nothing is changed. Unusual are: a
+    context of another length than expected, one with tokens that wait to be worked in or without room for
+    more, no room for the tree that is asked for, sources that kernels did not ask last time, an id outside
+    the vocabulary, and numbers of tokens that do not fit.
 
     Args:
-        steps: int64[n, STEP_WORDS]  a row for each session, none twice: where its card lies, how long its
-            context is taken to be, where its tokens end, and how many nodes its tree may have.
+        steps: int64[n, STEP_WORDS]  written: a row for each session (`kernels.steps`).
+        cards: int64[n]  where the card of each lies, none twice.
+        columns: int64[3, n]  `LENGTHS`, `NUM_COMMITTED` and `CAPS`.
+        most_nodes: of any tree, whatever its cap.
         tokens: int32[..]  of all sessions, one after the other.
         vocab_size: ids lie below it.
     """
+    num_nodes = _lay_out(steps, cards, columns, most_nodes)
     if not _can_commit(steps, tokens, vocab_size):
-        return False
+        return np.int64(UNUSUAL)
     begin = np.int64(0)
     for at in range(steps.shape[0]):
         context, end = context_of(card_at(steps[at, CARD])), steps[at, END]
@@ -63,4 +85,4 @@ def commit_steps(steps, tokens, vocab_size):
             appended[token] = tokens[begin + token]
         context[CONTEXT_LENGTH] = length
         begin = end
-    return True
+    return num_nodes

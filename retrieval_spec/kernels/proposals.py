@@ -10,12 +10,9 @@ from retrieval_spec.kernels.card_arrays import context_of, newest_tokens
 from retrieval_spec.kernels.cards import (
     BUCKETS,
     CONTEXT_LENGTH,
-    CORPORA,
     CORPUS_BIT,
-    CORPUS_WORDS,
     IS_WIDE,
     NUM_BUCKETS,
-    NUM_CORPORA,
     NUM_POSITIONS,
     NUM_TOKENS,
     POSITIONS,
@@ -65,11 +62,12 @@ def _search(corpus, context, reliability, max_depth_nodes, block, token_ids, par
 
 
 @allocation_free_kernel
-def ask_corpora(card, max_depth_nodes, reliability, block, trie, token_ids, parents, probs, sources):
+def ask_corpora(corpora, card, max_depth_nodes, reliability, block, trie, token_ids, parents, probs, sources):
     """Lets all corpora propose to a session.
 
     Args:
-        card: int64[CARD_WORDS]  (`kernels.cards`).
+        corpora: int64[.., CORPUS_WORDS]  a row each (`kernels.cards`).
+        card: int64[CARD_WORDS]  of the session (`kernels.cards`).
         max_depth_nodes: no path is longer.
         reliability: float32[..]  see `context_draft.draft`.
         block: int64[SEARCH_WORDS]  scratch memory.
@@ -82,7 +80,6 @@ def ask_corpora(card, max_depth_nodes, reliability, block, trie, token_ids, pare
     size = np.int64(1)
     for row in range(TRIE_ROWS):
         trie[row, 0] = 0
-    corpora = array_at(card[CORPORA], (card[NUM_CORPORA], np.int64(CORPUS_WORDS)), np.int64)
     for at in range(corpora.shape[0]):
         corpus, context = corpora[at], context_of(card)
         num = _search(corpus, context, reliability, max_depth_nodes, block, token_ids, parents, probs)

@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from retrieval_spec.budget import CostCurve
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import LimitExceeded, UnknownSession
 from retrieval_spec.limits import tenant_of
 from retrieval_spec.service.peers import ANYBODY
+from retrieval_spec.service.unused import Unused
 from retrieval_spec.session import Session
 from retrieval_spec.tree import Tokens
 
@@ -42,13 +42,11 @@ def random_id() -> int:
 class _Entry:
     session: Session
     tenant: str
-    used_s: float
-    is_new: bool = True
     cost_curve: CostCurve | None = None
 
 
 class SessionTable:
-    """Open sessions, the longest unused first. Belongs to one event loop.
+    """Open sessions. Belongs to one event loop.
 
     Attributes:
         num_opened: sessions opened so far.
@@ -58,15 +56,19 @@ class SessionTable:
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
         self._clock = clock
-        self._sessions: OrderedDict[int, _Entry] = OrderedDict()
-        self._of_tenants: dict[str, OrderedDict[int, None]] = {}
-        self._num_new: dict[str, int] = {}
+        self._entries: dict[int, _Entry] = {}
+        self._seats: dict[int, int] = {}
+        self._used_s: dict[int, float] = {}
+        self._unused = Unused(self._used_s)
+        self._of_tenants: dict[str, Unused] = {}
+        self._new: set[int] = set()
+        self._num_new: Counter[str] = Counter()
         self.num_opened = self.num_dropped = self._num_told = 0
         self._has_cost_curves = False  # ever: most clients tell none, and each step would look for one
         self._tell_s = clock()
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        return len(self._entries)
 
     def open(self, prompt_ids: Tokens, namespace: str) -> int:
         """Returns the id of a new session; sessions that were left behind make room for it.
@@ -79,9 +81,13 @@ class SessionTable:
         tenant = tenant_of(namespace)
         session = self._engine.open_session(prompt_ids, namespace)
         session_id = random_id()
-        self._sessions[session_id] = _Entry(session, tenant, self._clock())
-        self._of_tenants.setdefault(tenant, OrderedDict())[session_id] = None
-        self._num_new[tenant] = self._num_new.get(tenant, 0) + 1
+        self._entries[session_id] = _Entry(session, tenant)
+        self._seats[session_id] = session.seat
+        self._used_s[session_id] = self._clock()
+        self._unused.add(session_id)
+        self._of_tenants.setdefault(tenant, Unused(self._used_s)).add(session_id)
+        self._new.add(session_id)
+        self._num_new[tenant] += 1
         self.num_opened += 1
         return session_id
 
@@ -91,31 +97,29 @@ class SessionTable:
         Raises:
             UnknownSession: no session of the owner has that id.
         """
-        sessions = self.get_all([session_id], owner)
-        if sessions is None:
+        if self.seats([session_id], owner) is None:
             raise UnknownSession("no session has this id", got=session_id, remedy="open a new one")
-        return sessions[0]
+        return self._entries[session_id].session
 
-    def get_all(self, session_ids: Sequence[int], owner: str = ANYBODY) -> list[Session] | None:
-        """Returns sessions and notes that they are in use; None if one is not there, or not the owner's."""
-        entries = []
-        for session_id in session_ids:
-            entry = self._sessions.get(session_id)
-            if entry is None or owner not in (ANYBODY, entry.tenant):
-                return None
-            entries.append(entry)
-        now_s = self._clock()
-        for session_id, entry in zip(session_ids, entries, strict=True):
-            entry.used_s = now_s
-            if entry.is_new:
-                self._now_used(entry)
-            self._sessions.move_to_end(session_id)
-            self._of_tenants[entry.tenant].move_to_end(session_id)
-        return [entry.session for entry in entries]
+    def seats(self, session_ids: Sequence[int], owner: str = ANYBODY) -> list[int] | None:
+        """Returns where sessions sit in the engine, and notes that they are in use.
+
+        None if one is not there, or not the owner's. Looks at no session itself: they lie in no cache.
+        """
+        seats = [*map(self._seats.get, session_ids)]
+        if None in seats:
+            return None
+        if owner != ANYBODY and any([self._entries[one].tenant != owner for one in session_ids]):
+            return None
+        self._used_s.update(dict.fromkeys(session_ids, self._clock()))
+        if not self._new.isdisjoint(session_ids):
+            for session_id in self._new.intersection(session_ids):
+                self._now_used(session_id)
+        return seats  # type: ignore[return-value]  # none of them is None
 
     def tenant(self, session_id: int) -> str:
         """Returns whose session it is; nobody's if there is none."""
-        entry = self._sessions.get(session_id)
+        entry = self._entries.get(session_id)
         return ANYBODY if entry is None else entry.tenant
 
     def num_new(self, tenant: str) -> int:
@@ -126,7 +130,7 @@ class SessionTable:
         """Remembers the cost curve that sessions were told; those of others are passed over."""
         self._has_cost_curves = True
         for session_id in session_ids:
-            entry = self._sessions.get(session_id)
+            entry = self._entries.get(session_id)
             if entry is not None and owner in (ANYBODY, entry.tenant):
                 entry.cost_curve = cost_curve
 
@@ -135,43 +139,44 @@ class SessionTable:
         if not self._has_cost_curves:
             return None
         for session_id in session_ids:
-            entry = self._sessions.get(session_id)
+            entry = self._entries.get(session_id)
             if entry is not None and entry.cost_curve is not None and owner in (ANYBODY, entry.tenant):
                 return entry.cost_curve
         return None
 
     def close(self, session_id: int, owner: str = ANYBODY) -> None:
         """Ends a session; one that is gone already, or is not the owner's, is no error."""
-        entry = self._sessions.get(session_id)
+        entry = self._entries.get(session_id)
         if entry is None or owner not in (ANYBODY, entry.tenant):
             return
-        del self._sessions[session_id]
+        if session_id in self._new:
+            self._now_used(session_id)
+        for column in (self._entries, self._seats, self._used_s):
+            del column[session_id]
+        self._unused.remove(session_id)
         of_tenant = self._of_tenants[entry.tenant]
-        del of_tenant[session_id]
+        of_tenant.remove(session_id)
         if not of_tenant:
             del self._of_tenants[entry.tenant]
-        if entry.is_new:
-            self._now_used(entry)
         entry.session.close()
 
     def discard(self, namespace: str) -> int:
         """Ends a namespace's sessions without learning from them; returns how many."""
         of_tenant = self._of_tenants.get(tenant_of(namespace), ())
-        found = [one for one in of_tenant if self._sessions[one].session.namespace == namespace]
+        found = [one for one in of_tenant if self._entries[one].session.namespace == namespace]
         self.give_up(found)
         return len(found)
 
     def give_up(self, session_ids: Iterable[int]) -> None:
         """Ends sessions without learning from them; their clients open them again."""
         for session_id in session_ids:
-            self._sessions[session_id].session.discard()
+            self._entries[session_id].session.discard()
             self.close(session_id)
 
     def drop_idle(self) -> int:
         """Ends a few of the sessions for which nobody asked for long; returns how many."""
         oldest_allowed = self._clock() - self._engine.limits.max_idle_s
-        oldest = islice(self._sessions.items(), MAX_DROPPED)
-        return self._drop([session_id for session_id, entry in oldest if entry.used_s < oldest_allowed])
+        return self._drop(self._unused.since(oldest_allowed, MAX_DROPPED))
 
     def make_room(self, namespace: str) -> None:
         """Ends the tenant's own session unused longest if there is no room otherwise: never another's.
@@ -184,9 +189,8 @@ class SessionTable:
         try:
             self._engine.ledger.check_room(tenant)
         except LimitExceeded:
-            oldest_allowed = self._clock() - SPARE_S
-            oldest = islice(self._of_tenants.get(tenant, ()), 1)
-            self._drop([one for one in oldest if self._sessions[one].used_s < oldest_allowed])
+            if tenant in self._of_tenants:
+                self._drop(self._of_tenants[tenant].since(self._clock() - SPARE_S, 1))
             self._engine.ledger.check_room(tenant)
 
     def _drop(self, session_ids: Sequence[int]) -> int:
@@ -199,8 +203,9 @@ class SessionTable:
             self._num_told, self._tell_s = self.num_dropped, now_s + TELL_S
         return len(session_ids)
 
-    def _now_used(self, entry: _Entry) -> None:
-        entry.is_new = False
-        self._num_new[entry.tenant] -= 1
-        if not self._num_new[entry.tenant]:
-            del self._num_new[entry.tenant]
+    def _now_used(self, session_id: int) -> None:
+        self._new.remove(session_id)
+        tenant = self._entries[session_id].tenant
+        self._num_new[tenant] -= 1
+        if not self._num_new[tenant]:
+            del self._num_new[tenant]

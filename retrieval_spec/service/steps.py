@@ -123,11 +123,11 @@ class StepDesk:
         cost_curve: CostCurve | None,
         owner: str,
     ) -> Sequence[wire.Outcome] | Forest | None:
-        sessions = self._sessions.get_all(columns.session_ids, owner)
-        if sessions is None:
+        seats = self._sessions.seats(columns.session_ids, owner)
+        if seats is None:
             return None
         try:
-            return self._engine.step_batch(sessions, *columns[1:], tokens, total_nodes, cost_curve)
+            return self._engine.step_batch(seats, *columns[1:], tokens, total_nodes, cost_curve)
         except Exception as error:
             self._sessions.give_up(columns.session_ids)  # what a kernel was doing may be half done
             return [internal_error(error)] * len(columns.session_ids)
