@@ -57,6 +57,10 @@ class OthersCorpus(CorpusDrafter):
         for part, window in zip(self._parts, self._windows, strict=True):
             window.leave_out_documents(own_documents(part, output))
 
+    @property
+    def searchable(self) -> None:
+        """Nothing: each draft is from another part of the corpus, so that cursors have to be asked."""
+
     def start(self, context: Tokens, namespace: str = "default") -> CorpusCursor:
         """Returns a cursor that has observed `context`."""
         return _OthersCursor(self, context)
@@ -76,10 +80,6 @@ class _OthersCursor(CorpusCursor):
     def __init__(self, drafter: OthersCorpus, context: Tokens) -> None:
         super().__init__(drafter, context)
         self._others = drafter
-
-    @property
-    def corpus(self) -> None:
-        """Nothing that others could search: each draft is from another part of the corpus."""
 
     def propose(self, budget: Budget) -> DraftTree:
         self._others.move(self._tail.tokens)

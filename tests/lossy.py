@@ -89,11 +89,11 @@ class LossyServicer(Servicer):
         """What a client sees of a server that was started again."""
         self.desk.incarnation ^= 1
         self.refresh_info()
-        for session_id in tuple(self.sessions._sessions):
+        for session_id in tuple(self.sessions._entries):
             self.sessions.close(session_id)
 
     def lose_a_session(self):
-        for session_id in tuple(self.sessions._sessions)[:1]:
+        for session_id in tuple(self.sessions._entries)[:1]:
             self.sessions.close(session_id)
 
 

@@ -47,9 +47,10 @@ class Scripted(Servicer):
         Scripted.latest = self
 
     def answer(self, step, result, owner=ANYBODY):
-        super().answer(step, result, owner)
+        answered = super().answer(step, result, owner)
         self.steps.append(step)
         self.spoil(step, result)
+        return answered
 
     def open_session(self, request, owner=ANYBODY):
         self.opened.append(request)
@@ -457,7 +458,7 @@ def damages(servicer, session, address):
     def restart():
         servicer.desk.incarnation ^= 1
         servicer.info.incarnation = servicer.desk.incarnation
-        for session_id in tuple(table._sessions):
+        for session_id in tuple(table._entries):
             table.close(session_id)
 
     return {

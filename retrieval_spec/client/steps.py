@@ -156,6 +156,9 @@ def fill(
     asked_again: tuple[type[Exception], ...],
 ) -> None:
     """Puts drafts where they belong; sessions whose errors are of the last kind go on waiting."""
+    if len(outcomes) == len(step.trees) and {*map(type, outcomes)} == {DraftTree}:
+        step.trees, step.waiting = list(outcomes), []  # type: ignore[arg-type]  # as nearly always
+        return
     settled = set()
     for index, outcome in zip(question.indices, outcomes, strict=True):
         if isinstance(outcome, DraftTree):

@@ -194,7 +194,7 @@ class Servicer(DraftServiceServicer):
     @_call
     def Draft(self, request: pb.DraftRequest, owner: str) -> pb.DraftResponse:  # noqa: D102
         response = pb.DraftResponse()
-        self.answer(request.step, response.result, owner)
+        self.answer(request.step, response.result, owner).note_in(self.meter)
         return response
 
     async def DraftStream(  # noqa: D102
@@ -218,6 +218,7 @@ class Servicer(DraftServiceServicer):
                     await self.refuse(context, internal_error(error))
                 self._moved_s[task] = time.monotonic()
                 yield response
+                answered.note_in(self.meter)  # nobody waits for that
                 self.ahead.hits += pushed is not None and request.step.commit_token_ids in pushed.commits
                 pushed = None
                 if request.ahead_outcomes > 0 and not self._is_stopping:
@@ -298,13 +299,10 @@ class Servicer(DraftServiceServicer):
         return pb.CloseSessionResponse()
 
     def answer(self, step: pb.DraftStep, result: pb.DraftStepResult, owner: str = ANYBODY) -> Answered:
-        """Answers one engine step of the owner's sessions, counts it, and returns what it came to.
+        """Answers one engine step of the owner's sessions, and returns what it came to; counts nothing.
 
         Raises:
             InvalidRequest: the step's columns do not fit each other, or its cost curve is none.
             LimitExceeded: more sessions than may be open.
         """
-        begin = time.perf_counter()
-        answered = self.desk.answer(step, result, owner)
-        answered.note_in(self.meter, time.perf_counter() - begin)
-        return answered
+        return self.desk.answer(step, result, owner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,10 +27,12 @@ class Answered(NamedTuple):
     Attributes:
         columns: the question.
         outcomes: the answer to each row, or all trees where each row has one.
+        seconds: that it took.
     """
 
     columns: wire.StepColumns
     outcomes: Sequence[wire.Outcome] | Forest
+    seconds: float
 
     def only_tree(self) -> DraftTree | None:
         """Returns the tree, if one session was asked about and drafted."""
@@ -39,13 +42,13 @@ class Answered(NamedTuple):
         only = outcomes.trees([()])[0] if isinstance(outcomes, Forest) else outcomes[0]
         return only if isinstance(only, DraftTree) else None
 
-    def note_in(self, meter: Meter, seconds: float) -> None:
-        """Notes what was answered in so many seconds."""
+    def note_in(self, meter: Meter) -> None:
+        """Notes what was answered, and how long it took."""
         ids, commits = self.columns.session_ids, self.columns.commit_lengths
         if isinstance(self.outcomes, Forest):
-            meter.drafted(zip(ids, commits, self.outcomes.counts, strict=True), seconds)
+            meter.drafted(zip(ids, commits, self.outcomes.counts, strict=True), self.seconds)
         else:
-            meter.answered(ids, commits, self.outcomes, seconds)
+            meter.answered(ids, commits, self.outcomes, self.seconds)
 
 
 class StepDesk:
@@ -67,20 +70,21 @@ class StepDesk:
             InvalidRequest: the step's columns do not fit each other, or its cost curve is none.
             LimitExceeded: more sessions than may be open.
         """
+        begin_s = time.perf_counter()
         columns = wire.read_columns(step, self._engine.limits.max_sessions)
         tokens = wire.read_commits(step, columns)
         rows = wire.read_step(step, columns, tokens) if step.feedback else None
         result.step_number, result.incarnation = step.step_number, self.incarnation
-        answered = Answered(columns, ())
+        outcomes: Sequence[wire.Outcome] | Forest = ()
         if columns.session_ids:
-            answered = Answered(columns, self._outcomes(step, columns, tokens, rows, owner))
-            if isinstance(answered.outcomes, Forest):
-                wire.write_forest(result, answered.outcomes)
+            outcomes = self._outcomes(step, columns, tokens, rows, owner)
+            if isinstance(outcomes, Forest):
+                wire.write_forest(result, outcomes)
             else:
-                wire.write_result(result, answered.outcomes)
+                wire.write_result(result, outcomes)
             if step.pad_to_nodes > 0:
                 wire.pad(result, self._padded(step, columns))
-        return answered
+        return Answered(columns, outcomes, time.perf_counter() - begin_s)
 
     def _outcomes(
         self,
