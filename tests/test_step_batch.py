@@ -287,7 +287,7 @@ def test_a_server_answers_usual_steps_at_once(servicer, row_by_row, caplog, pad_
         rows = [wire.SessionStep(one, length, as_int32([3, 1 + length % 5]), 4) for one in ids]
         step, result = pb.DraftStep(pad_to_nodes=pad_to_nodes), pb.DraftStepResult()
         wire.write_step(step, rows, 16)
-        servicer.answer(step, result)
+        servicer.answer(step, result).note_in(servicer.meter)
         assert set(result.statuses) == {0}
         assert len(result.node_counts) == 20
         assert not pad_to_nodes or len(result.token_ids) == 4 * 5 * pad_to_nodes
