@@ -65,9 +65,9 @@ def test_the_twin_is_compared_on_drafts_that_say_something():
 def test_batches_expect_of_nodes_what_the_last_step_did_and_find_out_when_all_change(seed):
     rng = np.random.default_rng(seed)
     both = Both()
-    batch = [both.start(rng.integers(0, 6, 40).tolist() * 2) for _ in range(5)]
+    batch = [both.start(rng.integers(0, 6, 40).tolist() * 2) for _ in range(8)]
     for _ in range(14):
-        trees = both.draft_all(batch, 8, 10)
+        trees = both.draft_all(batch, 12, 80)
         follows = rng.random() < 0.7  # all go on as they did, or none does
         for session, tree in zip(batch, trees, strict=True):
             path = [int(tree.token_ids[node]) for node in tree.best_path()]

@@ -46,8 +46,9 @@ from retrieval_spec.kernels.steps import (
 )
 from retrieval_spec.kernels.work_in import work_in_all
 
-GUESSED_SHARE = 0.25
-"""Of what a node had to reach last time: it mostly has to again, and the first sessions know nothing else."""
+GUESS_SCATTER = 6.4
+"""What a node must reach is guessed by this part of what it had to reach last time less, over the root of how
+many nodes are kept: of many nodes that changes little, and the first sessions know nothing else."""
 
 
 @inlined_kernel
@@ -55,7 +56,8 @@ def _lowest(card, best, num_best):
     """Returns what a node of a session must reach, as far as is known or to be guessed; below 0: nothing."""
     if best.shape[0] == 0:
         return ALL
-    return max(floor_of(best, num_best), GUESSED_SHARE * card.view(np.float64)[LAST_FLOOR])
+    guessed_share = max(0.0, 1.0 - GUESS_SCATTER / np.sqrt(best.shape[0]))
+    return max(floor_of(best, num_best), guessed_share * card.view(np.float64)[LAST_FLOOR])
 
 
 @inlined_kernel

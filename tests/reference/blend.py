@@ -40,7 +40,7 @@ from tests.reference.blend_texts import Match, State, Texts, TreeNode, repeated,
 MAX_HOPS = 12
 LEFT_FOR_SHORTER = 3.0
 SEARCHED_SHARE = 0.5
-GUESSED_SHARE = 0.25
+GUESS_SCATTER = 6.4
 LOWEST_MIXED_PROB = 0.001
 MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
 MIN_PATH_PROB = float(np.float32(5e-4))
@@ -274,7 +274,8 @@ def drafted_together(
     for at in sorted(range(len(asked)), key=lambda at: -asked[at][0].last_kept):
         session, others = asked[at]
         known = best[0] if len(best) == total_nodes else -1.0
-        lowest = max(known, GUESSED_SHARE * session.last_floor) if total_nodes else -1.0
+        guessed_share = max(0.0, 1.0 - GUESS_SCATTER / total_nodes**0.5) if total_nodes else 0.0
+        lowest = max(known, guessed_share * session.last_floor) if total_nodes else -1.0
         trees[at] = session.draft(max_nodes, trees=others, lowest=lowest)
         best = sorted([*best, *(node.path_prob for node in trees[at])])[-total_nodes:]
     num_equal = best.count(best[0]) if best else 0
