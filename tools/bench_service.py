@@ -37,6 +37,7 @@ from bench_rows import Row, percentiles, print_rows, start_server, write_json, w
 from bench_text import corpus, joined  # noqa: E402
 
 from retrieval_spec.client import DraftClient  # noqa: E402
+from retrieval_spec.client.listening import match  # noqa: E402
 from retrieval_spec.client.session import RemoteSession  # noqa: E402
 from retrieval_spec.datastore.manifest import TokenizerFacts  # noqa: E402
 from retrieval_spec.datastore.tokenizer import load_tokenizer  # noqa: E402
@@ -47,7 +48,6 @@ NODES_EACH = 4
 """Of a common budget: where 64 generations share a pass, few drafted nodes each pay."""
 
 PROMPT_TOKENS = 500
-STEP_TOKENS = 2
 OUTPUT_TOKENS = 300
 OPEN_SESSIONS = 1_000
 NAMESPACES = 4
@@ -56,7 +56,11 @@ LEARNED_MIB = 128
 
 
 class Walk:
-    """A session that walks over a document, as a generation that writes it would."""
+    """A session that walks over a document, as a generation would that writes it.
+
+    Each step commits what its last tree got right and the token after it: a host that stopped earlier would
+    tell the server that the model went another way.
+    """
 
     def __init__(self, client: DraftClient, document: Any, output_tokens: int, namespace: str) -> None:
         self._text = document[: PROMPT_TOKENS + output_tokens].tolist()
@@ -66,12 +70,14 @@ class Walk:
     @property
     def has_ended(self) -> bool:
         """Whether nothing is left to write."""
-        return self._at + STEP_TOKENS > len(self._text)
+        return self._at >= len(self._text)
 
     def step(self) -> None:
         """Commits the next tokens."""
-        self.session.commit(self._text[self._at : self._at + STEP_TOKENS])
-        self._at += STEP_TOKENS
+        tree = self.session.last_tree
+        num_accepted = match(tree, self._text[self._at : self._at + len(tree)]).num_tokens
+        self.session.commit(self._text[self._at : self._at + num_accepted + 1])
+        self._at += num_accepted + 1
 
 
 class Walks:
@@ -82,7 +88,7 @@ class Walks:
         self._documents = [document for document in documents if document.size >= PROMPT_TOKENS + 100]
         self._next = 0
         # The first ones end one after the other, as those do that come later.
-        lengths = np.linspace(2 * STEP_TOKENS, OUTPUT_TOKENS, count).astype(int).tolist()
+        lengths = np.linspace(4, OUTPUT_TOKENS, count).astype(int).tolist()
         self._walks = [self._open(length) for length in lengths]
         self.num_opened = count
 
@@ -133,7 +139,10 @@ def seconds_of_draft(client: DraftClient, sessions: list[RemoteSession], total_n
 
 
 def bench_batches(client: DraftClient, documents: Sequence[Any], rounds: int) -> list[Row]:
-    """Alternates messages of 64 sessions, of one session, and of none."""
+    """Alternates messages of 64 sessions, of one session, and of none; then those of 64 with more nodes.
+
+    Of a host the budget of one step is mostly that of the next.
+    """
     walks = Walks(client, documents, BATCH)
     empty, one, many, wide = samples = ([], [], [], [])
     for turn in range(rounds):
@@ -141,8 +150,7 @@ def bench_batches(client: DraftClient, documents: Sequence[Any], rounds: int) ->
         one.append(seconds_of_draft(client, walks.batch(turn, 1), 16))
         empty.append(client.ping())
         many.append(seconds_of_draft(client, walks.batch(turn, BATCH), NODES_EACH * BATCH))
-        empty.append(client.ping())
-        wide.append(seconds_of_draft(client, walks.batch(turn, BATCH), 16 * BATCH))
+    wide += [seconds_of_draft(client, walks.batch(0, BATCH), 16 * BATCH) for _ in range(rounds // 3)]
     walks.close()
     none_s, one_s, many_s, wide_s = (float(np.median(times[len(times) // 5 :])) for times in samples)
     return [
