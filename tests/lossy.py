@@ -57,6 +57,9 @@ class LossyServicer(Servicer):
 
     async def DraftStream(self, request_iterator, context):
         async for request in request_iterator:
+            if request.ended:
+                self.end_all(request.ended)
+                continue
             response = pb.DraftStreamResponse()
             fault = self.fault_of(request.step)
             if fault == "connection lost":

@@ -39,6 +39,8 @@ class Liar(Servicer):
 
     async def DraftStream(self, request_iterator, context):
         async for request in request_iterator:
+            if request.ended:
+                continue
             response = pb.DraftStreamResponse()
             self.answer(request.step, response.result)
             is_empty = not request.step.session_ids

@@ -26,9 +26,9 @@ class Seen(Servicer):
         super().__init__(*arguments)
         self.closed = []
 
-    async def CloseSession(self, request, context):
+    def end(self, request, *owner):
         self.closed.append(request)
-        return await super().CloseSession(request, context)
+        super().end(request, *owner)
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ class Opener:
         self._open_session = open_session
         self._learn = learn
 
-    def begin(self, session: RemoteSession) -> None:
-        """Sends the context on its way.
+    def begin(self, session: RemoteSession, ended: Sequence[pb.CloseSessionRequest] = ()) -> None:
+        """Sends the context on its way, and which sessions have ended before.
 
         Raises:
             ServiceUnavailable: the client is closed.
@@ -40,6 +40,7 @@ class Opener:
             prompt_token_ids=wire.token_bytes(session.context),
             namespace=session.namespace,
             replaced_session_id=session.replaced_id,
+            ended=ended,
         )
         session.opening = self._open_session.begin(request, OPEN_TIMEOUT_S)
         session.opening_length = session.context_length

@@ -33,6 +33,11 @@ class Peer:
         self.vocab_size = 0
         self.no_draft = DraftTree.empty()
 
+    @property
+    def takes_ended(self) -> bool:
+        """Whether it understands what streams tell of ended sessions."""
+        return self.info is not None and self.info.takes_ended
+
     def learn(self, info: pb.ServerInfo) -> None:
         """Takes over what a server says of itself; a successor must draft for the same vocabulary.
 

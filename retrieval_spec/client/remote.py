@@ -96,9 +96,10 @@ class DraftClient:
             self._connection.method("OpenSession", pb.OpenSessionResponse), self._peer.learn
         )
         counters, pushes = Counters(), Pushes()
+        self._transport = open_transport(transport, self._connection, pushes)
         self._asker = Asker(
             self._peer,
-            open_transport(transport, self._connection, pushes),
+            self._transport,
             self._breaker,
             FixedWait(timeout_s) if timeout_s else Economy(LONGEST_WAIT_S),
             self._opener,
@@ -214,7 +215,7 @@ class DraftClient:
         self._flush(self._longest_wait_s)  # the server may learn from what was closed before
         began_s = time.perf_counter()
         try:
-            self._opener.begin(session)
+            self._opener.begin(session, self._transport.unheard)
             self._opener.end(session, self._longest_wait_s)
         except ServiceUnavailable as error:
             self._breaker.failed(error)
@@ -332,6 +333,7 @@ class DraftClient:
         with self.lock:
             if self._breaker.allows:
                 self._flush(_FLUSH_S)
+                self._transport.flush(_FLUSH_S)
             self._is_closed = True
             self._breaker.shut()
             self._asker.drop()
@@ -365,7 +367,7 @@ class DraftClient:
                 context_length=session.told_length,
                 commit_token_ids=wire.token_bytes(session.uncommitted),
             )
-            if self._breaker.allows:
+            if self._breaker.allows and not (self._peer.takes_ended and self._transport.tell(request)):
                 self._tell(self._close_session, request)
 
     def _tell(self, call: Any, request: Any) -> Any:

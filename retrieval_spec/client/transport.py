@@ -9,7 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import grpc
@@ -21,6 +22,9 @@ from retrieval_spec.v1 import draft_pb2 as pb
 
 OPEN_TIMEOUT_S = 10.0
 """For opening sessions; a prompt of a million tokens takes a fraction of a second."""
+
+_MOST_UNHEARD = 256
+"""So many ended sessions are told of once more another way; of more, those that ended last."""
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["DraftService"].full_name
 # Of several addresses behind a name each client keeps to one, any one, until it is lost: sessions live there.
@@ -160,6 +164,19 @@ class Transport(Protocol):
         """Forgets what was asked."""
         ...
 
+    @property
+    def unheard(self) -> Sequence[pb.CloseSessionRequest]:
+        """What was told of last, as long as no answer shows that the server has heard it."""
+        ...
+
+    def tell(self, ended: pb.CloseSessionRequest) -> bool:
+        """Says that a session ended, on the way of questions and behind the last; whether there is a way."""
+        ...
+
+    def flush(self, timeout_s: float) -> None:
+        """Waits, in bounded time, until the server has heard what it was told; nothing is asked after."""
+        ...
+
 
 class UnaryTransport:
     """One call per step: slower, but passes through proxies that break streams."""
@@ -205,6 +222,15 @@ class UnaryTransport:
             self._call.cancel()
             self._call = None
 
+    unheard: Sequence[pb.CloseSessionRequest] = ()
+
+    def tell(self, ended: pb.CloseSessionRequest) -> bool:
+        """Has no such way."""
+        return False
+
+    def flush(self, timeout_s: float) -> None:
+        """Does nothing: nothing was told."""
+
 
 class StreamTransport:
     """One stream for all steps, opened when first needed and again after it broke."""
@@ -240,6 +266,23 @@ class StreamTransport:
             self._stream.close()
             self._stream = None
 
+    @property
+    def unheard(self) -> Sequence[pb.CloseSessionRequest]:
+        """What was told of last, as long as no answer shows that the server has heard it."""
+        return () if self._stream is None else self._stream.unheard
+
+    def tell(self, ended: pb.CloseSessionRequest) -> bool:
+        """Puts it on the stream, if one is open."""
+        if self._stream is None or self._stream.has_ended:
+            return False
+        self._stream.tell(ended)
+        return True
+
+    def flush(self, timeout_s: float) -> None:
+        """Lets the server read to the end of the stream, if it was told something after the last question."""
+        if self._stream is not None:
+            self._stream.flush(timeout_s)
+
 
 class _Stream:
     """A stream and the thread that reads it: a reader that waits on a queue can stop waiting."""
@@ -249,13 +292,36 @@ class _Stream:
         self._requests: queue.SimpleQueue[pb.DraftStreamRequest | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer | RetrievalSpecError] = queue.SimpleQueue()
         self._awaited: int | None = None
+        self._told: deque[pb.CloseSessionRequest] = deque(maxlen=_MOST_UNHEARD)
+        self._num_told = self._num_told_before = self._num_heard = 0
         self.has_ended = False
         self._call = open_stream(iter(self._requests.get, None), wait_for_ready=wait_for_ready)
         threading.Thread(target=self._read, name="retrieval-spec-stream", daemon=True).start()
 
     def send(self, request: pb.DraftStreamRequest) -> None:
         self._awaited = request.step.step_number
+        self._num_told_before = self._num_told
         self._requests.put(request)
+
+    @property
+    def unheard(self) -> list[pb.CloseSessionRequest]:
+        told = list(self._told)
+        return told[max(len(told) - (self._num_told - self._num_heard), 0) :]
+
+    def tell(self, ended: pb.CloseSessionRequest) -> None:
+        """Sends what is not answered: the answer to the next question shows that it was heard."""
+        self._num_told += 1
+        self._told.append(ended)
+        self._requests.put(pb.DraftStreamRequest(ended=[ended]))
+
+    def flush(self, timeout_s: float) -> None:
+        """Ends the questions and waits for the end of answers, unless an answer shows that all was heard."""
+        if self._num_told == self._num_heard:
+            return
+        deadline_s = time.perf_counter() + timeout_s
+        self._requests.put(None)
+        while not self.has_ended and self.receive(deadline_s - time.perf_counter()) is not None:
+            pass
 
     def receive(self, timeout_s: float) -> Answer | RetrievalSpecError | None:
         try:
@@ -289,6 +355,7 @@ class _Stream:
         if result.step_number != self._awaited:
             return False
         self._awaited = None
+        self._num_heard = self._num_told_before
         self._answers.put(Answer(result, time.perf_counter()))
         return True
 

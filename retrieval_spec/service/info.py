@@ -20,4 +20,5 @@ def server_info(engine: Engine, incarnation: int) -> pb.ServerInfo:
         ],
         wanted_topk=engine.wanted_topk,
         state_dimensions=engine.state_dimensions,
+        takes_ended=True,
     )

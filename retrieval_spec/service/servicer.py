@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
@@ -142,6 +142,7 @@ class Servicer(DraftServiceServicer):
     def open_session(self, request: pb.OpenSessionRequest, owner: str = ANYBODY) -> pb.OpenSessionResponse:
         """Opens a session whether or not the server is ready: the warm-up comes first."""
         self.close(request.replaced_session_id, owner)
+        self.end_all(request.ended, owner)
         namespace = namespace_of(request, owner)
         self.sessions.make_room(namespace)  # before the prompt is decoded, so that a refusal is cheap
         prompt = wire.read_tokens(request.prompt_token_ids, "prompt_token_ids")
@@ -211,6 +212,11 @@ class Servicer(DraftServiceServicer):
                     _expect_message(request)
                     if version != self.peers.version:  # whoever may call has changed
                         owner, version = self.peers.owner(context), self.peers.version
+                    if request.ended:
+                        self.end_all(request.ended, owner)
+                        self._moved_s[task] = time.monotonic()
+                        self._idle_streams.add(task)
+                        continue
                     answered = self.answer(request.step, response.result, owner)
                 except RetrievalSpecError as error:
                     await self.refuse(context, error)
@@ -288,6 +294,16 @@ class Servicer(DraftServiceServicer):
 
     @_call
     def CloseSession(self, request: pb.CloseSessionRequest, owner: str) -> pb.CloseSessionResponse:  # noqa: D102
+        self.end(request, owner)
+        return pb.CloseSessionResponse()
+
+    def end(self, request: pb.CloseSessionRequest, owner: str = ANYBODY) -> None:
+        """Commits the last tokens of a session of the owner's, and ends it.
+
+        Raises:
+            UnknownSession: the owner has no such session.
+            RetrievalSpecError: the tokens cannot be committed; it has ended all the same.
+        """
         tokens = wire.read_tokens(request.commit_token_ids, "commit_token_ids")
         session = self.sessions.get(request.session_id, owner)
         try:
@@ -296,7 +312,18 @@ class Servicer(DraftServiceServicer):
             self.meter.closed(request.session_id, tokens.shape[0])
         finally:
             self.sessions.close(request.session_id)
-        return pb.CloseSessionResponse()
+
+    def end_all(self, requests: Iterable[pb.CloseSessionRequest], owner: str = ANYBODY) -> None:
+        """Ends sessions of the owner's that are there; nobody is told of the others."""
+        for request in requests:
+            self._try_to_end(request, owner)
+
+    def _try_to_end(self, request: pb.CloseSessionRequest, owner: str) -> None:
+        try:
+            with suppress(RetrievalSpecError):
+                self.end(request, owner)
+        except Exception as error:
+            internal_error(error)
 
     def answer(self, step: pb.DraftStep, result: pb.DraftStepResult, owner: str = ANYBODY) -> Answered:
         """Answers one engine step of the owner's sessions, and returns what it came to; counts nothing.

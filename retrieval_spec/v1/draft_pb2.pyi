@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "incarnation", "vocab_size", "source_names", "datastores", "wanted_topk", "state_dimensions")
+    __slots__ = ("version", "incarnation", "vocab_size", "source_names", "datastores", "wanted_topk", "state_dimensions", "takes_ended")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -14,6 +14,7 @@ class ServerInfo(_message.Message):
     DATASTORES_FIELD_NUMBER: _ClassVar[int]
     WANTED_TOPK_FIELD_NUMBER: _ClassVar[int]
     STATE_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    TAKES_ENDED_FIELD_NUMBER: _ClassVar[int]
     version: str
     incarnation: int
     vocab_size: int
@@ -21,7 +22,8 @@ class ServerInfo(_message.Message):
     datastores: _containers.RepeatedCompositeFieldContainer[Datastore]
     wanted_topk: int
     state_dimensions: int
-    def __init__(self, version: _Optional[str] = ..., incarnation: _Optional[int] = ..., vocab_size: _Optional[int] = ..., source_names: _Optional[_Iterable[str]] = ..., datastores: _Optional[_Iterable[_Union[Datastore, _Mapping]]] = ..., wanted_topk: _Optional[int] = ..., state_dimensions: _Optional[int] = ...) -> None: ...
+    takes_ended: bool
+    def __init__(self, version: _Optional[str] = ..., incarnation: _Optional[int] = ..., vocab_size: _Optional[int] = ..., source_names: _Optional[_Iterable[str]] = ..., datastores: _Optional[_Iterable[_Union[Datastore, _Mapping]]] = ..., wanted_topk: _Optional[int] = ..., state_dimensions: _Optional[int] = ..., takes_ended: bool = ...) -> None: ...
 
 class Datastore(_message.Message):
     __slots__ = ("name", "tokenizer_fingerprint")
@@ -64,14 +66,16 @@ class Projection(_message.Message):
     def __init__(self, mean: _Optional[bytes] = ..., scale: _Optional[bytes] = ..., components: _Optional[bytes] = ..., model_fingerprint: _Optional[str] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("prompt_token_ids", "namespace", "replaced_session_id")
+    __slots__ = ("prompt_token_ids", "namespace", "replaced_session_id", "ended")
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     REPLACED_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     prompt_token_ids: bytes
     namespace: str
     replaced_session_id: int
-    def __init__(self, prompt_token_ids: _Optional[bytes] = ..., namespace: _Optional[str] = ..., replaced_session_id: _Optional[int] = ...) -> None: ...
+    ended: _containers.RepeatedCompositeFieldContainer[CloseSessionRequest]
+    def __init__(self, prompt_token_ids: _Optional[bytes] = ..., namespace: _Optional[str] = ..., replaced_session_id: _Optional[int] = ..., ended: _Optional[_Iterable[_Union[CloseSessionRequest, _Mapping]]] = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
     __slots__ = ("session_id", "info")
@@ -180,12 +184,14 @@ class DraftResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[DraftStepResult, _Mapping]] = ...) -> None: ...
 
 class DraftStreamRequest(_message.Message):
-    __slots__ = ("step", "ahead_outcomes")
+    __slots__ = ("step", "ahead_outcomes", "ended")
     STEP_FIELD_NUMBER: _ClassVar[int]
     AHEAD_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     step: DraftStep
     ahead_outcomes: int
-    def __init__(self, step: _Optional[_Union[DraftStep, _Mapping]] = ..., ahead_outcomes: _Optional[int] = ...) -> None: ...
+    ended: _containers.RepeatedCompositeFieldContainer[CloseSessionRequest]
+    def __init__(self, step: _Optional[_Union[DraftStep, _Mapping]] = ..., ahead_outcomes: _Optional[int] = ..., ended: _Optional[_Iterable[_Union[CloseSessionRequest, _Mapping]]] = ...) -> None: ...
 
 class DraftStreamResponse(_message.Message):
     __slots__ = ("result", "ahead")
