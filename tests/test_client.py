@@ -150,6 +150,20 @@ def test_a_curve_of_a_step_without_answer_is_told_again(scripted):
         assert [step.HasField("cost_curve") for step in servicer.steps] == [True, True]
 
 
+@both_transports
+def test_every_step_is_counted(scripted, transport):
+    servicer, address = scripted
+    with DraftClient(address, timeout_s=PATIENCE_S, transport=transport) as client:
+        session = client.open_session([1, 2])
+        before = servicer.meter.steps, servicer.meter.committed_tokens
+        for _ in range(3):
+            session.commit([3, 4])
+            session.draft(1)
+        client.ping()  # behind what is counted once an answer is under way
+        assert servicer.meter.steps >= before[0] + 3
+        assert servicer.meter.committed_tokens == before[1] + 6
+
+
 @pytest.mark.row("P1")
 def test_closing_tells_the_last_tokens(scripted):
     servicer, address = scripted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
+from retrieval_spec import wire
 from retrieval_spec.client import DraftClient
 from retrieval_spec.engine import Engine
 from retrieval_spec.limits import Limits
@@ -93,6 +94,22 @@ def test_a_server_that_hears_nothing_on_streams_is_called(watched, monkeypatch):
         session.draft(2)
         session.close()
     assert len(servicer.on_calls) == len(servicer.ended) == 1
+
+
+def test_too_many_at_once_are_refused_and_none_is_ended(watched):
+    servicer, address = watched
+    mine = servicer.sessions.open(as_int32([1, 2]), "default")
+    endings = [pb.CloseSessionRequest(session_id=mine, context_length=2)] * (wire.MAX_ENDED + 1)
+    with grpc.insecure_channel(address) as channel:
+        stub = DraftServiceStub(channel)
+        for ask in (
+            lambda: list(stub.DraftStream(iter([pb.DraftStreamRequest(ended=endings)]))),
+            lambda: stub.OpenSession(pb.OpenSessionRequest(ended=endings)),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                ask()
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert len(servicer.sessions) == 1
 
 
 def test_what_cannot_be_ended_is_no_error_and_asks_nothing(watched):

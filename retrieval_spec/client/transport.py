@@ -23,9 +23,6 @@ from retrieval_spec.v1 import draft_pb2 as pb
 OPEN_TIMEOUT_S = 10.0
 """For opening sessions; a prompt of a million tokens takes a fraction of a second."""
 
-_MOST_UNHEARD = 256
-"""So many ended sessions are told of once more another way; of more, those that ended last."""
-
 _SERVICE = pb.DESCRIPTOR.services_by_name["DraftService"].full_name
 # Of several addresses behind a name each client keeps to one, any one, until it is lost: sessions live there.
 _ONE_OF_MANY = '{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}'
@@ -181,6 +178,8 @@ class Transport(Protocol):
 class UnaryTransport:
     """One call per step: slower, but passes through proxies that break streams."""
 
+    unheard: Sequence[pb.CloseSessionRequest] = ()
+
     def __init__(self, connection: Connection, pushes: Pushes) -> None:
         self._draft = connection.method("Draft", pb.DraftResponse)
         self._answers: queue.SimpleQueue[tuple[Any, float]] = queue.SimpleQueue()
@@ -221,8 +220,6 @@ class UnaryTransport:
         if self._call is not None:
             self._call.cancel()
             self._call = None
-
-    unheard: Sequence[pb.CloseSessionRequest] = ()
 
     def tell(self, ended: pb.CloseSessionRequest) -> bool:
         """Has no such way."""
@@ -292,7 +289,7 @@ class _Stream:
         self._requests: queue.SimpleQueue[pb.DraftStreamRequest | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer | RetrievalSpecError] = queue.SimpleQueue()
         self._awaited: int | None = None
-        self._told: deque[pb.CloseSessionRequest] = deque(maxlen=_MOST_UNHEARD)
+        self._told: deque[pb.CloseSessionRequest] = deque(maxlen=wire.MAX_ENDED)
         self._num_told = self._num_told_before = self._num_heard = 0
         self.has_ended = False
         self._call = open_stream(iter(self._requests.get, None), wait_for_ready=wait_for_ready)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from retrieval_spec.drafters.base import Budget, Cursor, is_searched, is_text
+from retrieval_spec.drafters.base import Budget, Cursor, is_searched
 from retrieval_spec.drafters.blended import Blended, Learned
 from retrieval_spec.drafters.namespaces import Namespaces
 from retrieval_spec.drafters.searched import Corpora, Sources
@@ -32,12 +32,11 @@ class Blend:
 
     def start(self, cursors: Sequence[Cursor], namespace: str, context: Context) -> Blended:
         """Returns the cursors of a new session as one."""
-        learned, corpora = self.namespaces.of(namespace), self._corpora_of(cursors)
-        return Blended(cursors, learned, self.source_names, context, corpora)
+        learned = self.namespaces.of(namespace)
+        return Blended(cursors, learned, self.source_names, context, self._corpora_among)
 
-    def _corpora_of(self, cursors: Sequence[Cursor]) -> Corpora | None:
-        """Returns the corpora of a session, None if it has other sources that are no texts."""
-        others = [(bit, cursor) for bit, cursor in enumerate(cursors) if not is_text(cursor)]
+    def _corpora_among(self, others: Sequence[tuple[int, Cursor]]) -> Corpora | None:
+        """Returns the corpora among sources that are no texts, None if there are others."""
         sources = tuple([(bit, cursor.corpus_source) for bit, cursor in others if is_searched(cursor)])
         if len(sources) < len(others):
             return None

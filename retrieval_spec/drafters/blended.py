@@ -6,7 +6,7 @@ What a session observes is worked in when it drafts next, in the same kernel cal
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 
 import numpy as np
@@ -130,7 +130,7 @@ class Blended:
         learned: Learned,
         source_names: tuple[str, ...],
         context: Context,
-        corpora: Corpora | None,
+        corpora_among: Callable[[Sequence[tuple[int, Cursor]]], Corpora | None],
     ) -> None:
         texts: list[TextCursor | _NoText] = [_NoText()] * NUM_TEXTS
         bits: Int64s = np.zeros(NUM_TEXTS, np.int64)
@@ -141,7 +141,7 @@ class Blended:
             else:
                 others.append((bit, cursor))
         self.source_names = source_names
-        self.corpora = corpora
+        self.corpora = corpora_among(others)
         self._drafted = np.empty((3, 0), np.int32)
         self._records = np.empty(0, np.int32)
         self._card: Int64s = np.zeros(cards.CARD_WORDS, np.int64)

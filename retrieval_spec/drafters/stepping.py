@@ -88,14 +88,17 @@ class Drafted(NamedTuple):
 
     Attributes:
         forest: the trees; none for sessions that are late.
-        late: sessions for which there was no room, by their places: they are to draft after the others.
-        due: sessions that are to be looked at (`structures.context`), and for how many tokens their own text
-            had no room.
+        due: sessions that are to be looked at (`structures.context`), by their places, and for how many
+            tokens their own text had no room.
     """
 
     forest: Forest
-    late: list[int]
     due: list[tuple[int, int]]
+
+    @property
+    def late(self) -> list[int]:
+        """Sessions for which there was no room: they are to draft after the others."""
+        return [at for at, num_left in self.due if num_left]
 
     def trees(self, joints: Sequence[Joint], budgets: Sequence[Budget]) -> list[DraftTree]:
         """Returns the trees of all, once there is room: together perhaps more nodes than were asked for."""
@@ -196,11 +199,10 @@ def _draft(asked: Asked, searched: Searched) -> Drafted:
         *(token_ids, parents, probs, sources, scratch.reached),
     )
     done = steps[:, NUM_LEFT:TURN].tolist()
-    late = [at for at, (num_left, _, _) in enumerate(done) if num_left]
     due = [(at, num_left) for at, (num_left, _, is_due) in enumerate(done) if is_due or num_left]
     counts = [size for _, size, _ in done]
     forest = Forest(counts, token_ids[:kept], parents[:kept], probs[:kept], sources[:kept])
-    return Drafted(forest, late, due)
+    return Drafted(forest, due)
 
 
 class _Held:

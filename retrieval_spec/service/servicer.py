@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
@@ -313,8 +313,19 @@ class Servicer(DraftServiceServicer):
         finally:
             self.sessions.close(request.session_id)
 
-    def end_all(self, requests: Iterable[pb.CloseSessionRequest], owner: str = ANYBODY) -> None:
-        """Ends sessions of the owner's that are there; nobody is told of the others."""
+    def end_all(self, requests: Sequence[pb.CloseSessionRequest], owner: str = ANYBODY) -> None:
+        """Ends sessions of the owner's that are there; nobody is told of the others.
+
+        Raises:
+            LimitExceeded: too many for one message; none is ended.
+        """
+        if len(requests) > wire.MAX_ENDED:
+            raise LimitExceeded(
+                "too many ended sessions in one message",
+                got=len(requests),
+                expected=f"<= {wire.MAX_ENDED}",
+                remedy="tell of them in several",
+            )
         for request in requests:
             self._try_to_end(request, owner)
 

@@ -6,7 +6,7 @@ Whatever the other side sent is taken as hostile. Knows the messages, but no tra
 from __future__ import annotations
 
 from retrieval_spec.wire.ahead import MAX_AHEAD_BYTES, ahead_bytes, read_ahead, write_ahead
-from retrieval_spec.wire.columns import MAX_MESSAGE_BYTES, number_bytes, read_tokens, token_bytes
+from retrieval_spec.wire.columns import MAX_ENDED, MAX_MESSAGE_BYTES, number_bytes, read_tokens, token_bytes
 from retrieval_spec.wire.costs import read_cost_curve, write_cost_curve
 from retrieval_spec.wire.feedback import write_feedback
 from retrieval_spec.wire.padding import pad, unpad
@@ -30,6 +30,7 @@ from retrieval_spec.wire.suffixes import Suffix, read_missing, read_suffixes, wr
 __all__ = [
     "MAX_AHEAD_BYTES",
     "ERROR_TYPE_KEY",
+    "MAX_ENDED",
     "MAX_MESSAGE_BYTES",
     "Outcome",
     "SessionStep",

@@ -16,6 +16,9 @@ from retrieval_spec.tree import Tokens
 MAX_MESSAGE_BYTES = 16 * 2**20
 """Largest message either side takes: a prompt of a million tokens is 4 MiB, gRPC's own limit."""
 
+MAX_ENDED = 256
+"""Most sessions that one message says have ended: each may teach, and others wait meanwhile."""
+
 INT32 = np.dtype("<i4")
 FLOAT32 = np.dtype("<f4")
 FLOAT64 = np.dtype("<f8")
