@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from retrieval_spec.budget import CostCurve, share_nodes
+from retrieval_spec.drafters import stepping
 from retrieval_spec.drafters.base import (
     Budget,
     Drafter,
@@ -26,7 +28,7 @@ from retrieval_spec.drafters.joint import Combination, Fuse, Joining, Joint
 from retrieval_spec.drafters.opening import Places, common_projection, open_sources
 from retrieval_spec.drafters.preset import Preset
 from retrieval_spec.drafters.presets import preset as preset_of
-from retrieval_spec.drafters.stepping import Rows, commit_and_draft
+from retrieval_spec.drafters.stepping import Both, Rows, commit_and_draft, one_by_one
 from retrieval_spec.errors import InvalidRequest, LimitExceeded
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import fuse_sources
@@ -47,6 +49,18 @@ MAX_SHARE = 4
 _NAMESPACE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}/)?[A-Za-z0-9_-]{1,64}")
 
 
+class Stepped(NamedTuple):
+    """A step that was done at once.
+
+    Attributes:
+        forest: one tree each.
+        due: sessions to `tend` once the trees are under way, by their places in the step.
+    """
+
+    forest: Forest
+    due: list[int]
+
+
 class Engine:
     """Drafting sources opened once and shared by all sessions.
 
@@ -57,6 +71,7 @@ class Engine:
         memory: what closed sessions taught.
         roster: where open sessions sit.
         wanted_topk: ids a node that are of use in `Feedback.topk_ids`; 0 if no source learns from them.
+        both: how the halves of large steps are done: one after the other, unless somebody has another thread.
         projection: what turns the target's state into `Feedback.hidden_state`; None if no source is asked
             with it.
 
@@ -106,6 +121,7 @@ class Engine:
         self.joining = _joining(ask_all if drafters is not None else chosen.combine, self.source_names)
         self.ledger = Ledger(self.limits)
         self.roster = Roster()
+        self.both: Both = one_by_one
         self.memory = LearnedMemory(self.drafters.values(), [self.joining], self.limits.max_learned_bytes)
 
     @property
@@ -170,11 +186,11 @@ class Engine:
         token_ids: Tokens,
         total_nodes: int,
         cost_curve: CostCurve | None = None,
-    ) -> Forest | None:
+    ) -> Stepped | None:
         """Commits to sessions and drafts for them if all is as usual; else does nothing: None.
 
         The same as `Session.expect`, `Session.commit` and `draft_batch`, wherever none of these can fail and
-        no source has to be told or asked itself.
+        no source has to be told or asked itself. What nobody waits for is left to `Session.tend`.
 
         Args:
             seats: of the sessions, one at least.
@@ -194,20 +210,17 @@ class Engine:
         most = min(_most_of_one(total_nodes, len(seats)), self.max_nodes)
         columns: Int64s = np.array((lengths, num_committed, max_nodes), np.int64)
         rows = Rows(columns, token_ids, self.vocab_size, most)
-        drafted = commit_and_draft(seated, rows, total_nodes, self.limits.max_depth_nodes)
+        drafted = commit_and_draft(seated, rows, total_nodes, self.limits.max_depth_nodes, self.both)
         if drafted is None:
             return None
-        due = [self.roster.session(seats[at]) for at, _ in drafted.due]
-        for session, (_, num_left) in zip(due, drafted.due, strict=True):
-            session.joint.make_room(num_left)
+        for at, num_left in drafted.late:
+            self.roster.session(seats[at]).joint.make_room(num_left)
         forest = drafted.forest
         if drafted.late or cost_curve is not None:
             joints = [self.roster.session(seat).joint for seat in seats]
             trees = drafted.trees(joints, [self.budget(min(most, cap)) for cap in max_nodes])
             forest = Forest.of(_shared(joints, trees, total_nodes, cost_curve))
-        for session in due:
-            session.measure_in_time()
-        return forest
+        return Stepped(forest, [at for at, _ in drafted.due])
 
     def _has_room(self, lengths: Sequence[int], num_committed: Sequence[int]) -> bool:
         """Whether no commit is large, or comes near a limit."""
@@ -223,7 +236,8 @@ class Engine:
         return Budget(max(0, min(max_nodes, self.max_nodes)), self.limits.max_depth_nodes)
 
     def warm_up(self) -> None:
-        """Compiles what only a draft from several sources needs; the sources compile with any draft."""
+        """Compiles what only large steps and several sources need; any draft compiles the rest."""
+        stepping.warm_up()
         chain = DraftTree.chain([0], [0.5])
         tree = DraftTree(chain.token_ids, chain.parents, chain.probs, own_source(1))
         fuse_sources([tree, tree], 1, ("warm-up", "warm-up"), COMPILED)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
+from retrieval_spec.drafters import stepping
 from retrieval_spec.drafters.base import Budget
 from retrieval_spec.drafters.blend import Blend
 from retrieval_spec.drafters.history import HistoryDrafter
@@ -69,6 +72,14 @@ def proposed(bit: int, context: list[int], budget: Budget) -> DraftTree:
     return DraftTree.from_lists([path[-1] for path in order[1:]], parents, probs, [1] * len(probs))
 
 
+@contextmanager
+def drafted_in_parts_from(num_sessions: int) -> Iterator[None]:
+    """Batches of so many sessions are large ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stepping, "MANY_SESSIONS", num_sessions)
+        yield
+
+
 def check_equal(tree: DraftTree, expected: list[Node]) -> None:
     """Compares a tree with the twin's."""
     assert tree.token_ids.tolist() == [node.token for node in expected]
@@ -97,7 +108,9 @@ class Both:
         budgets = [Budget(max_nodes)] * len(sessions)
         trees = self.blend.draft_all([one.joint for one in sessions], budgets, total_nodes)
         asked = [(one.twin, one.others(budgets[0])) for one in sessions]
-        expected = drafted_together(asked, max_nodes, total_nodes)
+        expected = drafted_together(
+            asked, max_nodes, total_nodes, in_parts=len(sessions) >= stepping.MANY_SESSIONS
+        )
         for tree, nodes in zip(trees, expected, strict=True):
             check_equal(tree, nodes)
         self.check_tables()

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_spec.drafters import stepping
 from retrieval_spec.structures.blend_tables import shipped_prior
-from tests.blended import BUDGETS, PRIORS, Both, Sessions, lived_through, replayed
+from tests.blended import BUDGETS, PRIORS, Both, Sessions, drafted_in_parts_from, lived_through, replayed
 from tests.reference.blend_evidence import ANCHORED, OUTPUTS, OWN, PROMPTS
 from tests.reference.blend_tables import SHAPES
 from tests.replay import recorded
@@ -32,16 +33,17 @@ def test_drafts_and_tables_are_those_of_the_twin(asked, with_others, prior):
     lived_through(Both(with_others, prior), asked)
 
 
-@given(st.data(), st.booleans(), PRIORS)
-@settings(max_examples=60, deadline=None)
-def test_batches_are_those_of_the_twin(data, with_others, prior):
+@given(st.data(), st.booleans(), PRIORS, st.sampled_from([2, stepping.MANY_SESSIONS]))
+@settings(max_examples=100, deadline=None)
+def test_batches_are_those_of_the_twin(data, with_others, prior, many):
     both = Both(with_others, prior)
     lived_through(both, data.draw(sessions())[:2])
     tokens = st.lists(st.integers(0, 4).map(lambda token: token * 30_011), max_size=30)
     batch = [both.start(prompt) for prompt in data.draw(st.lists(tokens, min_size=2, max_size=5))]
     for total_nodes in data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=4)):
         most = min(total_nodes, 4 * -(-total_nodes // len(batch)))
-        both.draft_all(batch, most, total_nodes)
+        with drafted_in_parts_from(many):
+            both.draft_all(batch, most, total_nodes)
         for session in batch:
             session.commit(data.draw(tokens)[:6])
             session.settle()  # in a batch the next one drafts with it
@@ -61,13 +63,15 @@ def test_the_twin_is_compared_on_drafts_that_say_something():
     assert np.mean(np.array(sizes) > 4) > 0.9
 
 
+@pytest.mark.parametrize("many", [2, 33])
 @pytest.mark.parametrize("seed", range(2))
-def test_batches_expect_of_nodes_what_the_last_step_did_and_find_out_when_all_change(seed):
+def test_batches_expect_of_nodes_what_the_last_step_did_and_find_out_when_all_change(seed, many):
     rng = np.random.default_rng(seed)
     both = Both()
-    batch = [both.start(rng.integers(0, 6, 40).tolist() * 2) for _ in range(8)]
-    for _ in range(14):
-        trees = both.draft_all(batch, 12, 80)
+    batch = [both.start(rng.integers(0, 6, 40).tolist() * 2) for _ in range(18)]
+    for _ in range(8):
+        with drafted_in_parts_from(many):
+            trees = both.draft_all(batch, 12, 180)
         follows = rng.random() < 0.7  # all go on as they did, or none does
         for session, tree in zip(batch, trees, strict=True):
             path = [int(tree.token_ids[node]) for node in tree.best_path()]
@@ -111,6 +115,25 @@ def test_contexts_with_many_continuations_are_read_as_by_the_twin():
             session.commit(wide(rng, 1))
         session.close()
     assert np.mean(sizes) > 30
+
+
+def test_each_part_of_a_large_batch_reads_contexts_with_many_continuations_for_itself():
+    rng = np.random.default_rng(2)
+    both = Both()
+    for _ in range(3):
+        session = both.start(wide(rng, 200))
+        session.commit(wide(rng, 200))
+        session.close()
+    batch = [both.start(wide(rng, 20)) for _ in range(4)]
+    for _ in range(5):
+        with drafted_in_parts_from(2):
+            both.draft_all(batch, 30, 90)
+        for session in batch:
+            session.commit(wide(rng, 2))
+            session.settle()
+        batch.pop().close()  # a text that grows has rows that are out of date
+        batch.append(both.start(wide(rng, 20)))
+    assert all(both.twin.rows[part][kind].by_place for part in (0, 1) for kind in (OUTPUTS, PROMPTS))
 
 
 def test_escapes_that_were_learned_often_go_on_following_what_changes():

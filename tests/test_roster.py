@@ -27,8 +27,8 @@ def stepped(engine, *sessions):
     num = len(sessions)
     lengths = [session.context_length for session in sessions]
     seats = [session.seat for session in sessions]
-    forest = engine.step_batch(seats, lengths, [0] * num, [8] * num, as_int32([]), 8 * num)
-    return None if forest is None else forest.trees([engine.source_names] * num)
+    step = engine.step_batch(seats, lengths, [0] * num, [8] * num, as_int32([]), 8 * num)
+    return None if step is None else step.forest.trees([engine.source_names] * num)
 
 
 def test_a_seat_is_given_again_and_its_former_session_is_not_stepped_over(engine):

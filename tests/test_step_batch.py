@@ -54,7 +54,7 @@ class Sides:
     def step(self, chosen, commits, caps, total_nodes, cost_curve=None):
         """The trees of both; None where not all was done at once, and then nothing was."""
         at_once, one_by_one = zip(*[self.sessions[at] for at in chosen], strict=True)
-        forest = self.whole.step_batch(
+        stepped = self.whole.step_batch(
             seats_of(at_once),
             [one.context_length for one in at_once],
             [len(commit) for commit in commits],
@@ -63,14 +63,16 @@ class Sides:
             total_nodes,
             cost_curve,
         )
-        if forest is None:
+        if stepped is None:
             return None
+        for at in stepped.due:
+            at_once[at].tend()
         for session, commit in zip(one_by_one, commits, strict=True):
             session.commit(commit)
         expected = self.single.draft_batch(one_by_one, total_nodes, caps, cost_curve)
         for session in one_by_one:  # one that is asked for no nodes would wait for its next draft
             session.joint.settle()
-        trees = forest.trees([self.whole.source_names] * len(chosen))
+        trees = stepped.forest.trees([self.whole.source_names] * len(chosen))
         return trees, expected
 
     def end(self, at):
@@ -224,7 +226,7 @@ def test_what_was_committed_at_once_is_drafted_by_others_once_the_session_ended(
     writing.close()
     history = 1 << engine.source_names.index("history")
     for session in (open_one, engine.open_session([9, 41, 42])):
-        forest = engine.step_batch(seats_of([session]), [3], [0], [4], as_int32([]), 4)
+        forest = engine.step_batch(seats_of([session]), [3], [0], [4], as_int32([]), 4).forest
         assert forest.token_ids.tolist()[:3] == [43, 44, 45]
         assert forest.sources[0] & history
 
@@ -287,7 +289,7 @@ def test_a_server_answers_usual_steps_at_once(servicer, row_by_row, caplog, pad_
         rows = [wire.SessionStep(one, length, as_int32([3, 1 + length % 5]), 4) for one in ids]
         step, result = pb.DraftStep(pad_to_nodes=pad_to_nodes), pb.DraftStepResult()
         wire.write_step(step, rows, 16)
-        servicer.answer(step, result).note_in(servicer.meter)
+        servicer.end_step(servicer.answer(step, result))
         assert set(result.statuses) == {0}
         assert len(result.node_counts) == 20
         assert not pad_to_nodes or len(result.token_ids) == 4 * 5 * pad_to_nodes
@@ -337,9 +339,9 @@ def test_what_another_corpus_proposed_is_not_drafted_once_the_first_one_is_back(
     assert 66 in session.draft(8).token_ids.tolist()
     drafter.take_up(CorpusDrafter(first))
     for turn in range(2):
-        forest = engine.step_batch(seats_of([session]), [4], [0], [8], as_int32([]), 8)
-        assert (forest is None) == (turn == 0)
-        trees = [session.draft(8)] if forest is None else forest.trees([engine.source_names])
+        stepped = engine.step_batch(seats_of([session]), [4], [0], [8], as_int32([]), 8)
+        assert (stepped is None) == (turn == 0)
+        trees = [session.draft(8)] if stepped is None else stepped.forest.trees([engine.source_names])
         assert trees == [fresh.draft(8)]
 
 

@@ -181,7 +181,7 @@ class HistoryCursor:
         known = self._history.card
         if self.card.words[VERSION] != known.words[VERSION]:
             automaton = self._history.texts.automaton
-            self.card.show(automaton.arena, automaton.commonest.copy())
+            self.card.show(automaton.arena, automaton.commonest[:1].copy())
             self.card.words[VERSION:] = known.words[VERSION:]
 
     def close(self) -> None:

@@ -81,7 +81,7 @@ class SessionCursor:
     def __init__(self, context: Tokens) -> None:
         self.automaton = SuffixAutomaton.from_tokens(context)
         self.place: Int64s = np.zeros(ANCHOR_WORDS, np.int64)
-        self._commonest: Int32s = np.zeros((1, ROW_WORDS), np.int32)
+        self._commonest: Int32s = np.zeros((1, 1, ROW_WORDS), np.int32)
         self._scratch = np.empty(0, np.int64)
         self._card: TextCard | None = None
 

@@ -7,10 +7,11 @@ the cards lie, and nothing else.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import accumulate
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,10 +22,10 @@ from retrieval_spec.drafters.joint import Group, Joint
 from retrieval_spec.drafters.searched import NOTHING, Searched
 from retrieval_spec.fusion import TRIE_ROWS
 from retrieval_spec.kernels.blend import scratch_words
-from retrieval_spec.kernels.blend_steps import take_steps
+from retrieval_spec.kernels.blend_steps import begin_steps, draft_turns, end_steps, take_steps
 from retrieval_spec.kernels.commits import UNUSUAL, commit_steps
 from retrieval_spec.kernels.proposals import SEARCH_WORDS
-from retrieval_spec.kernels.steps import CARD, FIRST, MAX_NODES, NUM_LEFT, STEP_WORDS, TURN
+from retrieval_spec.kernels.steps import CARD, FIRST, MAX_NODES, NUM_LEFT, SHARES, STEP_WORDS, TURN
 from retrieval_spec.tree import DraftTree, Float32s, Forest, Int32s, Tokens, Uint16s
 
 if TYPE_CHECKING:
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
 
 FIRST_NODES = 16
 """There is room for a tree of so many nodes before one is asked for."""
+MANY_SESSIONS = 32
+"""From here on a step is drafted in parts: another thread is worth waking for one of them."""
+
+Trees = tuple[Tokens, Int32s, Float32s, Uint16s]
+"""Token ids, parents, probabilities and sources of all trees."""
+Work = Callable[[], object]
+Both = Callable[[Work, Work], None]
+"""Does two things that do not touch each other, in any order or at once; raises what one of them raises."""
 
 _RELIABILITY = reliability_by_match_length()
 
@@ -82,28 +91,33 @@ class Asked(NamedTuple):
     total_nodes: int
     max_depth_nodes: int
 
+    @property
+    def num_best(self) -> int:
+        """How many nodes are chosen among all; 0 if all are kept."""
+        return self.total_nodes if self.total_nodes < self.num_nodes else 0
+
 
 class Drafted(NamedTuple):
     """What came of a step.
 
     Attributes:
         forest: the trees; none for sessions that are late.
-        due: sessions that are to be looked at (`structures.context`), by their places, and for how many
-            tokens their own text had no room.
+        due: sessions that are to be tended to, by their places, and for how many tokens their own text had
+            no room.
     """
 
     forest: Forest
     due: list[tuple[int, int]]
 
     @property
-    def late(self) -> list[int]:
-        """Sessions for which there was no room: they are to draft after the others."""
-        return [at for at, num_left in self.due if num_left]
+    def late(self) -> list[tuple[int, int]]:
+        """Those without room: they are to draft after the others, once they have it."""
+        return [(at, num_left) for at, num_left in self.due if num_left]
 
     def trees(self, joints: Sequence[Joint], budgets: Sequence[Budget]) -> list[DraftTree]:
         """Returns the trees of all, once there is room: together perhaps more nodes than were asked for."""
         trees = self.forest.trees([joint.source_names for joint in joints])
-        for at in self.late:
+        for at, _ in self.late:
             if budgets[at].max_nodes:
                 trees[at] = joints[at].draft(budgets[at])
         return trees
@@ -133,6 +147,12 @@ class _Scratch(threading.local):
 _SCRATCH = _Scratch()
 
 
+def one_by_one(first: Work, second: Work) -> None:
+    """Does two things one after the other."""
+    first()
+    second()
+
+
 def draft_all(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes: int) -> list[DraftTree]:
     """Works in what sessions observed, and returns the most probable paths of each, best first.
 
@@ -152,7 +172,7 @@ def draft_all(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes:
         for joint, cap in zip(joints, caps, strict=True):
             joint.prepare(cap)
         asked = Asked(steps, sum(caps), max(caps), total_nodes, budgets[0].max_depth_nodes)
-        drafted = _draft(asked, searched or NOTHING)
+        drafted = _draft(asked, searched or NOTHING, one_by_one)
     for at, num_left in drafted.due:
         joints[at].make_room(num_left)
     for joint in joints:
@@ -160,11 +180,14 @@ def draft_all(joints: Sequence[Blended], budgets: Sequence[Budget], total_nodes:
     return drafted.trees(joints, budgets)
 
 
-def commit_and_draft(seated: Seated, rows: Rows, total_nodes: int, max_depth_nodes: int) -> Drafted | None:
+def commit_and_draft(
+    seated: Seated, rows: Rows, total_nodes: int, max_depth_nodes: int, both: Both
+) -> Drafted | None:
     """Commits to distinct sessions and drafts for them, where nothing about any of them is unusual.
 
     Else nothing is changed, and what they commit and draft is to be done one by one. The trees are those of
-    `Joint.observe` for each and `draft_all`, and of these the most probable nodes.
+    `Joint.observe` for each and `draft_all`, and of these the most probable nodes. Of large steps `both` does
+    the halves, and how it does so changes no tree.
     """
     corpora = {group.corpora for group in seated.groups}
     searched = corpora.pop().now()
@@ -177,7 +200,8 @@ def commit_and_draft(seated: Seated, rows: Rows, total_nodes: int, max_depth_nod
         )
         if num_nodes == UNUSUAL:
             return None
-        return _draft(Asked(steps, num_nodes, rows.most_nodes, total_nodes, max_depth_nodes), searched)
+        asked = Asked(steps, num_nodes, rows.most_nodes, total_nodes, max_depth_nodes)
+        return _draft(asked, searched, both)
 
 
 def _steps_of(joints: Sequence[Blended], caps: Sequence[int]) -> Int64s:
@@ -187,22 +211,59 @@ def _steps_of(joints: Sequence[Blended], caps: Sequence[int]) -> Int64s:
     return steps
 
 
-def _draft(asked: Asked, searched: Searched) -> Drafted:
-    steps, num_nodes, most_nodes, total_nodes, max_depth_nodes = asked
-    scratch = _SCRATCH
-    scratch.fit(most_nodes, num_nodes, 1 + most_nodes * len(searched.arrays))
-    best = scratch.best[: total_nodes if total_nodes < num_nodes else 0]
-    token_ids, parents, probs = new_columns(num_nodes)
-    sources: Uint16s = np.empty(num_nodes, np.uint16)
-    kept = take_steps(
-        *(steps, searched.rows, max_depth_nodes, best, _RELIABILITY, scratch.block, scratch.trie),
-        *(token_ids, parents, probs, sources, scratch.reached),
-    )
+def _draft(asked: Asked, searched: Searched, both: Both) -> Drafted:
+    steps = asked.steps
+    token_ids, parents, probs = new_columns(asked.num_nodes)
+    sources: Uint16s = np.empty(asked.num_nodes, np.uint16)
+    draft = _draft_whole if steps.shape[0] < MANY_SESSIONS else partial(_draft_in_parts, both)
+    kept = draft(asked, searched, (token_ids, parents, probs, sources))
     done = steps[:, NUM_LEFT:TURN].tolist()
     due = [(at, num_left) for at, (num_left, _, is_due) in enumerate(done) if is_due or num_left]
     counts = [size for _, size, _ in done]
     forest = Forest(counts, token_ids[:kept], parents[:kept], probs[:kept], sources[:kept])
     return Drafted(forest, due)
+
+
+def _draft_whole(asked: Asked, searched: Searched, trees: Trees) -> int:
+    """Fills in the trees; returns how many nodes are kept of all."""
+    scratch = _fitting(asked, searched)
+    kept: int = take_steps(
+        *(asked.steps, searched.rows, asked.max_depth_nodes, scratch.best[: asked.num_best], _RELIABILITY),
+        *(scratch.block, scratch.trie, *trees, scratch.reached),
+    )
+    return kept
+
+
+def _draft_in_parts(both: Both, asked: Asked, searched: Searched, trees: Trees) -> int:
+    """Does as `_draft_whole`, but each part knows only its own trees while it drafts."""
+    scratch = _fitting(asked, searched)
+    begin_steps(asked.steps, scratch.block)
+    draft_part = partial(_draft_part, asked, searched, (*trees, scratch.reached))
+    both(partial(draft_part, 0), partial(draft_part, 1))
+    kept: int = end_steps(asked.steps, scratch.best[: asked.num_best], *trees, scratch.reached)
+    return kept
+
+
+def _draft_part(asked: Asked, searched: Searched, columns: tuple[Any, ...], part: int) -> None:
+    scratch = _fitting(asked, searched)
+    best = scratch.best[: -(-asked.num_best * SHARES[part] // sum(SHARES))]
+    draft_turns(
+        *(asked.steps, part, asked.num_best, searched.rows, asked.max_depth_nodes, best, _RELIABILITY),
+        *(scratch.block, scratch.trie, *columns),
+    )
+
+
+def warm_up() -> None:
+    """Compiles what only large steps need."""
+    nobody: Int64s = np.empty((0, STEP_WORDS), np.int64)
+    no_trees = (*new_columns(0), np.empty(0, np.uint16))
+    _draft_in_parts(one_by_one, Asked(nobody, 0, 0, 0, 0), NOTHING, no_trees)
+
+
+def _fitting(asked: Asked, searched: Searched) -> _Scratch:
+    """Returns the memory of this thread, with room for what is asked."""
+    _SCRATCH.fit(asked.most_nodes, asked.num_nodes, 1 + asked.most_nodes * len(searched.arrays))
+    return _SCRATCH
 
 
 class _Held:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from retrieval_spec.drafters.base import Int64s
-from retrieval_spec.kernels.cards import NUM_ROWS, NUMBER, TEXT_WORDS, VERSION
+from retrieval_spec.kernels.cards import NUMBER, TABLE_BYTES, TEXT_WORDS, VERSION
 from retrieval_spec.tree import Int32s
 
 
@@ -24,12 +24,13 @@ class TextCard:
         self.show(arena, rows)
 
     def show(self, arena: Int32s, rows: Int32s) -> None:
-        """Shows an automaton, and its commonest continuations."""
+        """Shows an automaton, and its commonest continuations: int32[parts, rows, ROW_WORDS]."""
         if arena is not self._arena or rows is not self._rows:
             self._arena, self._rows = arena, rows
-            self.words[: NUM_ROWS + 1] = (
+            num_tables, num_rows, _ = rows.shape
+            self.words[: TABLE_BYTES + 1] = (
                 *(arena.ctypes.data, arena.shape[0]),
-                *(rows.ctypes.data, rows.shape[0]),
+                *(rows.ctypes.data, num_rows, rows.strides[0] if num_tables > 1 else 0),
             )
 
     def has_grown(self) -> None:

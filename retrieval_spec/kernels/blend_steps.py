@@ -22,7 +22,6 @@ from retrieval_spec.kernels.card_arrays import (
 )
 from retrieval_spec.kernels.cards import (
     BITS,
-    FLOOR,
     LAST_FLOOR,
     NUM_DRAFTED,
     NUM_KEPT,
@@ -40,8 +39,11 @@ from retrieval_spec.kernels.steps import (
     NUM_LEFT,
     SIZE,
     TURN,
+    WHOLE,
     cut_all,
+    note_floor,
     pack,
+    part_of,
     take_turns,
 )
 from retrieval_spec.kernels.work_in import work_in_all
@@ -52,24 +54,18 @@ many nodes are kept: of many nodes that changes little, and the first sessions k
 
 
 @inlined_kernel
-def _lowest(card, best, num_best):
+def _lowest(card, best, num_best, num_wanted):
     """Returns what a node of a session must reach, as far as is known or to be guessed; below 0: nothing."""
     if best.shape[0] == 0:
         return ALL
-    guessed_share = max(0.0, 1.0 - GUESS_SCATTER / np.sqrt(best.shape[0]))
+    guessed_share = max(0.0, 1.0 - GUESS_SCATTER / np.sqrt(num_wanted))
     return max(floor_of(best, num_best), guessed_share * card.view(np.float64)[LAST_FLOOR])
-
-
-@inlined_kernel
-def _note_floor(steps, floor):
-    """Notes what nodes had to reach, for the next step."""
-    for at in range(steps.shape[0]):
-        card_at(steps[at, CARD]).view(np.float64)[FLOOR] = floor
 
 
 @allocation_free_kernel
 def _draft(
     card,
+    part,
     corpora,
     max_depth_nodes,
     floor,
@@ -93,13 +89,13 @@ def _draft(
     drafted_ids, drafted_parents, path_probs = drafted_of(card)
     size = draft(
         arena_of(card, OWN),
-        rows_of(card, OWN),
+        rows_of(card, OWN, part),
         place_of(card, OWN),
         arena_of(card, OUTPUTS),
-        rows_of(card, OUTPUTS),
+        rows_of(card, OUTPUTS, part),
         place_of(card, OUTPUTS),
         arena_of(card, PROMPTS),
-        rows_of(card, PROMPTS),
+        rows_of(card, PROMPTS, part),
         place_of(card, PROMPTS),
         proposed,
         tables_of(card),
@@ -119,6 +115,104 @@ def _draft(
         drafted_ids[node], drafted_parents[node] = token_ids[node], parents[node]
     card[NUM_DRAFTED] = card[NUM_KEPT] = size
     return size
+
+
+@allocation_free_kernel
+def begin_steps(steps, block):
+    """Works in what sessions committed, one after the other, and finds who drafts when.
+
+    Args:
+        steps: int64[n, STEP_WORDS]  as for `take_steps`.
+        block: int64[..]  scratch memory (`blend.scratch_words`).
+    """
+    work_in_all(steps, block)
+    take_turns(steps)
+
+
+@allocation_free_kernel
+def draft_turns(
+    steps,
+    part,
+    num_wanted,
+    corpora,
+    max_depth_nodes,
+    best,
+    reliability,
+    block,
+    trie,
+    token_ids,
+    parents,
+    probs,
+    sources,
+    reached,
+):
+    """Drafts for the sessions of one part, those that have room, in their turns.
+
+    Parts may be drafted at the same time, each with scratch memory of its own.
+
+    Args:
+        steps: int64[n, STEP_WORDS]  as `begin_steps` left them; sizes are written.
+        part: which of them (`steps.part_of`), or `WHOLE`.
+        num_wanted: nodes of all parts together.
+        corpora: int64[.., CORPUS_WORDS]  as for `take_steps`.
+        max_depth_nodes: likewise.
+        best: float32[..]  scratch memory, as long as nodes are wanted of the part; empty: all are.
+        reliability: float32[..]  as for `take_steps`.
+        block: int64[..]  scratch memory, likewise.
+        trie: int32[TRIE_ROWS, ..]  likewise.
+        token_ids: int32[..]  written, each tree where the words of its step say.
+        parents: int32[..]  likewise.
+        probs: float32[..]  likewise.
+        sources: uint16[..]  likewise.
+        reached: float32[..]  likewise: path probabilities.
+    """
+    num_best = 0
+    for turn in range(steps.shape[0]):
+        if part != WHOLE and part != part_of(turn):
+            continue
+        at = steps[turn, TURN]
+        first, last = steps[at, FIRST], steps[at, FIRST] + steps[at, MAX_NODES]
+        steps[at, SIZE] = 0
+        if last > first and steps[at, NUM_LEFT] == 0:
+            card = card_at(steps[at, CARD])
+            steps[at, SIZE] = _draft(
+                card,
+                max(part, 0),
+                corpora,
+                max_depth_nodes,
+                _lowest(card, best, num_best, num_wanted),
+                reliability,
+                block,
+                trie,
+                token_ids[first:last],
+                parents[first:last],
+                probs[first:last],
+                sources[first:last],
+                reached[first:last],
+            )
+            num_best = admit(best, num_best, reached[first : first + steps[at, SIZE]])
+
+
+@allocation_free_kernel
+def end_steps(steps, best, token_ids, parents, probs, sources, reached):
+    """Keeps the most probable nodes of all trees, ties in the order of the sessions; returns how many.
+
+    Args:
+        steps: int64[n, STEP_WORDS]  as all parts left them; sizes are written.
+        best: float32[..]  scratch memory, as long as nodes are wanted of all trees; empty: all are.
+        token_ids: int32[..]  the trees, put one right after the other; as the next ones.
+        parents: int32[..]  as `take_steps` says.
+        probs: float32[..]  likewise.
+        sources: uint16[..]  likewise.
+        reached: float32[..]  as `draft_turns` left it.
+    """
+    num_best = 0
+    for at in range(steps.shape[0]):
+        num_best = admit(best, num_best, reached[steps[at, FIRST] : steps[at, FIRST] + steps[at, SIZE]])
+    note_floor(steps, floor_of(best, num_best))
+    if 0 < best.shape[0] == num_best:
+        cut_all(steps, best, reached)
+    return pack(steps, token_ids, parents, probs, sources)
 
 
 @allocation_free_kernel
@@ -158,31 +252,21 @@ def take_steps(
         sources: uint16[..]  written: bit mask of the sources that know the token here.
         reached: float32[..]  scratch memory for path probabilities.
     """
-    work_in_all(steps, block)
-    num_best = 0
-    take_turns(steps)
-    for turn in range(steps.shape[0]):
-        at = steps[turn, TURN]
-        first, last = steps[at, FIRST], steps[at, FIRST] + steps[at, MAX_NODES]
-        steps[at, SIZE] = 0
-        if last > first and steps[at, NUM_LEFT] == 0:
-            card = card_at(steps[at, CARD])
-            steps[at, SIZE] = _draft(
-                card,
-                corpora,
-                max_depth_nodes,
-                _lowest(card, best, num_best),
-                reliability,
-                block,
-                trie,
-                token_ids[first:last],
-                parents[first:last],
-                probs[first:last],
-                sources[first:last],
-                reached[first:last],
-            )
-            num_best = admit(best, num_best, reached[first : first + steps[at, SIZE]])
-    _note_floor(steps, floor_of(best, num_best))
-    if 0 < best.shape[0] == num_best:
-        cut_all(steps, best, reached)
-    return pack(steps, token_ids, parents, probs, sources)
+    begin_steps(steps, block)
+    draft_turns(
+        steps,
+        WHOLE,
+        best.shape[0],
+        corpora,
+        max_depth_nodes,
+        best,
+        reliability,
+        block,
+        trie,
+        token_ids,
+        parents,
+        probs,
+        sources,
+        reached,
+    )
+    return end_steps(steps, best, token_ids, parents, probs, sources, reached)

@@ -21,6 +21,7 @@ from retrieval_spec.kernels.cards import (
     RECORDS,
     RECORDS_WORDS,
     ROWS,
+    TABLE_BYTES,
     TABLES,
     TEXT_WORDS,
     TEXTS,
@@ -68,10 +69,11 @@ def arena_of(card, kind):
 
 
 @expanded_kernel
-def rows_of(card, kind):
-    """Returns the commonest continuations of a text."""
+def rows_of(card, kind, part):
+    """Returns the commonest continuations of a text, in the table of a part of a step."""
     text = text_of(card, kind)
-    return array_at(text[ROWS], (text[NUM_ROWS], np.int64(ROW_WORDS)), np.int32)
+    address, shape = text[ROWS] + part * text[TABLE_BYTES], (text[NUM_ROWS], np.int64(ROW_WORDS))
+    return array_at(address, shape, np.int32)
 
 
 @expanded_kernel

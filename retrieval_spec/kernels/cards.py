@@ -22,9 +22,10 @@ CONTEXT_AT, CONTEXT_LENGTH, CONTEXT_ROOM, NOTICE_LENGTH, CONTEXT_WORDS = range(5
 """Words of a context: where its tokens lie, how many there are and have room, and from what length on
 somebody wants to look at it."""
 
-ARENA, ARENA_WORDS, ROWS, NUM_ROWS, VERSION, NUMBER, TEXT_WORDS = range(7)
-"""Words of a text: its automaton and its commonest continuations; what changes whenever it grows, and what
-only when the automaton is another one. A text that is not there has no row of commonest continuations."""
+ARENA, ARENA_WORDS, ROWS, NUM_ROWS, TABLE_BYTES, VERSION, NUMBER, TEXT_WORDS = range(8)
+"""Words of a text: its automaton; its commonest continuations, the rows of a table of them and how far apart
+the tables of two parts lie, 0 if there is but one; what changes whenever it grows, and what only when the
+automaton is another one. A text that is not there has no row."""
 
 SEEN_VERSION, SEEN_NUMBER, PLACE_WORDS = range(2, 5)
 """Words of a place in a text that sessions share, behind state and match: the text's when it was found."""

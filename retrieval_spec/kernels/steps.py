@@ -14,7 +14,7 @@ from retrieval_spec.kernels.card_prefetch import (
     prefetch_named,
     prefetch_states,
 )
-from retrieval_spec.kernels.cards import LAST_KEPT, NUM_KEPT
+from retrieval_spec.kernels.cards import FLOOR, LAST_KEPT, NUM_KEPT
 from retrieval_spec.kernels.jit import inlined_kernel
 from retrieval_spec.kernels.selection import cut, num_at_floor
 
@@ -30,6 +30,18 @@ from retrieval_spec.kernels.selection import cut, num_at_floor
     TURN,  # who drafts in its place
     STEP_WORDS,
 ) = range(10)
+
+
+WHOLE = -1
+"""No part: all sessions."""
+SHARES = (9, 7)
+"""Turns of 16 that each part of a large step gets: the thread that does the second one has to be woken."""
+
+
+@inlined_kernel
+def part_of(turn):
+    """Returns the part that a turn belongs to."""
+    return 1 if turn % 2 == 1 and turn % 16 < 15 else 0
 
 
 @inlined_kernel
@@ -59,6 +71,13 @@ def prefetch_next(steps, at):
         prefetch_ends(steps[at + 2, CARD])
     if ahead > 0:
         prefetch_states(steps[at + 1, CARD])
+
+
+@inlined_kernel
+def note_floor(steps, floor):
+    """Notes what nodes had to reach, for the next step."""
+    for at in range(steps.shape[0]):
+        card_at(steps[at, CARD]).view(np.float64)[FLOOR] = floor
 
 
 @inlined_kernel

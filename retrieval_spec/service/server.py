@@ -19,6 +19,7 @@ from retrieval_spec.engine import Engine
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.limits import Limits
 from retrieval_spec.service.admin import Administration
+from retrieval_spec.service.beside import Beside, num_cores
 from retrieval_spec.service.config import ON_THIS_MACHINE, ServerConfig
 from retrieval_spec.service.history import HistoryKeeper
 from retrieval_spec.service.listen import (
@@ -81,7 +82,7 @@ class DraftServer:
         interceptors = trace_interceptors() if config.traces else []
         self._server = grpc.aio.server(options=_options(engine.limits), interceptors=interceptors)
         self._pulse = Pulse()
-        self._around: list[Watchdog | HealthListener | MetricsListener] = []
+        self._around: list[Beside | Watchdog | HealthListener | MetricsListener] = []
         self._housekeeping: asyncio.Task[None] | None = None
         self.health_address: str | None = None
         self.metrics_address: str | None = None
@@ -107,6 +108,8 @@ class DraftServer:
         await self._report(_NOT_SERVING)
         self._place.bind(self._bind)
         self._listen_around()
+        if num_cores() > 1:
+            self._around.append(Beside(self._servicer.engine))
         await self._server.start()
         self._place.publish()
         # Compiling takes seconds; the loop goes on answering health checks meanwhile.

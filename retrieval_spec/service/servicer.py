@@ -195,7 +195,7 @@ class Servicer(DraftServiceServicer):
     @_call
     def Draft(self, request: pb.DraftRequest, owner: str) -> pb.DraftResponse:  # noqa: D102
         response = pb.DraftResponse()
-        self.answer(request.step, response.result, owner).note_in(self.meter)
+        self.end_step(self.answer(request.step, response.result, owner))
         return response
 
     async def DraftStream(  # noqa: D102
@@ -224,7 +224,7 @@ class Servicer(DraftServiceServicer):
                     await self.refuse(context, internal_error(error))
                 self._moved_s[task] = time.monotonic()
                 yield response
-                answered.note_in(self.meter)  # nobody waits for that
+                self.end_step(answered)  # nobody waits for that
                 self.ahead.hits += pushed is not None and request.step.commit_token_ids in pushed.commits
                 pushed = None
                 if request.ahead_outcomes > 0 and not self._is_stopping:
@@ -241,6 +241,11 @@ class Servicer(DraftServiceServicer):
             arrivals.close()
             self._idle_streams.discard(task)
             self._moved_s.pop(task, None)
+
+    def end_step(self, answered: Answered) -> None:
+        """Does what nobody waits for, once an answer is under way: counts it, and tends to its sessions."""
+        answered.note_in(self.meter)
+        self.desk.tend(answered)
 
     async def _draft_ahead(
         self, request: pb.DraftStreamRequest, answered: Answered, owner: str, arrivals: Arrivals

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from retrieval_spec import wire
 from retrieval_spec.budget import CostCurve
-from retrieval_spec.engine import Engine
+from retrieval_spec.engine import Engine, Stepped
 from retrieval_spec.errors import RetrievalSpecError, UnknownSession
 from retrieval_spec.service.bugs import internal_error
 from retrieval_spec.service.meter import Meter
 from retrieval_spec.service.sessions import SessionTable, random_id
 from retrieval_spec.session import Session
-from retrieval_spec.tree import DraftTree, Forest, Tokens
+from retrieval_spec.tree import DraftTree, Tokens
 from retrieval_spec.v1 import draft_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Answered(NamedTuple):
     """
 
     columns: wire.StepColumns
-    outcomes: Sequence[wire.Outcome] | Forest
+    outcomes: Sequence[wire.Outcome] | Stepped
     seconds: float
 
     def only_tree(self) -> DraftTree | None:
@@ -39,14 +39,14 @@ class Answered(NamedTuple):
         if len(self.columns.session_ids) != 1:
             return None
         outcomes = self.outcomes
-        only = outcomes.trees([()])[0] if isinstance(outcomes, Forest) else outcomes[0]
+        only = outcomes.forest.trees([()])[0] if isinstance(outcomes, Stepped) else outcomes[0]
         return only if isinstance(only, DraftTree) else None
 
     def note_in(self, meter: Meter) -> None:
         """Notes what was answered, and how long it took."""
         ids, commits = self.columns.session_ids, self.columns.commit_lengths
-        if isinstance(self.outcomes, Forest):
-            meter.drafted(zip(ids, commits, self.outcomes.counts, strict=True), self.seconds)
+        if isinstance(self.outcomes, Stepped):
+            meter.drafted(zip(ids, commits, self.outcomes.forest.counts, strict=True), self.seconds)
         else:
             meter.answered(ids, commits, self.outcomes, self.seconds)
 
@@ -75,16 +75,31 @@ class StepDesk:
         tokens = wire.read_commits(step, columns)
         rows = wire.read_step(step, columns, tokens) if step.feedback else None
         result.step_number, result.incarnation = step.step_number, self.incarnation
-        outcomes: Sequence[wire.Outcome] | Forest = ()
+        outcomes: Sequence[wire.Outcome] | Stepped = ()
         if columns.session_ids:
             outcomes = self._outcomes(step, columns, tokens, rows, owner)
-            if isinstance(outcomes, Forest):
-                wire.write_forest(result, outcomes)
+            if isinstance(outcomes, Stepped):
+                wire.write_forest(result, outcomes.forest)
             else:
                 wire.write_result(result, outcomes)
             if step.pad_to_nodes > 0:
                 wire.pad(result, self._padded(step, columns))
         return Answered(columns, outcomes, time.perf_counter() - begin_s)
+
+    def tend(self, answered: Answered) -> None:
+        """Tends to the sessions of a step that are due; some may be gone by now."""
+        if isinstance(answered.outcomes, Stepped):
+            for at in answered.outcomes.due:
+                self._tend(answered.columns.session_ids[at])
+
+    def _tend(self, session_id: int) -> None:
+        try:
+            self._sessions.get(session_id).tend()
+        except UnknownSession:
+            pass
+        except Exception as error:
+            internal_error(error)
+            self._sessions.give_up([session_id])  # its text may have stopped half-way
 
     def _outcomes(
         self,
@@ -93,7 +108,7 @@ class StepDesk:
         tokens: Tokens,
         rows: list[wire.SessionStep] | None,
         owner: str,
-    ) -> Sequence[wire.Outcome] | Forest:
+    ) -> Sequence[wire.Outcome] | Stepped:
         if step.incarnation not in (0, self.incarnation):
             gone = UnknownSession("the session belonged to an earlier server process", remedy="open it again")
             return [gone] * len(columns.session_ids)
@@ -126,7 +141,7 @@ class StepDesk:
         total_nodes: int,
         cost_curve: CostCurve | None,
         owner: str,
-    ) -> Sequence[wire.Outcome] | Forest | None:
+    ) -> Sequence[wire.Outcome] | Stepped | None:
         seats = self._sessions.seats(columns.session_ids, owner)
         if seats is None:
             return None

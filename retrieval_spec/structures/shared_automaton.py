@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval_spec.kernels import automaton as layout
 from retrieval_spec.kernels import shared_automaton as kernels
-from retrieval_spec.kernels.commonest import ROW_WORDS
+from retrieval_spec.kernels.commonest import NUM_PARTS, ROW_WORDS
 from retrieval_spec.structures.suffix_automaton import add_root, bytes_of, moved_arena, new_arena
 from retrieval_spec.tree import Int32s, Tokens
 
@@ -20,11 +20,11 @@ _STATES_OF_A_LEAP = 65_536
 _EDGES_PER_STATE = 0.72
 """Overflow edges: ordinary text has 1.45 states and at most 0.9 such edges a token."""
 
-_COMMON_STATES = 4_096
-"""Rows for states with many continuations: 1.6 MB, of which the system provides what is used."""
+_COMMON_STATES = 2_048
+"""Rows of a table, for states with many continuations: 0.8 MB, of which the system provides what is used."""
 
 Place = NDArray[np.int64]
-NO_ROWS: Int32s = np.zeros((0, ROW_WORDS), np.int32)
+NO_ROWS: Int32s = np.zeros((1, 0, ROW_WORDS), np.int32)
 """The `commonest` of an automaton that has none."""
 
 
@@ -35,7 +35,7 @@ class SharedAutomaton:
     one into another, and a text that repeats another one makes no states.
 
     Attributes:
-        commonest: int32[rows, ROW_WORDS]  see `kernels.commonest`.
+        commonest: int32[NUM_PARTS, rows, ROW_WORDS]  see `kernels.commonest`.
 
     Args:
         max_bytes: the arena never grows beyond; a text that finds no room stays as it is.
@@ -53,7 +53,7 @@ class SharedAutomaton:
         self._leap_states = _STATES_OF_A_LEAP if leaps else self._max_states
         first = min(_FIRST_STATES, self._max_states)
         self.arena = new_arena(first, _edges_for(first))
-        self.commonest: Int32s = np.zeros((_COMMON_STATES, ROW_WORDS), np.int32)
+        self.commonest: Int32s = np.zeros((NUM_PARTS, _COMMON_STATES, ROW_WORDS), np.int32)
         add_root(self.arena)
 
     @staticmethod

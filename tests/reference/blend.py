@@ -41,6 +41,8 @@ MAX_HOPS = 12
 LEFT_FOR_SHORTER = 3.0
 SEARCHED_SHARE = 0.5
 GUESS_SCATTER = 6.4
+PART_TURNS = ((0, 2, 4, 6, 8, 10, 12, 14, 15), (1, 3, 5, 7, 9, 11, 13))
+"""Of 16, those of each part of a large batch."""
 LOWEST_MIXED_PROB = 0.001
 MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
 MIN_PATH_PROB = float(np.float32(5e-4))
@@ -73,7 +75,7 @@ class Namespace:
         self.tables = Tables(prior)
         self.contexts: Counter[tuple[int, int]] = Counter()  # kinds and stages of those that gave candidates
         self.texts = {OUTPUTS: Texts(), PROMPTS: Texts()}
-        self.rows = {OUTPUTS: Rows(is_for_all=True), PROMPTS: Rows(is_for_all=True)}
+        self.rows = [{OUTPUTS: Rows(is_for_all=True), PROMPTS: Rows(is_for_all=True)} for _ in PART_TURNS]
 
 
 class Session:
@@ -86,7 +88,7 @@ class Session:
         self.context, self.prompt, self.output = list(prompt), prompt[-MAX_LEARNED_PROMPT:], list[int]()
         self.own = Texts()
         self.end = self.own.extended(self.own.root, prompt)
-        self.rows = {OWN: Rows(is_for_all=False), **namespace.rows}
+        self.own_rows = Rows(is_for_all=False)
         self.anchor: Anchor | None = None
         self.drafted: list[Node] | None = None
         self.records: dict[int, Record] = {}
@@ -100,11 +102,13 @@ class Session:
         max_depth: int = 64,
         trees: tuple[tuple[int, DraftTree], ...] = (),
         lowest: float = -1.0,
+        part: int = 0,
     ) -> list[Node]:
         """The most probable paths, best first, but none that is worse than `lowest`.
 
         `trees` are what other sources propose, by source bit. Path probabilities are those told.
         """
+        self.rows = {OWN: self.own_rows, **self.namespace.rows[part]}
         self.trees = TreeNode()
         for bit, tree in trees:
             self.trees.add(tree, bit)
@@ -259,25 +263,34 @@ class Session:
         return told
 
 
-def drafted_together(
-    asked: list[tuple[Session, tuple[tuple[int, DraftTree], ...]]], max_nodes: int, total_nodes: int
-) -> list[list[Node]]:
+Asked = list[tuple[Session, tuple[tuple[int, DraftTree], ...]]]
+"""Sessions, and what other sources propose for each."""
+
+
+def drafted_together(asked: Asked, max_nodes: int, total_nodes: int, in_parts: bool) -> list[list[Node]]:
     """The trees of a batch: of all paths the most probable ones, of equals those of earlier sessions.
 
-    `asked` are sessions, and what other sources propose for each. Those of whose nodes most were kept last
-    time draft first, when all have learned.
+    Those of whose nodes most were kept last time draft first, when all have learned. In parts, each knows
+    only what its own sessions found.
     """
-    if total_nodes >= max_nodes * len(asked):
-        return [session.draft(max_nodes, trees=others) for session, others in asked]
-    best: list[float] = []
+    turns = sorted(range(len(asked)), key=lambda at: -asked[at][0].last_kept)
+    is_choice = 0 < total_nodes < max_nodes * len(asked)
+    guessed_share = max(0.0, 1.0 - GUESS_SCATTER / total_nodes**0.5) if is_choice else 0.0
     trees: list[list[Node]] = [[] for _ in asked]
-    for at in sorted(range(len(asked)), key=lambda at: -asked[at][0].last_kept):
-        session, others = asked[at]
-        known = best[0] if len(best) == total_nodes else -1.0
-        guessed_share = max(0.0, 1.0 - GUESS_SCATTER / total_nodes**0.5) if total_nodes else 0.0
-        lowest = max(known, guessed_share * session.last_floor) if total_nodes else -1.0
-        trees[at] = session.draft(max_nodes, trees=others, lowest=lowest)
-        best = sorted([*best, *(node.path_prob for node in trees[at])])[-total_nodes:]
+    for part, its_turns in enumerate(PART_TURNS if in_parts else [range(16)]):
+        room, best = -(-total_nodes * len(its_turns) // 16), list[float]()
+        for at in [at for turn, at in enumerate(turns) if turn % 16 in its_turns]:
+            session, others = asked[at]
+            known = best[0] if len(best) == room else -1.0
+            lowest = max(known, guessed_share * session.last_floor) if is_choice else -1.0
+            trees[at] = session.draft(max_nodes, trees=others, lowest=lowest, part=part)
+            best = sorted([*best, *(node.path_prob for node in trees[at])])[-room:] if is_choice else []
+    return _best_of(asked, trees, total_nodes) if is_choice else trees
+
+
+def _best_of(asked: Asked, trees: list[list[Node]], total_nodes: int) -> list[list[Node]]:
+    """The most probable nodes of all trees."""
+    best = sorted(node.path_prob for tree in trees for node in tree)[-total_nodes:]
     num_equal = best.count(best[0]) if best else 0
     for at, ((session, _), tree) in enumerate(zip(asked, trees, strict=True)):
         better = [node for node in tree if node.path_prob > best[0]]

@@ -13,7 +13,7 @@ from tests.reference.blend_texts import Match, State, TreeNode, follow, root_of
 
 OWN, OUTPUTS, PROMPTS, TREES, ANCHORED = range(5)
 MAX_CANDIDATES, MAX_CONTEXTS, MAX_EDGES = 48, 12, 128
-COMMON_COUNT, NUM_ROWS, ROW_PAIRS = 64, 4_095, 48
+COMMON_COUNT, NUM_ROWS, ROW_PAIRS = 64, 2_047, 48
 RARE = 0.5
 TREE_LENGTHS, TREE_MATCHES = [0.41, 0.46, 0.56, 0.74, 0.86, 0.95], [1, 2, 3, 4, 7, 12, 24]
 
