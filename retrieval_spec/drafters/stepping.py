@@ -31,8 +31,9 @@ from retrieval_spec.tree import DraftTree, Float32s, Forest, Int32s, Tokens, Uin
 if TYPE_CHECKING:
     from retrieval_spec.drafters.blended import Blended
 
-FIRST_NODES = 16
-"""There is room for a tree of so many nodes before one is asked for."""
+FIRST_NODES = 64
+"""There is room for a tree of so many nodes before one is asked for: while a session has none for what is
+asked, whole steps go row by row."""
 MANY_SESSIONS = 32
 """From here on a step is drafted in parts: another thread is worth waking for one of them."""
 
