@@ -63,15 +63,15 @@ def test_the_twin_is_compared_on_drafts_that_say_something():
     assert np.mean(np.array(sizes) > 4) > 0.9
 
 
-@pytest.mark.parametrize("many", [2, 33])
+@pytest.mark.parametrize("many", [2, 37])
 @pytest.mark.parametrize("seed", range(2))
 def test_batches_expect_of_nodes_what_the_last_step_did_and_find_out_when_all_change(seed, many):
     rng = np.random.default_rng(seed)
     both = Both()
-    batch = [both.start(rng.integers(0, 6, 40).tolist() * 2) for _ in range(18)]
-    for _ in range(8):
+    batch = [both.start(rng.integers(0, 6, 40).tolist() * 2) for _ in range(36)]
+    for _ in range(6):
         with drafted_in_parts_from(many):
-            trees = both.draft_all(batch, 12, 180)
+            trees = both.draft_all(batch, 12, 360)
         follows = rng.random() < 0.7  # all go on as they did, or none does
         for session, tree in zip(batch, trees, strict=True):
             path = [int(tree.token_ids[node]) for node in tree.best_path()]

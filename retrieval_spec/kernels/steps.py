@@ -34,14 +34,14 @@ from retrieval_spec.kernels.selection import cut, num_at_floor
 
 WHOLE = -1
 """No part: all sessions."""
-SHARES = (9, 7)
-"""Turns of 16 that each part of a large step gets: the thread that does the second one has to be woken."""
+SHARES = (17, 15)
+"""Turns of 32 that each part of a large step gets: the thread that does the second one has to be woken."""
 
 
 @inlined_kernel
 def part_of(turn):
     """Returns the part that a turn belongs to."""
-    return 1 if turn % 2 == 1 and turn % 16 < 15 else 0
+    return 1 if turn % 2 == 1 and turn % 32 < 31 else 0
 
 
 @inlined_kernel

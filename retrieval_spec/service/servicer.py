@@ -222,8 +222,8 @@ class Servicer(DraftServiceServicer):
                     await self.refuse(context, error)
                 except Exception as error:
                     await self.refuse(context, internal_error(error))
-                self._moved_s[task] = time.monotonic()
                 yield response
+                self._moved_s[task] = time.monotonic()
                 self.end_step(answered)  # nobody waits for that
                 self.ahead.hits += pushed is not None and request.step.commit_token_ids in pushed.commits
                 pushed = None

@@ -99,23 +99,26 @@ class SessionTable:
         """
         if self.seats([session_id], owner) is None:
             raise UnknownSession("no session has this id", got=session_id, remedy="open a new one")
+        self.note_use([session_id])
         return self._entries[session_id].session
 
     def seats(self, session_ids: Sequence[int], owner: str = ANYBODY) -> list[int] | None:
-        """Returns where sessions sit in the engine, and notes that they are in use.
+        """Returns where sessions sit in the engine; None if one is not there, or not the owner's.
 
-        None if one is not there, or not the owner's. Looks at no session itself: they lie in no cache.
+        Looks at no session itself: they lie in no cache. That they are in use can be noted when nobody waits.
         """
         seats = [*map(self._seats.get, session_ids)]
         if None in seats:
             return None
         if owner != ANYBODY and any([self._entries[one].tenant != owner for one in session_ids]):
             return None
-        self._used_s.update(dict.fromkeys(session_ids, self._clock()))
-        if not self._new.isdisjoint(session_ids):
-            for session_id in self._new.intersection(session_ids):
-                self._now_used(session_id)
         return seats  # type: ignore[return-value]  # none of them is None
+
+    def note_use(self, session_ids: Sequence[int]) -> None:
+        """Notes that sessions are in use; some may have ended by now."""
+        self._used_s.update(dict.fromkeys(self._used_s.keys() & session_ids, self._clock()))
+        for session_id in self._new.intersection(session_ids):
+            self._now_used(session_id)
 
     def tenant(self, session_id: int) -> str:
         """Returns whose session it is; nobody's if there is none."""

@@ -87,8 +87,9 @@ class StepDesk:
         return Answered(columns, outcomes, time.perf_counter() - begin_s)
 
     def tend(self, answered: Answered) -> None:
-        """Tends to the sessions of a step that are due; some may be gone by now."""
+        """Notes that the sessions of a step are in use, and tends to those that are due; some may be gone."""
         if isinstance(answered.outcomes, Stepped):
+            self._sessions.note_use(answered.columns.session_ids)
             for at in answered.outcomes.due:
                 self._tend(answered.columns.session_ids[at])
 

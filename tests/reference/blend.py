@@ -41,8 +41,8 @@ MAX_HOPS = 12
 LEFT_FOR_SHORTER = 3.0
 SEARCHED_SHARE = 0.5
 GUESS_SCATTER = 6.4
-PART_TURNS = ((0, 2, 4, 6, 8, 10, 12, 14, 15), (1, 3, 5, 7, 9, 11, 13))
-"""Of 16, those of each part of a large batch."""
+PART_TURNS = ((*range(0, 32, 2), 31), range(1, 31, 2))
+"""Of 32, those of each part of a large batch."""
 LOWEST_MIXED_PROB = 0.001
 MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
 MIN_PATH_PROB = float(np.float32(5e-4))
@@ -277,9 +277,9 @@ def drafted_together(asked: Asked, max_nodes: int, total_nodes: int, in_parts: b
     is_choice = 0 < total_nodes < max_nodes * len(asked)
     guessed_share = max(0.0, 1.0 - GUESS_SCATTER / total_nodes**0.5) if is_choice else 0.0
     trees: list[list[Node]] = [[] for _ in asked]
-    for part, its_turns in enumerate(PART_TURNS if in_parts else [range(16)]):
-        room, best = -(-total_nodes * len(its_turns) // 16), list[float]()
-        for at in [at for turn, at in enumerate(turns) if turn % 16 in its_turns]:
+    for part, its_turns in enumerate(PART_TURNS if in_parts else [range(32)]):
+        room, best = -(-total_nodes * len(its_turns) // 32), list[float]()
+        for at in [at for turn, at in enumerate(turns) if turn % 32 in its_turns]:
             session, others = asked[at]
             known = best[0] if len(best) == room else -1.0
             lowest = max(known, guessed_share * session.last_floor) if is_choice else -1.0
