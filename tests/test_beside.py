@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def broken():
 def test_what_either_half_raises_is_raised_once_both_have_ended(beside):
     ended = []
     with pytest.raises(MemoryError):
-        beside.both(broken, lambda: ended.append("second"))
+        beside.both(broken, lambda: (time.sleep(0.05), ended.append("second")))
     with pytest.raises(MemoryError):
         beside.both(lambda: ended.append("first"), broken)
     assert ended == ["second", "first"]

@@ -133,7 +133,10 @@ def test_each_part_of_a_large_batch_reads_contexts_with_many_continuations_for_i
             session.settle()
         batch.pop().close()  # a text that grows has rows that are out of date
         batch.append(both.start(wide(rng, 20)))
-    assert all(both.twin.rows[part][kind].by_place for part in (0, 1) for kind in (OUTPUTS, PROMPTS))
+    for kind in (OUTPUTS, PROMPTS):
+        tables = both.drafters[kind].namespaces.of("default").texts.automaton.commonest
+        assert [table.any() for table in tables] == [True, True]
+        assert all(rows[kind].by_place for rows in both.twin.rows)
 
 
 def test_escapes_that_were_learned_often_go_on_following_what_changes():

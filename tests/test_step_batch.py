@@ -300,6 +300,24 @@ def test_a_server_answers_usual_steps_at_once(servicer, row_by_row, caplog, pad_
     assert servicer.meter.drafts > servicer.meter.steps
 
 
+def test_sessions_are_in_use_as_long_as_steps_are_done_for_them(servicer, row_by_row, monkeypatch):
+    table, now_s = servicer.sessions, 0.0
+    monkeypatch.setattr(table, "_clock", lambda: now_s)
+    used, unused, ended = (opened(servicer, [1, 2, 3, 1, 2]) for _ in range(3))
+    now_s = servicer.engine.limits.max_idle_s - 1.0
+    step, result = pb.DraftStep(), pb.DraftStepResult()
+    wire.write_step(step, [wire.SessionStep(one, 5, as_int32([3]), 4) for one in (used, ended)], 8)
+    done = servicer.answer(step, result)
+    table.close(ended)  # before the answer is under way
+    servicer.end_step(done)
+    assert row_by_row == []
+    now_s += 2.0
+    assert table.drop_idle() == 1
+    assert table.get(used).context_length == 6
+    assert table.seats([unused]) is None
+    assert [*table._used_s] == [used]
+
+
 def test_a_server_says_which_row_failed_and_answers_the_others(servicer, row_by_row):
     ids = [opened(servicer, [1, 2, 3, 1, 2]) for _ in range(2)]
     rows = [wire.SessionStep(one, 5, as_int32([3]), 4) for one in (ids[0], 77, ids[1])]
