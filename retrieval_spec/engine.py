@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from retrieval_spec.budget import CostCurve, share_nodes
-from retrieval_spec.drafters import stepping
 from retrieval_spec.drafters.base import (
     Budget,
     Drafter,
@@ -28,7 +27,13 @@ from retrieval_spec.drafters.joint import Combination, Fuse, Joining, Joint
 from retrieval_spec.drafters.opening import Places, common_projection, open_sources
 from retrieval_spec.drafters.preset import Preset
 from retrieval_spec.drafters.presets import preset as preset_of
-from retrieval_spec.drafters.stepping import Both, Rows, commit_and_draft, one_by_one
+from retrieval_spec.drafters.stepping import (
+    Both,
+    Rows,
+    commit_and_draft,
+    compile_parts,
+    one_by_one,
+)
 from retrieval_spec.errors import InvalidRequest, LimitExceeded
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import fuse_sources
@@ -237,7 +242,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compiles what only large steps and several sources need; any draft compiles the rest."""
-        stepping.warm_up()
+        compile_parts()
         chain = DraftTree.chain([0], [0.5])
         tree = DraftTree(chain.token_ids, chain.parents, chain.probs, own_source(1))
         fuse_sources([tree, tree], 1, ("warm-up", "warm-up"), COMPILED)

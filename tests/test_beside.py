@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -124,6 +126,17 @@ def test_what_either_half_raises_is_raised_once_both_have_ended(beside):
     assert ended == ["second", "first"]
     beside.both(lambda: ended.append("first"), lambda: ended.append("second"))
     assert sorted(ended[2:]) == ["first", "second"]
+
+
+def test_the_thread_keeps_nothing_of_what_it_did(beside):
+    holding = np.zeros(1)
+    is_held = weakref.ref(holding)
+    beside.both(lambda: None, partial(np.sum, holding))
+    del holding
+    deadline_s = time.monotonic() + 10
+    while is_held() is not None and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    assert is_held() is None
 
 
 def test_an_engine_goes_on_alone_once_the_thread_has_ended(engine):

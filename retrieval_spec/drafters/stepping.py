@@ -254,7 +254,7 @@ def _draft_part(asked: Asked, searched: Searched, columns: tuple[Any, ...], part
     )
 
 
-def warm_up() -> None:
+def compile_parts() -> None:
     """Compiles what only large steps need."""
     nobody: Int64s = np.empty((0, STEP_WORDS), np.int64)
     no_trees = (*new_columns(0), np.empty(0, np.uint16))

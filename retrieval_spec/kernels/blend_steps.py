@@ -152,7 +152,7 @@ def draft_turns(
 
     Args:
         steps: int64[n, STEP_WORDS]  as `begin_steps` left them; sizes are written.
-        part: which of them (`steps.part_of`), or `WHOLE`.
+        part: which of them (`kernels.steps`), or `WHOLE`.
         num_wanted: nodes of all parts together.
         corpora: int64[.., CORPUS_WORDS]  as for `take_steps`.
         max_depth_nodes: likewise.

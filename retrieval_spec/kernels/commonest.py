@@ -2,7 +2,7 @@
 
 A table of rows, each for one state, found by its number; a later state takes an earlier one's row. The first
 row is the root's alone: the commonest tokens of all. A table of one row is for the root only. Drafts write
-into tables, so a text that sessions share has one for each part of a step that is drafted at the same time.
+into tables, so a text that sessions share has one for each part of a step (`kernels.steps`).
 
     rows    int32[n, ROW_WORDS]    state, its count then, edges, pairs; then pairs of token and count, the
                                    commonest first, of equals the one whose edge comes first
@@ -33,8 +33,6 @@ from retrieval_spec.kernels.jit import inlined_kernel
 COMMON_COUNT = 64
 """States that came less often have so few edges that they are read as they are."""
 MAX_PAIRS = 48
-NUM_PARTS = 2
-"""Of a large step (`kernels.blend_steps`)."""
 STATE, TOTAL, NUM_EDGES, NUM_PAIRS, PAIRS = range(5)
 ROW_WORDS = PAIRS + 2 * MAX_PAIRS
 

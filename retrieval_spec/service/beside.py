@@ -67,6 +67,7 @@ class Beside:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job.try_to_do()
+            del job  # it holds what was searched: a datastore may be replaced while nobody asks
 
 
 def num_cores() -> int:
