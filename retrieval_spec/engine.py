@@ -213,7 +213,7 @@ class Engine:
             return None
         total_nodes = max(total_nodes, 0)
         most = min(_most_of_one(total_nodes, len(seats)), self.max_nodes)
-        columns: Int64s = np.array((lengths, num_committed, max_nodes), np.int64)
+        columns: Int64s = np.array((seats, lengths, num_committed, max_nodes), np.int64)
         rows = Rows(columns, token_ids, self.vocab_size, most)
         drafted = commit_and_draft(seated, rows, total_nodes, self.limits.max_depth_nodes, self.both)
         if drafted is None:

@@ -65,7 +65,7 @@ class Roster:
         groups = set(map(self._groups.__getitem__, seats))
         if None in groups or len({*seats}) < len(seats):
             return None
-        return Seated(self._cards[seats], groups)  # type: ignore[arg-type]  # none of them is None
+        return Seated(self._cards, groups)  # type: ignore[arg-type]  # none of them is None
 
     def _grow(self) -> None:
         size = len(self._groups)

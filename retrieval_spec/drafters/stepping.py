@@ -50,7 +50,7 @@ class Seated(NamedTuple):
     """Sessions that kernels can step together.
 
     Attributes:
-        cards: int64[n]  where the card of each lies.
+        cards: int64[..]  where the card of each lies, by its seat.
         groups: that they are of.
     """
 
@@ -62,8 +62,8 @@ class Rows(NamedTuple):
     """What a step commits and asks for.
 
     Attributes:
-        columns: int64[3, n]  for each session, as they came: tokens that its context is taken to hold, how
-            many it commits, and how many nodes its tree may have.
+        columns: int64[4, n]  for each session, as they came: its seat, tokens that its context is taken to
+            hold, how many it commits, and how many nodes its tree may have.
         token_ids: int32[..]  those that are committed, session after session, as they came.
         vocab_size: ids lie below it.
         most_nodes: of any tree.
@@ -194,7 +194,7 @@ def commit_and_draft(
     searched = corpora.pop().now()
     if corpora or searched is None:
         return None
-    steps: Int64s = np.empty((seated.cards.shape[0], STEP_WORDS), np.int64)
+    steps: Int64s = np.empty((rows.columns.shape[1], STEP_WORDS), np.int64)
     with _Held({group.locks for group in seated.groups}):
         num_nodes = commit_steps(
             steps, seated.cards, rows.columns, rows.most_nodes, rows.token_ids, rows.vocab_size

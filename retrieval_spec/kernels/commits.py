@@ -15,9 +15,9 @@ from retrieval_spec.kernels.cards import (
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
 from retrieval_spec.kernels.steps import CARD, END, FIRST, LENGTH, MAX_NODES
 
-LENGTHS, NUM_COMMITTED, CAPS = range(3)
-"""Columns of what a step asks for: how long contexts are taken to be, how many tokens each commits, and how
-many nodes each tree may have."""
+SEATS, LENGTHS, NUM_COMMITTED, CAPS = range(4)
+"""Columns of what a step asks for: where sessions sit, how long contexts are taken to be, how many tokens
+each commits, and how many nodes each tree may have."""
 
 UNUSUAL = -1
 
@@ -28,7 +28,8 @@ def _lay_out(steps, cards, columns, most_nodes):
     end = first = np.int64(0)
     for at in range(steps.shape[0]):
         end += columns[NUM_COMMITTED, at]
-        steps[at, CARD], steps[at, LENGTH], steps[at, END] = cards[at], columns[LENGTHS, at], end
+        steps[at, CARD] = cards[columns[SEATS, at]]
+        steps[at, LENGTH], steps[at, END] = columns[LENGTHS, at], end
         steps[at, FIRST], steps[at, MAX_NODES] = first, max(min(columns[CAPS, at], most_nodes), 0)
         first += steps[at, MAX_NODES]
     return first
@@ -67,8 +68,8 @@ def commit_steps(steps, cards, columns, most_nodes, tokens, vocab_size):
 
     Args:
         steps: int64[n, STEP_WORDS]  written: a row for each session (`kernels.steps`).
-        cards: int64[n]  where the card of each lies, none twice.
-        columns: int64[3, n]  `LENGTHS`, `NUM_COMMITTED` and `CAPS`.
+        cards: int64[..]  where cards lie, by seats.
+        columns: int64[4, n]  `SEATS`, none twice, `LENGTHS`, `NUM_COMMITTED` and `CAPS`.
         most_nodes: of any tree, whatever its cap.
         tokens: int32[..]  of all sessions, one after the other.
         vocab_size: ids lie below it.
