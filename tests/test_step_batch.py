@@ -21,6 +21,7 @@ from retrieval_spec.errors import ContextMismatch, InvalidRequest, RetrievalSpec
 from retrieval_spec.limits import Limits
 from retrieval_spec.service.servicer import Servicer
 from retrieval_spec.service.steps import StepDesk
+from retrieval_spec.session import Session
 from retrieval_spec.structures.context_arrays import ContextArrays
 from retrieval_spec.tree import DraftTree, Forest
 from retrieval_spec.v1 import draft_pb2 as pb
@@ -379,6 +380,22 @@ def test_where_a_kernel_fails_the_sessions_of_the_step_end_and_teach_nobody(serv
     assert len(servicer.sessions) == servicer.engine.num_sessions == 1
     assert len(answered(servicer, [wire.SessionStep(bystander, 5, as_int32([3]), 4)])[0]) > 0
     assert 53 not in servicer.engine.open_session([51, 52]).draft(8).token_ids.tolist()
+
+
+def test_a_session_that_cannot_be_tended_to_ends_alone(servicer, row_by_row, monkeypatch):
+    writing, reading = (opened(servicer, [1, 2, 3, 1, 2]) for _ in range(2))
+    monkeypatch.setattr(Session, "tend", broken)
+    for length in range(5, 400):
+        step, result = pb.DraftStep(), pb.DraftStepResult()
+        rows = [wire.SessionStep(writing, length, as_int32([3]), 4), wire.SessionStep(reading, 5, as_int32([]), 4)]
+        wire.write_step(step, rows, 8)
+        servicer.end_step(servicer.answer(step, result))
+        if len(servicer.sessions) < 2:
+            break
+    assert set(result.statuses) == {0}
+    assert row_by_row == []
+    assert servicer.sessions.seats([writing]) is None
+    assert servicer.sessions.get(reading).draft(4) is not None
 
 
 def test_a_draft_that_fails_holds_no_datastore(store, monkeypatch):

@@ -229,7 +229,8 @@ def test_calls_become_spans_and_health_checks_do_not(tmp_path, monkeypatch):
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
     spans = InMemorySpanExporter()
-    provider = TracerProvider()
+    # One that waits for the end of the process starts threads in whatever a later test forks.
+    provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
     with served(tmp_path, traces=True) as (_, stub, channel):
