@@ -387,7 +387,10 @@ def test_a_session_that_cannot_be_tended_to_ends_alone(servicer, row_by_row, mon
     monkeypatch.setattr(Session, "tend", broken)
     for length in range(5, 400):
         step, result = pb.DraftStep(), pb.DraftStepResult()
-        rows = [wire.SessionStep(writing, length, as_int32([3]), 4), wire.SessionStep(reading, 5, as_int32([]), 4)]
+        rows = [
+            wire.SessionStep(writing, length, as_int32([3]), 4),
+            wire.SessionStep(reading, 5, as_int32([]), 4),
+        ]
         wire.write_step(step, rows, 8)
         servicer.end_step(servicer.answer(step, result))
         if len(servicer.sessions) < 2:
