@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retrieval_spec.service.unused import Unused
@@ -15,6 +15,7 @@ ACTIONS = st.one_of(
 )
 
 
+@example([(0.0, ("add", 0)), (0.0, ("remove", 0)), (0.0, ("add", 0)), (0.0, ("ask", (1.0, 2)))])
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 3.0]), ACTIONS), max_size=80))
 def test_it_finds_what_sorting_all_finds(script):
     used_s: dict[int, float] = {}

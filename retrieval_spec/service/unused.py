@@ -50,15 +50,15 @@ class Unused:
 
     def since(self, before_s: float, most: int) -> list[int]:
         """Returns at most so many ids that were not used since, the longest unused first."""
-        found: list[tuple[float, int]] = []
+        found: dict[int, float] = {}
         while self._heap and self._heap[0][0] < before_s and len(found) < most:
             noted_s, one = self._heap[0]
-            if one not in self._ids:
+            if one not in self._ids or one in found:  # one that left and came again stands here twice
                 heappop(self._heap)
             elif self._used_s[one] > noted_s:
                 heapreplace(self._heap, (self._used_s[one], one))
             else:
-                found.append(heappop(self._heap))
-        for entry in found:
-            heappush(self._heap, entry)
-        return [one for _, one in found]
+                found[one], _ = heappop(self._heap)
+        for one, noted_s in found.items():
+            heappush(self._heap, (noted_s, one))
+        return [*found]
