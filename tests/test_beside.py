@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -149,6 +151,33 @@ def test_an_engine_goes_on_alone_once_the_thread_has_ended(engine):
     done = []
     beside.both(lambda: done.append(1), lambda: done.append(2))
     assert done == [1, 2]
+
+
+COMPILED = """
+import retrieval_spec.service.server as server
+from retrieval_spec.kernels import blend_steps
+from tests import service_process
+from tests.strategies import as_int32
+
+def compiled():
+    names = ("begin_steps", "draft_turns", "end_steps", "take_steps")
+    return [len(getattr(blend_steps, name).signatures) for name in names]
+
+servicer = server.Servicer(service_process.default_engine())
+server.warm_up(servicer)
+before = compiled()
+sessions = [servicer.engine.open_session([1, 2, 3]) for _ in range(40)]
+seats = [session.seat for session in sessions]
+for length in (3, 4):
+    step = servicer.engine.step_batch(seats, [length] * 40, [1] * 40, [4] * 40, as_int32([2] * 40), 80)
+print(before, compiled(), sum(step.forest.counts) > 0)
+"""
+
+
+def test_the_first_large_message_of_a_server_compiles_nothing():
+    command = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[1,", "1,", "1,", "1]", "[1,", "1,", "1,", "1]", "True"]
 
 
 @pytest.mark.parametrize("num_cores", [1, 2])

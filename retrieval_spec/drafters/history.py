@@ -181,6 +181,7 @@ class HistoryCursor:
         known = self._history.card
         if self.card.words[VERSION] != known.words[VERSION]:
             automaton = self._history.texts.automaton
+            # Nobody drafts for trials in parts, so one table is enough.
             self.card.show(automaton.arena, automaton.commonest[:1].copy())
             self.card.words[VERSION:] = known.words[VERSION:]
 

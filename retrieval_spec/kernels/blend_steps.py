@@ -41,9 +41,9 @@ from retrieval_spec.kernels.steps import (
     TURN,
     WHOLE,
     cut_all,
+    is_turn_of,
     note_floor,
     pack,
-    part_of,
     take_turns,
 )
 from retrieval_spec.kernels.work_in import work_in_all
@@ -151,7 +151,7 @@ def draft_turns(
     Parts may be drafted at the same time, each with scratch memory of its own.
 
     Args:
-        steps: int64[n, STEP_WORDS]  as `begin_steps` left them; sizes are written.
+        steps: int64[n, STEP_WORDS]  as `begin_steps` left it; sizes are written.
         part: which of them (`kernels.steps`), or `WHOLE`.
         num_wanted: nodes of all parts together.
         corpora: int64[.., CORPUS_WORDS]  as for `take_steps`.
@@ -168,11 +168,11 @@ def draft_turns(
     """
     num_best = 0
     for turn in range(steps.shape[0]):
-        if part != WHOLE and part != part_of(turn):
+        if not is_turn_of(part, turn):
             continue
         at = steps[turn, TURN]
-        first, last = steps[at, FIRST], steps[at, FIRST] + steps[at, MAX_NODES]
         steps[at, SIZE] = 0
+        first, last = steps[at, FIRST], steps[at, FIRST] + steps[at, MAX_NODES]
         if last > first and steps[at, NUM_LEFT] == 0:
             card = card_at(steps[at, CARD])
             steps[at, SIZE] = _draft(

@@ -39,9 +39,10 @@ SHARES = (17, 15)
 
 
 @inlined_kernel
-def part_of(turn):
-    """Returns the part that a turn belongs to."""
-    return 1 if turn % 2 == 1 and turn % 32 < 31 else 0
+def is_turn_of(part, turn):
+    """Whether a turn belongs to a part: every other one to the second, until it has its share."""
+    is_of_second = turn % 2 == 1 and turn % (SHARES[0] + SHARES[1]) < 2 * SHARES[1]
+    return part == WHOLE or part == is_of_second
 
 
 @inlined_kernel
