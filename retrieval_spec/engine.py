@@ -31,7 +31,8 @@ from retrieval_spec.drafters.stepping import (
     Both,
     Rows,
     commit_and_draft,
-    compile_parts,
+    compile_rest,
+    learn_from,
     one_by_one,
 )
 from retrieval_spec.errors import InvalidRequest, LimitExceeded
@@ -60,10 +61,12 @@ class Stepped(NamedTuple):
     Attributes:
         forest: one tree each.
         due: sessions to `tend` once the trees are under way, by their places in the step.
+        seats: of all sessions.
     """
 
     forest: Forest
     due: list[int]
+    seats: Sequence[int]
 
 
 class Engine:
@@ -195,7 +198,7 @@ class Engine:
         """Commits to sessions and drafts for them if all is as usual; else does nothing: None.
 
         The same as `Session.expect`, `Session.commit` and `draft_batch`, wherever none of these can fail and
-        no source has to be told or asked itself. What nobody waits for is left to `Session.tend`.
+        no source has to be told or asked itself. What nobody waits for is left to `learn` and `Session.tend`.
 
         Args:
             seats: of the sessions, one at least.
@@ -225,7 +228,16 @@ class Engine:
             joints = [self.roster.session(seat).joint for seat in seats]
             trees = drafted.trees(joints, [self.budget(min(most, cap)) for cap in max_nodes])
             forest = Forest.of(_shared(joints, trees, total_nodes, cost_curve))
-        return Stepped(forest, [at for at, _ in drafted.due])
+        return Stepped(forest, [at for at, _ in drafted.due], seats)
+
+    def learn(self, stepped: Stepped) -> None:
+        """Learns from what became of the trees before, once those of a step are under way.
+
+        Otherwise sessions learn when they draft after their next commits; and so they do if one has ended.
+        """
+        seated = self.roster.look(stepped.seats)
+        if seated is not None:
+            learn_from(seated.cards[stepped.seats], {group.locks for group in seated.groups})
 
     def _has_room(self, lengths: Sequence[int], num_committed: Sequence[int]) -> bool:
         """Whether no commit is large, or comes near a limit."""
@@ -241,8 +253,8 @@ class Engine:
         return Budget(max(0, min(max_nodes, self.max_nodes)), self.limits.max_depth_nodes)
 
     def warm_up(self) -> None:
-        """Compiles what only large steps and several sources need; any draft compiles the rest."""
-        compile_parts()
+        """Compiles what drafts of sessions alone and from one source do not need."""
+        compile_rest()
         chain = DraftTree.chain([0], [0.5])
         tree = DraftTree(chain.token_ids, chain.parents, chain.probs, own_source(1))
         fuse_sources([tree, tree], 1, ("warm-up", "warm-up"), COMPILED)

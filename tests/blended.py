@@ -156,6 +156,7 @@ class BothSessions:
     def settle(self) -> None:
         """Both have worked in what was committed, and learned the same."""
         self.joint.settle()
+        self.twin.learn()
         self.both.check_tables()
 
     def close(self) -> None:

@@ -66,6 +66,7 @@ class Sides:
         )
         if stepped is None:
             return None
+        self.whole.learn(stepped)
         for at in stepped.due:
             at_once[at].tend()
         for session, commit in zip(one_by_one, commits, strict=True):
@@ -147,6 +148,21 @@ def test_where_a_kernel_finds_no_room_the_session_drafts_all_the_same(store):
             assert done[0] == done[1]
             assert len(done[0][0]) > 0
         at += 90
+
+
+def test_no_tree_depends_on_who_had_time_to_learn(store):
+    """Sessions that go on together learn in the same order after each step and before the next one."""
+    rng, engines = np.random.default_rng(2), [Engine(VOCAB_SIZE, datastores=[store]) for _ in range(2)]
+    sides = [[one.open_session([1, 2, 3, 1, 2]) for _ in range(6)] for one in engines]
+    probs: set[float] = set()
+    for length in range(5, 125, 2):
+        asked = [length] * 6, [2] * 6, [8] * 6, as_int32(rng.integers(1, 5, 12).tolist()), 24
+        steps = [one.step_batch(seats_of(side), *asked) for one, side in zip(engines, sides, strict=True)]
+        engines[0].learn(steps[0])
+        forests = [step.forest.trees([engines[0].source_names] * 6) for step in steps]
+        assert forests[0] == forests[1]
+        probs |= {*forests[0][0].probs.tolist()}
+    assert len(probs) > 60
 
 
 def batch_of(engine, *prompts):
@@ -380,6 +396,17 @@ def test_where_a_kernel_fails_the_sessions_of_the_step_end_and_teach_nobody(serv
     assert len(servicer.sessions) == servicer.engine.num_sessions == 1
     assert len(answered(servicer, [wire.SessionStep(bystander, 5, as_int32([3]), 4)])[0]) > 0
     assert 53 not in servicer.engine.open_session([51, 52]).draft(8).token_ids.tolist()
+
+
+def test_where_learning_fails_the_sessions_of_the_step_end(servicer, monkeypatch):
+    ids = [opened(servicer, [1, 2, 3, 1, 2]) for _ in range(2)]
+    bystander = opened(servicer, [1, 2, 3, 1, 2])
+    monkeypatch.setattr(stepping, "learn_outcomes", broken)
+    step, result = pb.DraftStep(), pb.DraftStepResult()
+    wire.write_step(step, [wire.SessionStep(one, 5, as_int32([3]), 4) for one in ids], 8)
+    servicer.end_step(servicer.answer(step, result))
+    assert set(result.statuses) == {0}
+    assert [servicer.sessions.seats([one]) is None for one in (*ids, bystander)] == [True, True, False]
 
 
 def test_a_session_that_cannot_be_tended_to_ends_alone(servicer, row_by_row, monkeypatch):

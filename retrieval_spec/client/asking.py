@@ -20,7 +20,7 @@ from retrieval_spec.client.economy import Move, Policy
 from retrieval_spec.client.listening import Overheard, book, remember
 from retrieval_spec.client.opening import Opener
 from retrieval_spec.client.peer import Peer
-from retrieval_spec.client.session import PARKED_S, LastStep, RemoteSession
+from retrieval_spec.client.session import PARKED_S, RemoteSession
 from retrieval_spec.client.steps import Counters, Question, Step, ask, fill, proves_health
 from retrieval_spec.client.transport import Transport
 from retrieval_spec.errors import (
@@ -103,19 +103,17 @@ class Asker:
             self._guarded(self._book, step)
         self._guarded(self._begin, step)
         if not step.waits_for_many:
-            self._guarded(self._book, step)
+            self._note(step)
 
     def finish(self, step: Step) -> None:
         """Waits for what was asked, in bounded time, and fills in the trees."""
         if step.waits_for_many:
             self._let_go()
             # While the server works: what came of the last step matters from the next one on.
-            self._guarded(self._book, step)
+            self._note(step)
         if step.waits:
             self._guarded(self._finish, step)
-        now_s = time.perf_counter()
-        waited_s = None if step.deadline_s is None else now_s - step.began_s
-        remember(step.sessions, step.trees, LastStep(now_s, waited_s))
+        step.timing.end(None if step.deadline_s is None else step.began_s)
 
     def wake(self) -> None:
         """Notes a new generation, whose drafts may be better."""
@@ -186,6 +184,11 @@ class Asker:
         """Leaves the interpreter to the thread that sends; whatever is done before, the server waits for."""
         if self._question is not None:
             time.sleep(max(0.0, self._question.sent_s + _SENDING_S - time.perf_counter()))
+
+    def _note(self, step: Step) -> None:
+        """Books the last step of each session, and lets them know of this one."""
+        self._guarded(self._book, step)
+        remember(step.sessions, step.trees, step.timing)
 
     def _book(self, step: Step) -> None:
         book(step.sessions, self._policy, step.began_s)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from retrieval_spec.client.economy import LONGEST_GAP_STEPS, Policy
-from retrieval_spec.client.session import LastStep, RemoteSession
+from retrieval_spec.client.session import RemoteSession, Timing
 from retrieval_spec.tree import CONTEXT, DraftTree
 
 
@@ -65,23 +65,23 @@ class Overheard:
         return policy.judged(worth, self._latency_s, is_final=is_final)
 
 
-def remember(sessions: Sequence[RemoteSession], trees: Sequence[DraftTree], step: LastStep) -> None:
-    """Notes what a step brought, until the tokens have come that follow it."""
-    for session, tree in zip(sessions, trees, strict=True):
-        session.last_step = step
-        session.last_length = session.context_length
-        session.last_tree = tree
+def remember(sessions: Sequence[RemoteSession], trees: Sequence[DraftTree], step: Timing) -> None:
+    """Notes where a step's drafts will be, until the tokens have come that follow them."""
+    for row, session in enumerate(sessions):
+        session.last_step, session.last_length = step, session.context_length
+        session.last_trees, session.last_row = trees, row
 
 
 def book(sessions: Sequence[RemoteSession], policy: Policy, now_s: float) -> None:
     """Tells the policy what came of the sessions' last step."""
     num_ended, num_skipped, accepted, drafted = 0, 0, 0, False
-    steps: set[LastStep] = set()  # one, nearly always
+    steps: set[Timing] = set()  # one, nearly always
     for session in sessions:
-        if session.last_step is None:
+        step = session.last_step
+        if step is None or step.returned_s is None:
             continue
         num_ended += 1
-        steps.add(session.last_step)
+        steps.add(step)
         session.last_step = None
         if session.skipped_steps:
             num_skipped = max(num_skipped, session.skipped_steps)
@@ -93,7 +93,7 @@ def book(sessions: Sequence[RemoteSession], policy: Policy, now_s: float) -> Non
             accepted += _follow(tree.parents.tolist(), token_ids, session.tail(session.last_length))[1]
     if not num_ended:
         return
-    begun_s = max([step.returned_s for step in steps])
+    begun_s = max([step.returned_s for step in steps if step.returned_s is not None])
     waited_s = max([step.waited_s for step in steps if step.waited_s is not None], default=None)
     elapsed_s = (now_s - begun_s) / (1 + num_skipped)
     policy.stepped(elapsed_s, accepted / num_ended, waited_s, drafted=drafted)

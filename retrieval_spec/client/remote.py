@@ -289,7 +289,7 @@ class DraftClient:
     def end_step(self, step: Step) -> list[DraftTree]:
         """Returns one tree a session, as soon as the answer is there, or without it."""
         self._asker.finish(step)
-        return step.trees
+        return [*step.trees]  # whose list sessions keep
 
     def draft_suffixes(
         self,

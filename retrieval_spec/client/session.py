@@ -6,6 +6,7 @@ Sends nothing itself: its client does, and decides when. Never raises for server
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,16 +36,22 @@ each call into numpy serves many steps."""
 
 
 @dataclass(slots=True, eq=False)
-class LastStep:
-    """The step that brought sessions their drafts; one for all of them.
+class Timing:
+    """When a step was over; one for all its sessions.
 
     Attributes:
-        returned_s: when it was over, on the clock of `time.perf_counter`.
+        returned_s: on the clock of `time.perf_counter`; None if it is not over yet.
         waited_s: what asking took; None if nobody asked.
     """
 
-    returned_s: float
-    waited_s: float | None
+    returned_s: float | None = None
+    waited_s: float | None = None
+
+    def end(self, asked_s: float | None) -> None:
+        """Notes that the step is over, and when it began to ask."""
+        self.returned_s = time.perf_counter()
+        if asked_s is not None:
+            self.waited_s = self.returned_s - asked_s
 
 
 class RemoteSession:
@@ -66,8 +73,9 @@ class RemoteSession:
         context_length: tokens decided so far, prompt included.
         feedback: what would travel with the next question, about the tokens from `feedback_begin` on.
         last_step: the last one that was looked at; None if what came of it is booked.
-        last_length: tokens of the context when it returned.
-        last_tree: the draft that it brought.
+        last_length: tokens of the context in it.
+        last_trees: the drafts that it brought.
+        last_row: which of them is the session's.
         skipped_steps: those since then.
     """
 
@@ -84,9 +92,10 @@ class RemoteSession:
         self.is_open = True
         self.told_curve: CostCurve | None = None
         self.is_curve_known = True
-        self.last_step: LastStep | None = None
+        self.last_step: Timing | None = None
         self.last_length = 0
-        self.last_tree = client.no_draft
+        self.last_trees: Sequence[DraftTree] = (client.no_draft,)
+        self.last_row = 0
         self.skipped_steps = 0
         self.server_id = self.replaced_id = NO_SESSION
         self.server_length = 0
@@ -99,6 +108,11 @@ class RemoteSession:
         self.opening_length = 0
         self.retry_at = 0.0
         self._vain_openings = -1  # the first one is none
+
+    @property
+    def last_tree(self) -> DraftTree:
+        """The draft that the last step brought."""
+        return self.last_trees[self.last_row]
 
     @property
     def context(self) -> Tokens:

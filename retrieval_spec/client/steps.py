@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from retrieval_spec import wire
 from retrieval_spec.budget import CostCurve
-from retrieval_spec.client.session import RemoteSession
+from retrieval_spec.client.session import RemoteSession, Timing
 from retrieval_spec.tree import DraftTree
 from retrieval_spec.v1.draft_pb2 import DraftStep
 
@@ -73,6 +73,7 @@ class Step:
         began_s: on the clock of `time.perf_counter`.
         deadline_s: until when it may wait; None if it waits for nothing.
         waiting: the sessions, by their indices, of which neither a draft nor a refusal has come.
+        timing: what sessions remember of it.
     """
 
     sessions: Sequence[RemoteSession]
@@ -83,6 +84,7 @@ class Step:
     began_s: float
     deadline_s: float | None = None
     waiting: list[int] = field(default_factory=list)
+    timing: Timing = field(default_factory=Timing)
 
     def keep_to(self, max_nodes: int) -> None:
         """Asks for no more nodes than so many for each session."""
@@ -157,7 +159,7 @@ def fill(
 ) -> None:
     """Puts drafts where they belong; sessions whose errors are of the last kind go on waiting."""
     if len(outcomes) == len(step.trees) and {*map(type, outcomes)} == {DraftTree}:
-        step.trees, step.waiting = list(outcomes), []  # type: ignore[arg-type]  # as nearly always
+        step.trees[:], step.waiting = outcomes, []  # type: ignore[assignment]  # as nearly always
         return
     settled = set()
     for index, outcome in zip(question.indices, outcomes, strict=True):

@@ -21,7 +21,7 @@ from retrieval_spec.drafters.base import (
 from retrieval_spec.drafters.guarded import GuardedCursor
 from retrieval_spec.drafters.joint import Group, trials_of
 from retrieval_spec.drafters.searched import Corpora
-from retrieval_spec.drafters.stepping import FIRST_NODES, draft_all, in_order
+from retrieval_spec.drafters.stepping import FIRST_NODES, draft_all, in_order, learn_from
 from retrieval_spec.drafters.text_card import TextCard
 from retrieval_spec.feedback import Feedback
 from retrieval_spec.fusion import TRIE_ROWS
@@ -142,11 +142,11 @@ class Blended:
                 others.append((bit, cursor))
         self.source_names = source_names
         self.corpora = corpora_among(others)
-        self._drafted = np.empty((3, 0), np.int32)
-        self._records = np.empty(0, np.int32)
+        self._drafted = np.empty((2, 3, 0), np.int32)
+        self._records = np.empty((2, 0), np.int32)
         self._card: Int64s = np.zeros(cards.CARD_WORDS, np.int64)
         self._card[cards.BITS : cards.BITS + NUM_TEXTS] = bits
-        self._card[cards.NUM_DRAFTED] = -1
+        self._card[[cards.NUM_DRAFTED, cards.NUM_UNLEARNED]] = -1
         self._take(learned, texts, others, context)
         self._make_room(FIRST_NODES)
 
@@ -179,15 +179,16 @@ class Blended:
         self._others = [(bit, GuardedCursor(cursor)) for bit, cursor in others]
 
     def _make_room(self, max_nodes: int) -> None:
-        self._keep_in(np.empty((3, max_nodes), np.int32), np.empty(record_words(max_nodes), np.int32))
+        num_words = record_words(max_nodes)
+        self._keep_in(np.empty((2, 3, max_nodes), np.int32), np.empty((2, num_words), np.int32))
 
     def _keep_in(self, drafted: Int32s, records: Int32s) -> None:
-        """Moves what is known of the tree drafted last into other arrays."""
-        drafted[:, : self._drafted.shape[1]] = self._drafted
-        records[: self._records.shape[0]] = self._records
-        self._drafted, self._records, self._num_nodes = drafted, records, drafted.shape[1]
+        """Moves what is known of the trees drafted last into other arrays."""
+        drafted[:, :, : self._drafted.shape[2]] = self._drafted
+        records[:, : self._records.shape[1]] = self._records
+        self._drafted, self._records, self._num_nodes = drafted, records, drafted.shape[2]
         at = [cards.DRAFTED, cards.DRAFTED_ROOM, cards.RECORDS, cards.RECORDS_WORDS]
-        self._card[at] = drafted.ctypes.data, drafted.shape[1], records.ctypes.data, records.shape[0]
+        self._card[at] = drafted.ctypes.data, drafted.shape[2], records.ctypes.data, records.shape[1]
 
     def draft(self, budget: Budget) -> DraftTree:
         """Returns the most probable paths, best first."""
@@ -210,8 +211,10 @@ class Blended:
         return self._context.length - self._card.item(cards.NUM_WORKED_IN)
 
     def settle(self) -> None:
-        """Works in what was observed, and tells the cursors."""
+        """Works in what was observed, learns from it and tells the cursors."""
         self._work_in()
+        if self._card.item(cards.NUM_UNLEARNED) >= 0:
+            learn_from([self.address], {self.locks})
         self._tell_texts()
         self._tell_corpora()
 

@@ -24,6 +24,7 @@ from retrieval_spec.fusion import TRIE_ROWS
 from retrieval_spec.kernels.blend import scratch_words
 from retrieval_spec.kernels.blend_steps import begin_steps, draft_turns, end_steps, take_steps
 from retrieval_spec.kernels.commits import UNUSUAL, commit_steps
+from retrieval_spec.kernels.outcomes import learn_outcomes
 from retrieval_spec.kernels.proposals import SEARCH_WORDS
 from retrieval_spec.kernels.steps import CARD, FIRST, MAX_NODES, NUM_LEFT, SHARES, STEP_WORDS, TURN
 from retrieval_spec.tree import DraftTree, Float32s, Forest, Int32s, Tokens, Uint16s
@@ -205,6 +206,19 @@ def commit_and_draft(
         return _draft(asked, searched, both)
 
 
+def learn_from(cards: Sequence[int] | Int64s, locks: set[tuple[Lock, ...]]) -> None:
+    """Learns from what became of trees now, not when sessions draft again after their next commits.
+
+    Args:
+        cards: where those of the sessions lie.
+        locks: of the sessions.
+    """
+    steps: Int64s = np.zeros((len(cards), STEP_WORDS), np.int64)
+    steps[:, CARD] = cards
+    with _Held(locks):
+        learn_outcomes(steps)
+
+
 def _steps_of(joints: Sequence[Blended], caps: Sequence[int]) -> Int64s:
     steps: Int64s = np.zeros((len(caps), STEP_WORDS), np.int64)
     steps[:, CARD], steps[:, MAX_NODES] = [joint.address for joint in joints], caps
@@ -238,7 +252,7 @@ def _draft_whole(asked: Asked, searched: Searched, trees: Trees) -> int:
 def _draft_in_parts(both: Both, asked: Asked, searched: Searched, trees: Trees) -> int:
     """Does as `_draft_whole`, but each part knows only its own trees while it drafts."""
     scratch = _fitting(asked, searched)
-    begin_steps(asked.steps, scratch.block)
+    begin_steps(asked.steps)
     draft_part = partial(_draft_part, asked, searched, (*trees, scratch.reached))
     both(partial(draft_part, 0), partial(draft_part, 1))
     kept: int = end_steps(asked.steps, scratch.best[: asked.num_best], *trees, scratch.reached)
@@ -254,11 +268,12 @@ def _draft_part(asked: Asked, searched: Searched, columns: tuple[Any, ...], part
     )
 
 
-def compile_parts() -> None:
-    """Compiles what only large steps need."""
+def compile_rest() -> None:
+    """Compiles what only large steps need, and sessions that learn once a step is answered."""
     nobody: Int64s = np.empty((0, STEP_WORDS), np.int64)
     no_trees = (*new_columns(0), np.empty(0, np.uint16))
     _draft_in_parts(one_by_one, Asked(nobody, 0, 0, 0, 0), NOTHING, no_trees)
+    learn_from((), {()})
 
 
 def _fitting(asked: Asked, searched: Searched) -> _Scratch:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrieval_spec.kernels.anchor import ANCHOR_WORDS
-from retrieval_spec.kernels.blend import PLACES
 from retrieval_spec.kernels.blend_tables import (
     BIAS,
     ESCAPE_CELLS,
@@ -17,8 +15,6 @@ from retrieval_spec.kernels.blend_tables import (
     NUM_KINDS,
     NUM_OUTCOMES,
     OUTCOMES,
-    OUTPUTS,
-    PROMPTS,
     SEEN,
     TREES,
     WEIGHT,
@@ -26,8 +22,7 @@ from retrieval_spec.kernels.blend_tables import (
     outcome_of,
 )
 from retrieval_spec.kernels.features import mixed
-from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
-from retrieval_spec.kernels.places import ANCHOR, begin, follow_texts
+from retrieval_spec.kernels.jit import inlined_kernel
 from retrieval_spec.kernels.records import (
     HEAD_WORDS,
     KNOWN_CELL,
@@ -140,51 +135,19 @@ def _judge(token_ids, parents, path_probs, num_verified, tokens, tables):
         tables[OUTCOMES + NUM_OUTCOMES + at + 1] += path_probs[other] * part
 
 
-@allocation_free_kernel
-def learn(
-    own_text,
-    anchor,
-    output_texts,
-    output_place,
-    prompt_texts,
-    prompt_place,
-    tables,
-    tokens,
-    token_ids,
-    parents,
-    path_probs,
-    num_verified,
-    block,
-    records,
-):
-    """Corrects the tables by what followed the context in fact, and moves on in the texts before they grow.
+@inlined_kernel
+def learn(tables, tokens, token_ids, parents, path_probs, num_verified, records):
+    """Corrects the tables by what followed the context in fact.
 
     Args:
-        own_text: int32[words]  as for `draft`.
-        anchor: int64[ANCHOR_WORDS]  likewise, moved on by the tokens.
-        output_texts: int32[words]  likewise.
-        output_place: int64[2]  likewise, moved on.
-        prompt_texts: int32[words]  likewise.
-        prompt_place: int64[2]  likewise, moved on.
         tables: float32[NUM_CELLS]  changed.
         tokens: int32[n]  committed tokens: the accepted ones and the bonus token; the first
-            `MAX_LEARNED_TOKENS` of them are followed, and learned from while the tree goes along.
+            `MAX_LEARNED_TOKENS` of them are learned from while the tree goes along.
         token_ids: int32[m]  the tree that was drafted.
         parents: int32[m]  likewise.
-        path_probs: float32[m]  as `draft` wrote them.
+        path_probs: float32[m]  as `blend.draft` wrote them.
         num_verified: so many nodes, the first ones, went to the target.
-        block: int64[scratch_words(0)]  scratch memory.
-        records: int32[words]  as `draft` wrote them.
+        records: int32[words]  as `blend.draft` wrote them.
     """
-    own, outputs = own_text.view(np.uint32), output_texts.view(np.uint32)
-    prompts = prompt_texts.view(np.uint32)
     _learn_path(tables, records, token_ids, parents, tokens)
     _judge(token_ids, parents, path_probs, num_verified, tokens, tables)
-    begin(own, anchor, output_place, prompt_place, block, PLACES)
-    for depth in range(min(tokens.shape[0], MAX_LEARNED_TOKENS)):
-        follow_texts(own, outputs, prompts, block, np.int64(PLACES), np.int64(tokens[depth]))
-    for word in range(ANCHOR_WORDS):
-        anchor[word] = block[PLACES + ANCHOR + word]
-    for word in range(2):
-        output_place[word] = block[PLACES + 2 * OUTPUTS + word]
-        prompt_place[word] = block[PLACES + 2 * PROMPTS + word]

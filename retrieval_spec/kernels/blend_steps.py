@@ -25,16 +25,19 @@ from retrieval_spec.kernels.cards import (
     LAST_FLOOR,
     NUM_DRAFTED,
     NUM_KEPT,
+    SIDE,
     TRIE,
     TRIE_COLUMNS,
     array_at,
 )
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
+from retrieval_spec.kernels.outcomes import set_aside
 from retrieval_spec.kernels.proposals import ask_corpora
 from retrieval_spec.kernels.selection import ALL, admit, floor_of
 from retrieval_spec.kernels.steps import (
     CARD,
     FIRST,
+    IS_DUE,
     MAX_NODES,
     NUM_LEFT,
     SIZE,
@@ -44,9 +47,10 @@ from retrieval_spec.kernels.steps import (
     is_turn_of,
     note_floor,
     pack,
+    prefetch_next,
     take_turns,
 )
-from retrieval_spec.kernels.work_in import work_in_all
+from retrieval_spec.kernels.work_in import is_due, work_in
 
 GUESS_SCATTER = 6.4
 """What a node must reach is guessed by this part of what it had to reach last time less, over the root of how
@@ -79,14 +83,14 @@ def _draft(
     reached,
 ):
     """Fills in a session's tree, and keeps what it will learn from; returns its size."""
-    proposed = trie
+    side, proposed = card[SIDE], trie
     if card[TRIE_COLUMNS] > 0:
         proposed = array_at(card[TRIE], (np.int64(TRIE_ROWS), card[TRIE_COLUMNS]), np.int32)
     else:
         ask_corpora(
             corpora, card, max_depth_nodes, reliability, block, trie, token_ids, parents, probs, sources
         )
-    drafted_ids, drafted_parents, path_probs = drafted_of(card)
+    drafted_ids, drafted_parents, path_probs = drafted_of(card, side)
     size = draft(
         arena_of(card, OWN),
         rows_of(card, OWN, part),
@@ -102,7 +106,7 @@ def _draft(
         card[BITS : BITS + NUM_TEXTS],
         max_depth_nodes,
         block,
-        records_of(card),
+        records_of(card, side),
         token_ids,
         parents,
         probs,
@@ -118,14 +122,14 @@ def _draft(
 
 
 @allocation_free_kernel
-def begin_steps(steps, block):
-    """Works in what sessions committed, one after the other, and finds who drafts when.
+def begin_steps(steps):
+    """Sets aside what became of the last trees, and finds who drafts when.
 
     Args:
         steps: int64[n, STEP_WORDS]  as for `take_steps`.
-        block: int64[..]  scratch memory (`blend.scratch_words`).
     """
-    work_in_all(steps, block)
+    for at in range(steps.shape[0]):
+        set_aside(card_at(steps[at, CARD]))
     take_turns(steps)
 
 
@@ -146,12 +150,12 @@ def draft_turns(
     sources,
     reached,
 ):
-    """Drafts for the sessions of one part, those that have room, in their turns.
+    """Works in what the sessions of one part committed, and drafts for those that have room, in their turns.
 
     Parts may be drafted at the same time, each with scratch memory of its own.
 
     Args:
-        steps: int64[n, STEP_WORDS]  as `begin_steps` left it; sizes are written.
+        steps: int64[n, STEP_WORDS]  as `begin_steps` left it; the other words are written.
         part: which of them (`kernels.steps`), or `WHOLE`.
         num_wanted: nodes of all parts together.
         corpora: int64[.., CORPUS_WORDS]  as for `take_steps`.
@@ -170,11 +174,13 @@ def draft_turns(
     for turn in range(steps.shape[0]):
         if not is_turn_of(part, turn):
             continue
+        prefetch_next(steps, part, turn)
         at = steps[turn, TURN]
-        steps[at, SIZE] = 0
+        card = card_at(steps[at, CARD])
+        steps[at, NUM_LEFT], steps[at, SIZE] = work_in(card, block), 0
+        steps[at, IS_DUE] = is_due(card)
         first, last = steps[at, FIRST], steps[at, FIRST] + steps[at, MAX_NODES]
         if last > first and steps[at, NUM_LEFT] == 0:
-            card = card_at(steps[at, CARD])
             steps[at, SIZE] = _draft(
                 card,
                 max(part, 0),
@@ -230,7 +236,7 @@ def take_steps(
     sources,
     reached,
 ):
-    """Works in what sessions committed, and then drafts for those that have room: one after the other.
+    """Works in what sessions committed and drafts for those that have room: one after the other.
 
     Of all trees together it keeps the most probable nodes, ties in the order of the sessions, and returns how
     many these are.
@@ -252,7 +258,7 @@ def take_steps(
         sources: uint16[..]  written: bit mask of the sources that know the token here.
         reached: float32[..]  scratch memory for path probabilities.
     """
-    begin_steps(steps, block)
+    begin_steps(steps)
     draft_turns(
         steps,
         WHOLE,

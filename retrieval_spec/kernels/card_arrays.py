@@ -90,16 +90,17 @@ def tables_of(card):
 
 
 @expanded_kernel
-def records_of(card):
+def records_of(card, side):
     """Returns what is to be learned from."""
-    return array_at(card[RECORDS], (card[RECORDS_WORDS],), np.int32)
+    words = card[RECORDS_WORDS]
+    return array_at(card[RECORDS] + 4 * side * words, (words,), np.int32)
 
 
 @expanded_kernel
-def drafted_of(card):
+def drafted_of(card, side):
     """Returns token ids, parents and path probabilities, each with room for the largest tree."""
     room = card[DRAFTED_ROOM]
-    address, words = card[DRAFTED], (room,)
+    address, words = card[DRAFTED] + 12 * side * room, (room,)
     return (
         array_at(address, words, np.int32),
         array_at(address + 4 * room, words, np.int32),

@@ -21,7 +21,9 @@ from retrieval_spec.kernels.cards import (
     DRAFTED_ROOM,
     PLACES,
     RECORDS,
+    RECORDS_WORDS,
     ROWS,
+    SIDE,
     TEXTS,
     array_at,
 )
@@ -56,19 +58,20 @@ def prefetch_named(address):
         _prefetch_line(card[TEXTS + kind])
         _prefetch_line(card[PLACES + kind])
     for row in range(3):
-        _prefetch_line(card[DRAFTED] + 4 * row * card[DRAFTED_ROOM])
-    _prefetch_line(card[RECORDS])
+        _prefetch_line(card[DRAFTED] + 4 * (3 * card[SIDE] + row) * card[DRAFTED_ROOM])
+    _prefetch_line(card[RECORDS] + 4 * card[SIDE] * card[RECORDS_WORDS])
 
 
 @inlined_kernel
 def prefetch_ends(address):
-    """Asks for the end of the context, the beginning of the own text, and what is known of the last tree."""
+    """Asks for the end of the context, the beginning of the own text, and where records are written."""
     card = card_at(address)
     context, own = context_of(card), text_of(card, OWN)
     _prefetch_line(context[CONTEXT_AT] + 4 * context[CONTEXT_LENGTH] - 4)
     _prefetch_line(own[ARENA])
     _prefetch_line(own[ROWS])
-    first_record = card[RECORDS] + 4 * np.int64(records_of(card)[STARTS])
+    side = card[SIDE]
+    first_record = card[RECORDS] + 4 * (side * card[RECORDS_WORDS] + records_of(card, side)[STARTS])
     for line in range(RECORD_LINES):
         _prefetch_line(first_record + LINE_BYTES * line)
 

@@ -32,21 +32,25 @@ SEEN_VERSION, SEEN_NUMBER, PLACE_WORDS = range(2, 5)
 
 (
     TABLES,  # float32[NUM_CELLS]
-    RECORDS,  # int32[RECORDS_WORDS]
+    RECORDS,  # int32[2, RECORDS_WORDS]: what is to be learned from, on two sides
     RECORDS_WORDS,
-    DRAFTED,  # int32[3, DRAFTED_ROOM]: token ids, parents and path probabilities of the tree drafted last
+    DRAFTED,  # int32[2, 3, DRAFTED_ROOM]: token ids, parents and path probabilities of the trees they are of
     DRAFTED_ROOM,
-    NUM_DRAFTED,  # its nodes; negative once its outcome is known
+    SIDE,  # where the tree drafted last lies; on the other one, the last tree whose outcome is known
+    NUM_DRAFTED,  # nodes of the tree drafted last; negative once its outcome is known
     NUM_KEPT,  # so many of them go to the target
     FLOOR,  # float64: what its nodes had to reach in a batch; below 0 if all were wanted
-    LAST_KEPT,  # so many went there of the last tree whose outcome is known
+    NUM_UNLEARNED,  # nodes of the last tree whose outcome is known; negative once it is learned
+    LAST_KEPT,  # so many of them went to the target
     LAST_FLOOR,  # what had to be reached there
+    OUTCOME_BEGIN,  # where the tokens that followed it begin in the context
+    OUTCOME_END,
     TRIE,  # int32[TRIE_ROWS, TRIE_COLUMNS]: what sources propose that kernels cannot ask
     TRIE_COLUMNS,
     CONTEXT,  # int64[CONTEXT_WORDS]
     NUM_WORKED_IN,  # tokens of the context that the texts and tables know of
     BITS,  # the source bit of each text
-) = range(15)
+) = range(19)
 
 TEXTS = BITS + NUM_TEXTS
 """int64[TEXT_WORDS] of each text."""

@@ -9,7 +9,6 @@ import numpy as np
 
 from retrieval_spec.kernels.card_arrays import card_at
 from retrieval_spec.kernels.card_prefetch import (
-    prefetch_card,
     prefetch_ends,
     prefetch_named,
     prefetch_states,
@@ -61,17 +60,16 @@ def take_turns(steps):
 
 
 @inlined_kernel
-def prefetch_next(steps, at):
-    """Asks for what those will read whose rows come next."""
-    ahead = steps.shape[0] - 1 - at
-    if ahead > 3:
-        prefetch_card(steps[at + 4, CARD])
-    if ahead > 2:
-        prefetch_named(steps[at + 3, CARD])
-    if ahead > 1:
-        prefetch_ends(steps[at + 2, CARD])
-    if ahead > 0:
-        prefetch_states(steps[at + 1, CARD])
+def prefetch_next(steps, part, turn):
+    """Asks for what those will read whose turns come next in a part."""
+    stride = 1 if part == WHOLE else 2
+    left = (steps.shape[0] - 1 - turn) // stride
+    if left > 2:
+        prefetch_named(steps[steps[turn + 3 * stride, TURN], CARD])
+    if left > 1:
+        prefetch_ends(steps[steps[turn + 2 * stride, TURN], CARD])
+    if left > 0:
+        prefetch_states(steps[steps[turn + stride, TURN], CARD])
 
 
 @inlined_kernel

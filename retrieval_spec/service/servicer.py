@@ -195,7 +195,8 @@ class Servicer(DraftServiceServicer):
     @_call
     def Draft(self, request: pb.DraftRequest, owner: str) -> pb.DraftResponse:  # noqa: D102
         response = pb.DraftResponse()
-        self.end_step(self.answer(request.step, response.result, owner))
+        answered = self.answer(request.step, response.result, owner)
+        asyncio.get_running_loop().call_soon(self.end_step, answered)  # once the answer is under way
         return response
 
     async def DraftStream(  # noqa: D102

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from retrieval_spec import wire
@@ -87,20 +89,24 @@ class StepDesk:
         return Answered(columns, outcomes, time.perf_counter() - begin_s)
 
     def tend(self, answered: Answered) -> None:
-        """Notes that the sessions of a step are in use, and tends to those that are due; some may be gone."""
-        if isinstance(answered.outcomes, Stepped):
-            self._sessions.note_use(answered.columns.session_ids)
-            for at in answered.outcomes.due:
-                self._tend(answered.columns.session_ids[at])
+        """Does what nobody waits for: learns, notes use, and tends to who is due; some may be gone."""
+        ids, outcomes = answered.columns.session_ids, answered.outcomes
+        if isinstance(outcomes, Stepped):
+            self._afterwards(ids, partial(self._engine.learn, outcomes))
+            self._sessions.note_use(ids)
+            for at in outcomes.due:
+                self._afterwards([ids[at]], partial(self._tend, ids[at]))
 
     def _tend(self, session_id: int) -> None:
-        try:
+        with suppress(UnknownSession):
             self._sessions.get(session_id).tend()
-        except UnknownSession:
-            pass
+
+    def _afterwards(self, session_ids: Sequence[int], work: Callable[[], object]) -> None:
+        try:
+            work()
         except Exception as error:
             internal_error(error)
-            self._sessions.give_up([session_id])  # its text may have stopped half-way
+            self._sessions.give_up(session_ids)  # something may be half done
 
     def _outcomes(
         self,

@@ -110,7 +110,8 @@ def _are_many_sound(forest: DraftTree, sizes: NDArray[Any], vocab_size: int, num
         return True
     # Nodes of all trees are numbered through. What continues a context has the last node of the tree before
     # as its parent, which has no other children: they would come after it.
-    parents = forest.parents + np.repeat(sizes.cumsum(dtype=np.int64) - sizes, sizes)
+    num_each = sizes.astype(np.int64)
+    parents = forest.parents + np.repeat(np.add.accumulate(num_each) - num_each, num_each)
     edges = (parents << 32) + tokens  # two alike are siblings
     edges.sort()
     # Few kinds of calls into numpy: a draft finds cold caches, where the first of each kind costs most.

@@ -68,6 +68,15 @@ class Record(NamedTuple):
         return 2 + 2 * num_candidates + NUM_FEATURES * len(self.described) + 3 * len(self.contexts)
 
 
+class Outcome(NamedTuple):
+    """What became of a draft: of its nodes so many went to the target, and these tokens followed."""
+
+    drafted: list[Node]
+    records: dict[int, Record]
+    num_kept: int
+    tokens: list[int]
+
+
 class Namespace:
     """What the sessions of one namespace wrote, were asked and learned."""
 
@@ -92,6 +101,7 @@ class Session:
         self.anchor: Anchor | None = None
         self.drafted: list[Node] | None = None
         self.records: dict[int, Record] = {}
+        self.unlearned: Outcome | None = None
         self.num_kept = self.last_kept = self.num_full = self.num_free_words = 0
         self.floor = self.last_floor = 0.0
         self.trees = TreeNode()
@@ -122,15 +132,15 @@ class Session:
         self.num_kept = num_nodes
 
     def observe(self, tokens: list[int]) -> None:
-        """Learns from what followed, if it was drafted for, and goes on; only then an anchor moves along."""
+        """Goes on, and if it was drafted for, notes what followed; only then an anchor moves along."""
         anchor = None if tokens else self.anchor
+        if tokens:
+            self.learn()
         if self.drafted is not None and tokens:
             place = self._place()
             for token in tokens[:MAX_LEARNED_TOKENS]:
                 place = place.after(token)
-            self._learn_path(self.drafted, tokens[:MAX_LEARNED_TOKENS])
-            drafted = [(node.token, node.parent, node.path_prob) for node in self.drafted]
-            self.tables.judge(drafted, self.num_kept, tokens)
+            self.unlearned = Outcome(self.drafted, self.records, self.num_kept, tokens)
             self.drafted, self.trees = None, TreeNode()
             self.last_kept, self.last_floor = self.num_kept, self.floor
             anchor = place.anchor if len(tokens) <= MAX_LEARNED_TOKENS else None
@@ -138,6 +148,14 @@ class Session:
         self.end = self.own.extended(self.end, tokens)
         self.context += tokens
         self.output += tokens
+
+    def learn(self) -> None:
+        """Learns what became of the last tree that was followed: before the next one is, or at the end."""
+        if self.unlearned is not None:
+            outcome, self.unlearned = self.unlearned, None
+            self._learn_path(outcome)
+            drafted = [(node.token, node.parent, node.path_prob) for node in outcome.drafted]
+            self.tables.judge(drafted, outcome.num_kept, outcome.tokens)
 
     def close(self) -> None:
         for kind, tokens in ((OUTPUTS, self.output), (PROMPTS, self.prompt)):
@@ -201,15 +219,15 @@ class Session:
                 one.prob /= total
         return candidates
 
-    def _learn_path(self, drafted: list[Node], tokens: list[int]) -> None:
+    def _learn_path(self, outcome: Outcome) -> None:
         """Learns where the tokens passed, as long as they stay in the tree."""
-        children = {(one.parent, one.token): at for at, one in enumerate(drafted)}
+        children = {(one.parent, one.token): at for at, one in enumerate(outcome.drafted)}
         node: int | None = -1
-        for token in tokens:
+        for token in outcome.tokens[:MAX_LEARNED_TOKENS]:
             if node is None:
                 break
-            if node in self.records:
-                self._learn(self.records[node], token)
+            if node in outcome.records:
+                self._learn(outcome.records[node], token)
             node = children.get((node, token))
 
     def _learn(self, record: Record, token: int) -> None:
@@ -270,8 +288,8 @@ Asked = list[tuple[Session, tuple[tuple[int, DraftTree], ...]]]
 def drafted_together(asked: Asked, max_nodes: int, total_nodes: int, in_parts: bool) -> list[list[Node]]:
     """The trees of a batch: of all paths the most probable ones, of equals those of earlier sessions.
 
-    Those of whose nodes most were kept last time draft first, when all have learned. In parts, each knows
-    only what its own sessions found.
+    Those of whose nodes most were kept last time draft first. In parts, each knows only what its own sessions
+    found.
     """
     turns = sorted(range(len(asked)), key=lambda at: -asked[at][0].last_kept)
     is_choice = 0 < total_nodes < max_nodes * len(asked)
