@@ -26,7 +26,7 @@ from retrieval_spec.kernels.blend_steps import begin_steps, draft_turns, end_ste
 from retrieval_spec.kernels.commits import UNUSUAL, commit_steps
 from retrieval_spec.kernels.outcomes import learn_outcomes
 from retrieval_spec.kernels.proposals import SEARCH_WORDS
-from retrieval_spec.kernels.steps import CARD, FIRST, MAX_NODES, NUM_LEFT, SHARES, STEP_WORDS, TURN
+from retrieval_spec.kernels.steps import CARD, FIRST, MAX_NODES, NUM_LEFT, NUM_PARTS, STEP_WORDS, TURN
 from retrieval_spec.tree import DraftTree, Float32s, Forest, Int32s, Tokens, Uint16s
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def _draft_in_parts(both: Both, asked: Asked, searched: Searched, trees: Trees) 
 
 def _draft_part(asked: Asked, searched: Searched, columns: tuple[Any, ...], part: int) -> None:
     scratch = _fitting(asked, searched)
-    best = scratch.best[: -(-asked.num_best * SHARES[part] // sum(SHARES))]
+    best = scratch.best[: -(-asked.num_best // NUM_PARTS)]
     draft_turns(
         *(asked.steps, part, asked.num_best, searched.rows, asked.max_depth_nodes, best, _RELIABILITY),
         *(scratch.block, scratch.trie, *columns),

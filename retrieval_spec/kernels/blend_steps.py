@@ -40,11 +40,11 @@ from retrieval_spec.kernels.steps import (
     IS_DUE,
     MAX_NODES,
     NUM_LEFT,
+    NUM_PARTS,
     SIZE,
     TURN,
     WHOLE,
     cut_all,
-    is_turn_of,
     note_floor,
     pack,
     prefetch_next,
@@ -170,11 +170,9 @@ def draft_turns(
         sources: uint16[..]  likewise.
         reached: float32[..]  likewise: path probabilities.
     """
-    num_best = 0
-    for turn in range(steps.shape[0]):
-        if not is_turn_of(part, turn):
-            continue
-        prefetch_next(steps, part, turn)
+    num_best, stride = 0, 1 if part == WHOLE else NUM_PARTS
+    for turn in range(max(part, 0), steps.shape[0], stride):
+        prefetch_next(steps, turn, stride)
         at = steps[turn, TURN]
         card = card_at(steps[at, CARD])
         steps[at, NUM_LEFT], steps[at, SIZE] = work_in(card, block), 0

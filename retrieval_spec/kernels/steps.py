@@ -33,15 +33,8 @@ from retrieval_spec.kernels.selection import cut, num_at_floor
 
 WHOLE = -1
 """No part: all sessions."""
-SHARES = (17, 15)
-"""Turns of 32 that each part of a large step gets: the thread that does the second one has to be woken."""
-
-
-@inlined_kernel
-def is_turn_of(part, turn):
-    """Whether a turn belongs to a part: every other one to the second, until it has its share."""
-    is_of_second = turn % 2 == 1 and turn % (SHARES[0] + SHARES[1]) < 2 * SHARES[1]
-    return part == WHOLE or part == is_of_second
+NUM_PARTS = 2
+"""Of a large step: every other turn belongs to the second."""
 
 
 @inlined_kernel
@@ -60,9 +53,8 @@ def take_turns(steps):
 
 
 @inlined_kernel
-def prefetch_next(steps, part, turn):
-    """Asks for what those will read whose turns come next in a part."""
-    stride = 1 if part == WHOLE else 2
+def prefetch_next(steps, turn, stride):
+    """Asks for what those will read whose turns come next, one stride after the other."""
     left = (steps.shape[0] - 1 - turn) // stride
     if left > 2:
         prefetch_named(steps[steps[turn + 3 * stride, TURN], CARD])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retrieval_spec.kernels import automaton as layout
 from retrieval_spec.kernels import shared_automaton as kernels
 from retrieval_spec.kernels.commonest import ROW_WORDS
-from retrieval_spec.kernels.steps import SHARES
+from retrieval_spec.kernels.steps import NUM_PARTS
 from retrieval_spec.structures.suffix_automaton import add_root, bytes_of, moved_arena, new_arena
 from retrieval_spec.tree import Int32s, Tokens
 
@@ -54,7 +54,7 @@ class SharedAutomaton:
         self._leap_states = _STATES_OF_A_LEAP if leaps else self._max_states
         first = min(_FIRST_STATES, self._max_states)
         self.arena = new_arena(first, _edges_for(first))
-        self.commonest: Int32s = np.zeros((len(SHARES), _COMMON_STATES, ROW_WORDS), np.int32)
+        self.commonest: Int32s = np.zeros((NUM_PARTS, _COMMON_STATES, ROW_WORDS), np.int32)
         add_root(self.arena)
 
     @staticmethod

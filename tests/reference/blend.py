@@ -41,8 +41,8 @@ MAX_HOPS = 12
 LEFT_FOR_SHORTER = 3.0
 SEARCHED_SHARE = 0.5
 GUESS_SCATTER = 6.4
-PART_TURNS = ((*range(0, 32, 2), 31), range(1, 31, 2))
-"""Of 32, those of each part of a large batch."""
+NUM_PARTS = 2
+"""Of a large batch: they take turns."""
 LOWEST_MIXED_PROB = 0.001
 MAX_LEARNED_TOKENS, MAX_LEARNED_PROMPT = 64, 16_384
 MIN_PATH_PROB = float(np.float32(5e-4))
@@ -84,7 +84,9 @@ class Namespace:
         self.tables = Tables(prior)
         self.contexts: Counter[tuple[int, int]] = Counter()  # kinds and stages of those that gave candidates
         self.texts = {OUTPUTS: Texts(), PROMPTS: Texts()}
-        self.rows = [{OUTPUTS: Rows(is_for_all=True), PROMPTS: Rows(is_for_all=True)} for _ in PART_TURNS]
+        self.rows = [
+            {OUTPUTS: Rows(is_for_all=True), PROMPTS: Rows(is_for_all=True)} for _ in range(NUM_PARTS)
+        ]
 
 
 class Session:
@@ -295,9 +297,10 @@ def drafted_together(asked: Asked, max_nodes: int, total_nodes: int, in_parts: b
     is_choice = 0 < total_nodes < max_nodes * len(asked)
     guessed_share = max(0.0, 1.0 - GUESS_SCATTER / total_nodes**0.5) if is_choice else 0.0
     trees: list[list[Node]] = [[] for _ in asked]
-    for part, its_turns in enumerate(PART_TURNS if in_parts else [range(32)]):
-        room, best = -(-total_nodes * len(its_turns) // 32), list[float]()
-        for at in [at for turn, at in enumerate(turns) if turn % 32 in its_turns]:
+    num_parts = NUM_PARTS if in_parts else 1
+    for part in range(num_parts):
+        room, best = -(-total_nodes // num_parts), list[float]()
+        for at in turns[part::num_parts]:
             session, others = asked[at]
             known = best[0] if len(best) == room else -1.0
             lowest = max(known, guessed_share * session.last_floor) if is_choice else -1.0
