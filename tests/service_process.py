@@ -75,6 +75,16 @@ ENGINES = {
 }
 
 
+def frames_of(listen: str) -> str:
+    """Where a server of a test takes frames, beside its unix socket `s.sock`; no path may be long."""
+    return f"{listen.removesuffix('s.sock')}f.sock"
+
+
+def way(transport: str, listen: str) -> str:
+    """What a client is told of a transport."""
+    return frames_of(listen) if transport == "frames" else transport
+
+
 @contextmanager
 def server_process(
     listen: str, engine: str = "counting", log: IO[str] | None = None, **config: Any

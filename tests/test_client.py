@@ -19,18 +19,19 @@ from retrieval_spec.client import session as session_module
 from retrieval_spec.engine import Engine
 from retrieval_spec.errors import InvalidRequest, ServiceUnavailable, TokenizerMismatch, UnknownSession
 from retrieval_spec.service import server
+from retrieval_spec.service.config import ServerConfig
 from retrieval_spec.service.peers import ANYBODY
 from retrieval_spec.service.servicer import Servicer
 from retrieval_spec.tree import DraftTree
 from retrieval_spec.v1 import draft_pb2 as pb
 from retrieval_spec.v1.draft_pb2_grpc import DraftServiceStub
 from tests.fake_drafters import CountingDrafter
-from tests.service_process import LIMITS, counting_engine, server_process, server_thread
+from tests.service_process import LIMITS, counting_engine, frames_of, server_process, server_thread, way
 
 PATIENCE_S = 20.0
 """For waits that are about outcome, not time: the machine may be busy."""
 
-both_transports = pytest.mark.parametrize("transport", ["stream", "unary"])
+all_transports = pytest.mark.parametrize("transport", ["stream", "unary", "frames"])
 
 
 class Scripted(Servicer):
@@ -65,7 +66,8 @@ class Scripted(Servicer):
 def scripted(tmp_path, monkeypatch):
     """A server whose answers the test can spoil, and its address."""
     monkeypatch.setattr(server, "Servicer", Scripted)
-    with server_thread(f"unix:{tmp_path}/s.sock", counting_engine()) as address:
+    listen = f"unix:{tmp_path}/s.sock"
+    with server_thread(listen, counting_engine(), ServerConfig(frames=frames_of(listen))) as address:
         servicer = Scripted.latest
         servicer.steps.clear()
         servicer.opened.clear()
@@ -150,10 +152,10 @@ def test_a_curve_of_a_step_without_answer_is_told_again(scripted):
         assert [step.HasField("cost_curve") for step in servicer.steps] == [True, True]
 
 
-@both_transports
+@all_transports
 def test_every_step_is_counted(scripted, transport):
     servicer, address = scripted
-    with DraftClient(address, timeout_s=PATIENCE_S, transport=transport) as client:
+    with DraftClient(address, timeout_s=PATIENCE_S, transport=way(transport, address)) as client:
         session = client.open_session([1, 2])
         before = servicer.meter.steps, servicer.meter.committed_tokens
         for _ in range(3):
@@ -178,23 +180,24 @@ def test_closing_tells_the_last_tokens(scripted):
 
 
 @pytest.mark.row("V1")
-@both_transports
+@all_transports
 def test_without_a_server_opening_says_what_to_do(tmp_path, transport):
-    with DraftClient(f"unix:{tmp_path}/none.sock", transport=transport) as client:
+    address = f"unix:{tmp_path}/s.sock"
+    with DraftClient(address, transport=way(transport, address)) as client:
         for call in (lambda: client.open_session([1]), client.ping, lambda: client.vocab_size):
             with pytest.raises(ServiceUnavailable, match="retrieval-spec serve"):
                 call()
 
 
 @pytest.mark.row("V1", "V4")
-@both_transports
+@all_transports
 def test_a_killed_server_costs_empty_trees_until_its_successor_is_up(
     tmp_path, transport, caplog, quick_retries
 ):
     listen = f"unix:{tmp_path}/s.sock"
     local = LocalClient(counting_engine()).open_session([1, 2])
-    with server_process(listen) as (process, address):
-        client = DraftClient(address, timeout_s=PATIENCE_S, transport=transport)
+    with server_process(listen, frames=frames_of(listen)) as (process, address):
+        client = DraftClient(address, timeout_s=PATIENCE_S, transport=way(transport, address))
         session = client.open_session([1, 2])
         assert session.draft(4) == local.draft(4)
         process.kill()
@@ -205,7 +208,7 @@ def test_a_killed_server_costs_empty_trees_until_its_successor_is_up(
             assert session.draft(4) == DraftTree.empty(client.source_names)
         session.truncate(15)
         local.truncate(15)
-    with server_process(listen):
+    with server_process(listen, frames=frames_of(listen)):
         drafts_come_back(session)
         for token in range(20):
             session.commit([token])
@@ -216,12 +219,12 @@ def test_a_killed_server_costs_empty_trees_until_its_successor_is_up(
 
 
 @pytest.mark.row("V4")
-@both_transports
+@all_transports
 def test_all_sessions_come_back_at_once(tmp_path, transport, quick_retries):
     """One outage, however many sessions it hit, is one failure."""
     listen = f"unix:{tmp_path}/s.sock"
-    client = DraftClient(listen, timeout_s=PATIENCE_S, transport=transport)
-    with server_thread(listen, counting_engine()):
+    client = DraftClient(listen, timeout_s=PATIENCE_S, transport=way(transport, listen))
+    with server_thread(listen, counting_engine(), ServerConfig(frames=frames_of(listen))):
         sessions = [client.open_session([token]) for token in range(16)]
         assert sum(map(len, client.draft_batch(sessions, 16))) == 16
     for opened in sessions:
@@ -229,7 +232,7 @@ def test_all_sessions_come_back_at_once(tmp_path, transport, quick_retries):
     for _ in range(4):
         assert sum(map(len, client.draft_batch(sessions, 16))) == 0
         time.sleep(0.03)
-    with server_thread(listen, counting_engine()):
+    with server_thread(listen, counting_engine(), ServerConfig(frames=frames_of(listen))):
         drafts_come_back(sessions[0])
         trees = client.draft_batch(sessions, 16)
         assert [tree.token_ids.tolist() for tree in trees] == [[token + 1] for token in range(16)]
@@ -237,11 +240,12 @@ def test_all_sessions_come_back_at_once(tmp_path, transport, quick_retries):
 
 
 @pytest.mark.row("V1")
-@both_transports
+@all_transports
 def test_a_hung_server_is_waited_for_once(tmp_path, transport, caplog, monkeypatch):
     monkeypatch.setattr(asking, "STALE_S", 0.3)
-    with server_process(f"unix:{tmp_path}/s.sock") as (process, address):
-        client = DraftClient(address, timeout_s=0.2, transport=transport)
+    listen = f"unix:{tmp_path}/s.sock"
+    with server_process(listen, frames=frames_of(listen)) as (process, address):
+        client = DraftClient(address, timeout_s=0.2, transport=way(transport, address))
         session = client.open_session([1])
         drafts_come_back(session)
         process.send_signal(signal.SIGSTOP)
@@ -347,12 +351,13 @@ UNARY_TOO = {"wrong step number", "token past the vocabulary", "cut column", "an
 @pytest.mark.row("V3")
 @pytest.mark.parametrize(
     ("kind", "transport"),
-    [(kind, "stream") for kind in HOSTILE] + [(kind, "unary") for kind in sorted(UNARY_TOO)],
+    [(kind, transport) for kind in HOSTILE for transport in ("stream", "frames")]
+    + [(kind, "unary") for kind in sorted(UNARY_TOO)],
 )
 def test_a_hostile_answer_is_dropped(scripted, kind, transport, caplog, quick_retries):
     spoil = HOSTILE[kind]
     servicer, address = scripted
-    with DraftClient(address, timeout_s=PATIENCE_S, transport=transport) as client:
+    with DraftClient(address, timeout_s=PATIENCE_S, transport=way(transport, address)) as client:
         session = client.open_session([1])
         drafts_come_back(session)
         caplog.clear()
@@ -611,10 +616,10 @@ def test_a_successor_with_another_vocabulary_is_not_believed(tmp_path, quick_ret
     client.close()
 
 
-@both_transports
+@all_transports
 def test_a_closed_client_drafts_nothing(scripted, transport):
     _, address = scripted
-    client = DraftClient(address, timeout_s=PATIENCE_S, transport=transport)
+    client = DraftClient(address, timeout_s=PATIENCE_S, transport=way(transport, address))
     opened = client.open_session([1])
     assert len(opened.draft(2)) == 2
     client.close()
@@ -627,10 +632,10 @@ def test_a_closed_client_drafts_nothing(scripted, transport):
     opened.close()
 
 
-@both_transports
+@all_transports
 def test_an_empty_call_takes_the_way_of_drafts(scripted, transport):
     servicer, address = scripted
-    with DraftClient(address, timeout_s=PATIENCE_S, transport=transport) as client:
+    with DraftClient(address, timeout_s=PATIENCE_S, transport=way(transport, address)) as client:
         assert 0 < client.ping() < PATIENCE_S
     assert [step.session_ids for step in servicer.steps] == [b""]
 

@@ -27,16 +27,24 @@ TIMEOUT_S = 20.0
 
 
 @pytest.fixture(scope="module", params=["unix", "tcp"])
-def address(request, tmp_path_factory):
+def places(request, tmp_path_factory):
+    """Where the same server is asked with gRPC and without."""
     folder = tmp_path_factory.mktemp("clients")
     listen = f"unix:{folder}/s.sock" if request.param == "unix" else "127.0.0.1:0"
-    with server_process(listen, "session") as (_, address):
-        yield address
+    with server_process(listen, "session", frames=f"unix:{folder}/frames.sock") as (_, address):
+        yield address, f"unix:{folder}/frames.sock"
 
 
-@pytest.fixture(params=["stream", "unary"])
-def remote(address, request):
-    with DraftClient(address, timeout_s=TIMEOUT_S, transport=request.param) as client:
+@pytest.fixture(scope="module")
+def address(places):
+    return places[0]
+
+
+@pytest.fixture(params=["stream", "unary", "frames"])
+def remote(places, request):
+    address, frames = places
+    transport = frames if request.param == "frames" else request.param
+    with DraftClient(address, timeout_s=TIMEOUT_S, transport=transport) as client:
         yield client
 
 

@@ -26,7 +26,8 @@ from retrieval_spec.client.peer import Peer
 from retrieval_spec.client.session import RemoteSession
 from retrieval_spec.client.steps import Counters, Step
 from retrieval_spec.client.suffixes import SuffixAsker
-from retrieval_spec.client.transport import OPEN_TIMEOUT_S, Connection, open_transport
+from retrieval_spec.client.transport import OPEN_TIMEOUT_S, Connection
+from retrieval_spec.client.transports import open_transport
 from retrieval_spec.errors import InvalidRequest, RetrievalSpecError, ServiceUnavailable
 from retrieval_spec.projection import Projection
 from retrieval_spec.tree import DraftTree, as_tokens
@@ -58,7 +59,8 @@ class DraftClient:
             `dns:///name:port` for several replicas, of which the client keeps to one until it is lost.
         timeout_s: asks in every step and waits so long at most, for replays and wherever else there is no
             generation to hold up; None waits as long as it pays.
-        transport: `stream`, or `unary` where a proxy breaks streams.
+        transport: `stream`; `unary` where a proxy breaks streams; or `unix:PATH`, as given to
+            `retrieval-spec serve --frames`, where the server is on this machine: a fraction of the latency.
         credentials: TLS and a token, where the server asks for them.
         pad_to_nodes: if positive, the size of an answer tells nobody how much was drafted: it holds so many
             nodes for each session, and no more are drafted.

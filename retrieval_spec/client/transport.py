@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +16,8 @@ import grpc
 
 from retrieval_spec import wire
 from retrieval_spec.client.credentials import Credentials
-from retrieval_spec.errors import InvalidRequest, RetrievalSpecError, ServiceUnavailable
+from retrieval_spec.client.told import Told
+from retrieval_spec.errors import RetrievalSpecError, ServiceUnavailable
 from retrieval_spec.v1 import draft_pb2 as pb
 
 OPEN_TIMEOUT_S = 10.0
@@ -41,26 +41,33 @@ _OPTIONS = (
 
 
 class Connection:
-    """A channel to `unix:/path`, `host:port` or `dns:///name:port`, and what travels with every call."""
+    """A channel to `unix:/path`, `host:port` or `dns:///name:port`, and what travels with every call.
+
+    Attributes:
+        credentials: how the client shows who it is.
+        is_closed: whether the client is.
+    """
 
     def __init__(self, address: str, credentials: Credentials | None = None) -> None:
-        self._credentials = credentials or Credentials()
-        self._channel = self._credentials.open_channel(address, _OPTIONS)
+        self.credentials = credentials or Credentials()
+        self._channel = self.credentials.open_channel(address, _OPTIONS)
+        self.is_closed = False
 
     def method(self, name: str, response: type[Any]) -> Method:
         """Returns one unary method of the service."""
         # The generated stub would do, but it refuses grpc releases older than its generator.
         call = self._channel.unary_unary(f"/{_SERVICE}/{name}", _serialized, response.FromString)
-        return Method(call, self._credentials.metadata)
+        return Method(call, self.credentials.metadata)
 
     def stream(self, name: str, response: type[Any]) -> Callable[..., Any]:
         """Returns what opens one streaming method of the service."""
         call = self._channel.stream_stream(f"/{_SERVICE}/{name}", _serialized, response.FromString)
-        metadata = self._credentials.metadata
+        metadata = self.credentials.metadata
         return lambda requests, **options: _started(call, requests, metadata=metadata, **options)
 
     def close(self) -> None:
         """Ends all calls."""
+        self.is_closed = True
         self._channel.close()
 
 
@@ -111,7 +118,7 @@ def _started(call: Callable[..., Any], request: Any, **options: Any) -> Any:
     try:
         return call(request, **options)
     except ValueError as closed:  # grpc's word for a closed channel
-        raise ServiceUnavailable("the client is closed", remedy="open a new one") from closed
+        raise client_closed() from closed
 
 
 class Answer(NamedTuple):
@@ -211,7 +218,7 @@ class UnaryTransport:
         except grpc.FutureCancelledError:
             raise ServiceUnavailable("the client is closed") from None
         if result.step_number != self._step_number:
-            raise _wrong_answer()
+            raise wrong_answer()
         return Answer(result, at_s)
 
     def drop(self) -> None:
@@ -266,7 +273,7 @@ class StreamTransport:
     @property
     def unheard(self) -> Sequence[pb.CloseSessionRequest]:
         """What was told of last, as long as no answer shows that the server has heard it."""
-        return () if self._stream is None else self._stream.unheard
+        return () if self._stream is None else self._stream.told.unheard
 
     def tell(self, ended: pb.CloseSessionRequest) -> bool:
         """Puts it on the stream, if one is open."""
@@ -289,31 +296,24 @@ class _Stream:
         self._requests: queue.SimpleQueue[pb.DraftStreamRequest | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer | RetrievalSpecError] = queue.SimpleQueue()
         self._awaited: int | None = None
-        self._told: deque[pb.CloseSessionRequest] = deque(maxlen=wire.MAX_ENDED)
-        self._num_told = self._num_told_before = self._num_heard = 0
+        self.told = Told()
         self.has_ended = False
         self._call = open_stream(iter(self._requests.get, None), wait_for_ready=wait_for_ready)
         threading.Thread(target=self._read, name="retrieval-spec-stream", daemon=True).start()
 
     def send(self, request: pb.DraftStreamRequest) -> None:
         self._awaited = request.step.step_number
-        self._num_told_before = self._num_told
+        self.told.asked()
         self._requests.put(request)
-
-    @property
-    def unheard(self) -> list[pb.CloseSessionRequest]:
-        told = list(self._told)
-        return told[max(len(told) - (self._num_told - self._num_heard), 0) :]
 
     def tell(self, ended: pb.CloseSessionRequest) -> None:
         """Sends what is not answered: the answer to the next question shows that it was heard."""
-        self._num_told += 1
-        self._told.append(ended)
+        self.told.add(ended)
         self._requests.put(pb.DraftStreamRequest(ended=[ended]))
 
     def flush(self, timeout_s: float) -> None:
         """Ends the questions and waits for the end of answers, unless an answer shows that all was heard."""
-        if self._num_told == self._num_heard:
+        if self.told.all_heard:
             return
         deadline_s = time.perf_counter() + timeout_s
         self._requests.put(None)
@@ -338,7 +338,7 @@ class _Stream:
                 if response.HasField("ahead"):
                     self._pushes.put(response.ahead)
                 elif not self._deliver(response.result):
-                    end = _wrong_answer()
+                    end = wrong_answer()
                     self._call.cancel()
                     break
         except grpc.RpcError as failure:
@@ -352,30 +352,19 @@ class _Stream:
         if result.step_number != self._awaited:
             return False
         self._awaited = None
-        self._num_heard = self._num_told_before
+        self.told.answered()
         self._answers.put(Answer(result, time.perf_counter()))
         return True
 
 
-def _wrong_answer() -> ServiceUnavailable:
+def wrong_answer() -> ServiceUnavailable:
+    """Returns what is wrong with an answer to another question than the one that waits."""
     return ServiceUnavailable("the server answered another question")
 
 
-_TRANSPORTS: dict[str, Callable[[Connection, Pushes], Transport]] = {
-    "stream": StreamTransport,
-    "unary": UnaryTransport,
-}
-
-
-def open_transport(name: str, connection: Connection, pushes: Pushes) -> Transport:
-    """Returns the transport of that name; what comes beside answers it puts into `pushes`.
-
-    Raises:
-        InvalidRequest: there is none.
-    """
-    if name not in _TRANSPORTS:
-        raise InvalidRequest("unknown transport", got=name, expected=" or ".join(_TRANSPORTS))
-    return _TRANSPORTS[name](connection, pushes)
+def client_closed() -> ServiceUnavailable:
+    """Returns what is wrong with calls after the client was closed."""
+    return ServiceUnavailable("the client is closed", remedy="open a new one")
 
 
 def _serialized(message: Any) -> bytes:

@@ -50,6 +50,9 @@ class ServeSettings:
         choices=("auto", "mmap", "memory"),
     )
     trust_datastores: bool = _setting(False, "skip the checksums at start")
+    frames: str | None = _setting(
+        None, "another socket where clients on this machine ask without gRPC, sooner answered", "unix:PATH"
+    )
     insecure: bool = _setting(False, "listen beyond this machine without TLS: the network itself is trusted")
     tls_certificate: str | None = _setting(
         None, "the server's certificate chain; read again when it changes", "PEM"

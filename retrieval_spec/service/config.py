@@ -12,6 +12,7 @@ class ServerConfig:
     """Who may connect and what is told of the server's state; None leaves a part out.
 
     Attributes:
+        frames: `unix:PATH` of a socket where clients on this machine may ask without gRPC.
         insecure: whether to listen beyond this machine without TLS.
         tls_certificate: PEM file with the server's certificate chain; read again when it changes.
         tls_key: PEM file with its private key.
@@ -32,6 +33,7 @@ class ServerConfig:
         reload_datastores: whether new generations are taken up as they are written.
     """
 
+    frames: str | None = None
     insecure: bool = False
     tls_certificate: str | None = None
     tls_key: str | None = None
@@ -57,6 +59,8 @@ class ServerConfig:
             raise InvalidRequest(
                 "client certificates need TLS", remedy="set tls_certificate and tls_key beside tls_client_ca"
             )
+        if self.frames is not None and self.tls_certificate is not None:
+            raise InvalidRequest("frames travel without TLS", remedy="leave out frames, or the certificate")
         if self.admin is None and (self.admin_root or self.admin_tokens):
             raise InvalidRequest("nobody listens for changes", remedy="set admin beside admin_root")
         if not 0 <= self.grace_s <= 3_600:

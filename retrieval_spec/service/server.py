@@ -21,6 +21,7 @@ from retrieval_spec.limits import Limits
 from retrieval_spec.service.admin import Administration
 from retrieval_spec.service.beside import Beside, num_cores
 from retrieval_spec.service.config import ON_THIS_MACHINE, ServerConfig
+from retrieval_spec.service.frames import FrameListener
 from retrieval_spec.service.history import HistoryKeeper
 from retrieval_spec.service.listen import (
     TcpListener,
@@ -82,6 +83,7 @@ class DraftServer:
         interceptors = trace_interceptors() if config.traces else []
         self._server = grpc.aio.server(options=_options(engine.limits), interceptors=interceptors)
         self._pulse = Pulse()
+        self._frames = FrameListener(self._servicer, config.frames) if config.frames is not None else None
         self._around: list[Beside | Watchdog | HealthListener | MetricsListener] = []
         self._housekeeping: asyncio.Task[None] | None = None
         self.health_address: str | None = None
@@ -96,6 +98,11 @@ class DraftServer:
     def address(self) -> str:
         """Where clients find it, such as `127.0.0.1:50051`, the port never 0."""
         return self._place.address
+
+    @property
+    def frames_address(self) -> str | None:
+        """Where it is asked without gRPC."""
+        return None if self._frames is None else self._frames.address
 
     async def start(self) -> None:
         """Listens and answers health checks, compiles the kernels, then takes sessions."""
@@ -112,6 +119,8 @@ class DraftServer:
             self._around.append(Beside(self._servicer.engine))
         await self._server.start()
         self._place.publish()
+        if self._frames is not None:
+            await self._frames.start()
         # Compiling takes seconds; the loop goes on answering health checks meanwhile.
         await asyncio.to_thread(warm_up, self._servicer)
         self._servicer.meter = Meter()  # the warm-up was nobody's traffic
@@ -130,7 +139,10 @@ class DraftServer:
             self._housekeeping.cancel()
         await self._health.enter_graceful_shutdown()
         self._servicer.end_streams()
-        await self._server.stop(self._config.grace_s if grace_s is None else grace_s)
+        grace_s = self._config.grace_s if grace_s is None else grace_s
+        await self._server.stop(grace_s)
+        if self._frames is not None:
+            await self._frames.stop(grace_s)
         if self._servicer.history is not None:
             await self._servicer.history.stop()
         for beside in self._around:
@@ -235,6 +247,7 @@ async def _serve(shelf: Shelf, listen: str, on_ready: Callable[[str], None], con
         if not stopping.is_set():
             logger.info("serving at %s", server.address)
             for what, address in (
+                ("steps in frames", server.frames_address),
                 ("health checks", server.health_address),
                 ("metrics", server.metrics_address),
                 ("changes to datastores", administration.address),

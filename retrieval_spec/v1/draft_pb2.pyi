@@ -268,3 +268,19 @@ class DraftSuffixesResponse(_message.Message):
     missing_tokens: bytes
     info: ServerInfo
     def __init__(self, result: _Optional[_Union[DraftStepResult, _Mapping]] = ..., missing_tokens: _Optional[bytes] = ..., info: _Optional[_Union[ServerInfo, _Mapping]] = ...) -> None: ...
+
+class FramedHello(_message.Message):
+    __slots__ = ("authorization",)
+    AUTHORIZATION_FIELD_NUMBER: _ClassVar[int]
+    authorization: str
+    def __init__(self, authorization: _Optional[str] = ...) -> None: ...
+
+class FramedRefusal(_message.Message):
+    __slots__ = ("status", "type", "message")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    type: str
+    message: str
+    def __init__(self, status: _Optional[int] = ..., type: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...

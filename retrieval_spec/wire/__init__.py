@@ -9,9 +9,10 @@ from retrieval_spec.wire.ahead import MAX_AHEAD_BYTES, ahead_bytes, read_ahead, 
 from retrieval_spec.wire.columns import MAX_ENDED, MAX_MESSAGE_BYTES, number_bytes, read_tokens, token_bytes
 from retrieval_spec.wire.costs import read_cost_curve, write_cost_curve
 from retrieval_spec.wire.feedback import write_feedback
+from retrieval_spec.wire.frames import HEAD_BYTES, MESSAGE, OTHER, frame, read_head
 from retrieval_spec.wire.padding import pad, unpad
 from retrieval_spec.wire.projection import read_projection, write_projection
-from retrieval_spec.wire.statuses import ERROR_TYPE_KEY, error_from
+from retrieval_spec.wire.statuses import ERROR_TYPE_KEY, STATUS_NAMES, STATUS_NUMBERS, error_from
 from retrieval_spec.wire.steps import (
     Outcome,
     SessionStep,
@@ -28,22 +29,29 @@ from retrieval_spec.wire.steps import (
 from retrieval_spec.wire.suffixes import Suffix, read_missing, read_suffixes, write_missing, write_suffixes
 
 __all__ = [
-    "MAX_AHEAD_BYTES",
     "ERROR_TYPE_KEY",
+    "HEAD_BYTES",
+    "MAX_AHEAD_BYTES",
     "MAX_ENDED",
     "MAX_MESSAGE_BYTES",
+    "MESSAGE",
+    "OTHER",
+    "STATUS_NAMES",
+    "STATUS_NUMBERS",
     "Outcome",
     "SessionStep",
     "StepColumns",
     "Suffix",
     "ahead_bytes",
     "error_from",
+    "frame",
     "number_bytes",
     "pad",
     "read_ahead",
     "read_columns",
     "read_commits",
     "read_cost_curve",
+    "read_head",
     "read_missing",
     "read_projection",
     "read_result",
