@@ -1,9 +1,10 @@
 """Measures a server under many sessions against its bars; ratios are taken within one run.
 
-    OMP_WAIT_POLICY=PASSIVE python tools/bench_service.py [--seconds 600] [--rounds 600] [--json FILE]
+    OMP_WAIT_POLICY=PASSIVE python tools/bench_service.py [--seconds 600] [--rounds 600] [--frames]
 
 A real server process with the default preset and a datastore; the client is `DraftClient`. Messages of 64
-sessions alternate with those of one and with empty calls on the same stream. Then 1,000 sessions of several
+sessions alternate with those of one and with empty calls on the same stream; calls in frames over a plain
+socket alternate with those over gRPC. Then 1,000 sessions of several
 namespaces stay open for `--seconds`, each replaced as it ends: `--clients` processes share them and ask
 without a break, as engines beside one server do. The server's memory is watched: after the first third each
 session was replaced, and what they taught fills its budget, so that old text goes as new comes. Memory rises
@@ -117,18 +118,25 @@ class Walks:
 
 
 @contextmanager
-def serving(store: Path) -> Iterator[tuple[int, DraftClient]]:
-    """A server that keeps little of what sessions taught, its process id and a client."""
+def serving(store: Path) -> Iterator[tuple[int, DraftClient, DraftClient]]:
+    """A server that keeps little of what sessions taught: its process id, clients with and without gRPC."""
     with tempfile.TemporaryDirectory() as scratch:
-        address = f"unix:{scratch}/server.sock"
-        process = start_server(store, address, "--max-learned-bytes", str(LEARNED_MIB << 20))
-        client = DraftClient(address, timeout_s=1.0)
+        address, frames = f"unix:{scratch}/server.sock", f"unix:{scratch}/frames.sock"
+        options = ("--frames", frames, "--max-learned-bytes", str(LEARNED_MIB << 20))
+        process = start_server(store, address, *options)
+        clients = [asking(address, transport) for transport in ("stream", frames)]
         try:
-            yield process.pid, client
+            yield process.pid, *clients
         finally:
-            client.close()
+            for client in clients:
+                client.close()
             process.terminate()
             process.wait()
+
+
+def asking(address: str, transport: str) -> DraftClient:
+    """Returns a client that asks in every step."""
+    return DraftClient(address, timeout_s=1.0, transport=transport)
 
 
 def seconds_of_draft(client: DraftClient, sessions: list[RemoteSession], total_nodes: int) -> float:
@@ -164,6 +172,27 @@ def bench_batches(client: DraftClient, documents: Sequence[Any], rounds: int) ->
     ]
 
 
+def bench_frames(clients: Sequence[DraftClient], documents: Sequence[Any], rounds: int) -> list[Row]:
+    """Alternates calls over gRPC and in frames, empty ones and those of one session."""
+    walks = [Walks(client, documents, 1) for client in clients]
+    empty, one = ([[], []], [[], []])
+    for _ in range(rounds):
+        for at, client in enumerate(clients):
+            empty[at].append(client.ping())
+            one[at].append(seconds_of_draft(client, walks[at].batch(0, 1), 16))
+    for walk in walks:
+        walk.close()
+    (none_s, framed_none_s), (one_s, framed_s) = (
+        [float(np.median(times[rounds // 5 :])) for times in both] for both in (empty, one)
+    )
+    return [
+        Row("empty call in frames, p50", framed_none_s * 1e6, "us"),
+        Row("the same / over gRPC", framed_none_s / none_s, "x"),
+        Row("one session in a message in frames, p50", framed_s * 1e6, "us"),
+        Row("the same / over gRPC", framed_s / one_s, "x"),
+    ]
+
+
 class Asked(NamedTuple):
     """What one of several clients did."""
 
@@ -172,9 +201,11 @@ class Asked(NamedTuple):
     num_missed: int
 
 
-def ask_on(address: str, documents: Sequence[Any], num_sessions: int, seconds: float) -> Asked:
+def ask_on(
+    address: str, transport: str, documents: Sequence[Any], num_sessions: int, seconds: float
+) -> Asked:
     """Asks without a break about so many open sessions: what each of several processes does."""
-    with DraftClient(address, timeout_s=1.0) as client:
+    with asking(address, transport) as client:
         walks = Walks(client, documents, num_sessions)
         end_s = time.perf_counter() + seconds
         num_drafts, place = 0, 0
@@ -187,13 +218,14 @@ def ask_on(address: str, documents: Sequence[Any], num_sessions: int, seconds: f
 
 
 def bench_sustained(
-    address: str, pid: int, documents: Sequence[Any], seconds: float, num_clients: int
+    address: str, transport: str, pid: int, documents: Sequence[Any], seconds: float, num_clients: int
 ) -> list[Row]:
     """Asks without a break with 1,000 sessions open; watches the server's memory."""
     sizes: list[float] = []
+    num_each = OPEN_SESSIONS // num_clients
     with ProcessPoolExecutor(num_clients, multiprocessing.get_context("spawn")) as pool:
         asking = [
-            pool.submit(ask_on, address, documents[first::num_clients], OPEN_SESSIONS // num_clients, seconds)
+            pool.submit(ask_on, address, transport, documents[first::num_clients], num_each, seconds)
             for first in range(num_clients)
         ]
         while not wait(asking, seconds / 240).done:
@@ -270,11 +302,14 @@ def run(arguments: argparse.Namespace) -> list[Row]:
 
     with tempfile.TemporaryDirectory() as scratch:
         store = write_corpus(Path(scratch) / "store", arguments.tokenizer, documents)
-        with serving(store) as (pid, client):
+        with serving(store) as (pid, client, framed):
             if arguments.rounds:
                 show(bench_batches(client, held_out, arguments.rounds))
+                show(bench_frames((client, framed), held_out, arguments.rounds))
             if arguments.seconds:
-                show(bench_sustained(client.address, pid, held_out, arguments.seconds, arguments.clients))
+                transport = framed.transport if arguments.frames else client.transport
+                load = (arguments.seconds, arguments.clients)
+                show(bench_sustained(client.address, transport, pid, held_out, *load))
             if arguments.passes:
                 show(bench_beside_model(client, pid, held_out, arguments.passes))
     return rows
@@ -290,6 +325,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=600, help="of messages of 64, 1 and 0 sessions")
     parser.add_argument("--seconds", type=float, default=600.0, help="under load")
     parser.add_argument("--clients", type=int, default=2, help="processes that ask under load")
+    parser.add_argument("--frames", action="store_true", help="they ask in frames, not over gRPC")
     parser.add_argument("--passes", type=int, default=60, help="rounds of forward passes")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows as JSON")
     arguments = parser.parse_args()

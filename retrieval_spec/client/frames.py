@@ -9,15 +9,12 @@ import select
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any
-
-from google.protobuf.message import DecodeError
 
 from retrieval_spec import wire
 from retrieval_spec.client.credentials import TOKEN_KEY
 from retrieval_spec.client.told import Told
 from retrieval_spec.client.transport import Answer, Connection, client_closed, wrong_answer
-from retrieval_spec.errors import InvalidRequest, RetrievalSpecError, ServiceUnavailable
+from retrieval_spec.errors import RetrievalSpecError, ServiceUnavailable
 from retrieval_spec.v1 import draft_pb2 as pb
 
 PREFIX = "unix:"
@@ -209,10 +206,7 @@ class _Stream:
 
     def _answer(self, message: bytes) -> Answer:
         """Returns the answer that is awaited; unasked ones are none."""
-        try:
-            result: Any = pb.DraftStreamResponse.FromString(message).result
-        except DecodeError:
-            raise InvalidRequest("an answer that is no message") from None
+        result = wire.parsed(pb.DraftStreamResponse, message).result
         if result.step_number != self._awaited:
             raise wrong_answer()
         self._awaited = None
@@ -221,9 +215,6 @@ class _Stream:
 
 
 def _refusal(message: bytes) -> RetrievalSpecError:
-    try:
-        refusal = pb.FramedRefusal.FromString(message)
-    except DecodeError:
-        return InvalidRequest("a refusal that is no message")
+    refusal = wire.parsed(pb.FramedRefusal, message)
     status = wire.STATUS_NAMES.get(refusal.status, "UNKNOWN")
     return wire.error_from(refusal.type, status, refusal.message or "no reason given")

@@ -85,7 +85,7 @@ class DraftClient:
             )
         if timeout_s is not None and not timeout_s > 0:
             raise InvalidRequest("the time limit must be positive", got=timeout_s)
-        self.address = address
+        self.address, self.transport = address, transport
         self._longest_wait_s = timeout_s or LONGEST_WAIT_S
         self._connection = Connection(address, credentials)
         self._get_info = self._connection.method("GetInfo", pb.GetInfoResponse)

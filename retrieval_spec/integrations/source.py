@@ -58,12 +58,14 @@ class HostSettings:
         namespace: whose learned text is used and added to.
         cost_per_node: what one more verified token costs a step, as a share of it; 0 drafts all there is room
             for, else only as many nodes as pay.
+        transport: as of `DraftClient`: `unix:PATH` where the server takes frames, else as it is.
         timeout_s: asks in every step and waits so long at most; 0 waits as long as it pays.
         tls_ca, tls_certificate, tls_key, tls_server_name: as of `Credentials`.
         token_file: holds the token, where the server asks for one.
     """
 
     server: str = ""
+    transport: str = "stream"
     datastores: str = ""
     preset: str = "default"
     namespace: str = "default"
@@ -125,8 +127,10 @@ def open_source(settings: HostSettings, vocab_size: int) -> DraftClient | LocalC
             remedy=f"set {PREFIX}SERVER to a server's address, or to {LOCAL}",
         )
     if settings.server != LOCAL:
-        timeout_s = settings.timeout_s or None
-        return DraftClient(settings.server, timeout_s=timeout_s, credentials=_credentials(settings))
+        timeout_s, credentials = settings.timeout_s or None, _credentials(settings)
+        return DraftClient(
+            settings.server, timeout_s=timeout_s, transport=settings.transport, credentials=credentials
+        )
     try:
         from retrieval_spec.engine import Engine
     except ImportError as error:

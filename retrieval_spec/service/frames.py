@@ -13,13 +13,12 @@ from functools import partial
 from typing import Any, NoReturn, cast
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from retrieval_spec import wire
 from retrieval_spec.errors import InvalidRequest, RetrievalSpecError, Unauthenticated
 from retrieval_spec.service.bugs import internal_error
 from retrieval_spec.service.listen import UnixListener
-from retrieval_spec.service.servicer import MALFORMED, Servicer
+from retrieval_spec.service.servicer import Servicer
 from retrieval_spec.v1 import draft_pb2 as pb
 
 HELLO_TIMEOUT_S = 10.0
@@ -52,8 +51,8 @@ class _Stream:
         """
         try:
             hello = await asyncio.wait_for(self._read(wire.OTHER, _MAX_HELLO_BYTES), HELLO_TIMEOUT_S)
-            self._authorization = pb.FramedHello.FromString(hello).authorization
-        except (asyncio.TimeoutError, RetrievalSpecError, DecodeError) as error:
+            self._authorization = wire.parsed(pb.FramedHello, hello).authorization
+        except (asyncio.TimeoutError, RetrievalSpecError) as error:
             raise Unauthenticated("no hello", expected="a frame with a FramedHello comes first") from error
 
     async def requests(self) -> AsyncIterator[Any]:
@@ -61,12 +60,12 @@ class _Stream:
 
         Raises:
             LimitExceeded: one is too long.
-            InvalidRequest: a frame of another kind.
+            InvalidRequest: a frame of another kind, or no message in it.
         """
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 message = await self._read(wire.MESSAGE, self._max_message_bytes)
-                yield _tolerant(message)
+                yield wire.parsed(pb.DraftStreamRequest, message)
 
     async def _read(self, kind: int, max_bytes: int) -> bytes:
         head = await self._reader.readexactly(wire.HEAD_BYTES)
@@ -172,10 +171,3 @@ class FrameListener:
 def _bind(listening: socket.socket, address: str) -> int:
     listening.bind(address.removeprefix("unix:"))
     return 0
-
-
-def _tolerant(message: bytes) -> Any:
-    try:
-        return pb.DraftStreamRequest.FromString(message)
-    except DecodeError:
-        return MALFORMED

@@ -9,7 +9,7 @@ from retrieval_spec.wire.ahead import MAX_AHEAD_BYTES, ahead_bytes, read_ahead, 
 from retrieval_spec.wire.columns import MAX_ENDED, MAX_MESSAGE_BYTES, number_bytes, read_tokens, token_bytes
 from retrieval_spec.wire.costs import read_cost_curve, write_cost_curve
 from retrieval_spec.wire.feedback import write_feedback
-from retrieval_spec.wire.frames import HEAD_BYTES, MESSAGE, OTHER, frame, read_head
+from retrieval_spec.wire.frames import HEAD_BYTES, MESSAGE, OTHER, frame, parsed, read_head
 from retrieval_spec.wire.padding import pad, unpad
 from retrieval_spec.wire.projection import read_projection, write_projection
 from retrieval_spec.wire.statuses import ERROR_TYPE_KEY, STATUS_NAMES, STATUS_NUMBERS, error_from
@@ -47,6 +47,7 @@ __all__ = [
     "frame",
     "number_bytes",
     "pad",
+    "parsed",
     "read_ahead",
     "read_columns",
     "read_commits",

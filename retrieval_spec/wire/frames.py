@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
 
 from retrieval_spec.errors import InvalidRequest, LimitExceeded
 
@@ -11,6 +14,21 @@ MESSAGE, OTHER = 0, 1
 
 _HEAD = struct.Struct("<IB")
 HEAD_BYTES = _HEAD.size
+
+
+SomeMessage = TypeVar("SomeMessage", bound=Message)
+
+
+def parsed(message_type: type[SomeMessage], message: bytes) -> SomeMessage:
+    """Returns what a frame holds.
+
+    Raises:
+        InvalidRequest: it is no such message.
+    """
+    try:
+        return message_type.FromString(message)
+    except DecodeError:
+        raise InvalidRequest("the bytes are no message", expected=message_type.__name__) from None
 
 
 def frame(kind: int, message: bytes) -> bytes:

@@ -17,8 +17,15 @@ from retrieval_spec.errors import (
     TokenizerMismatch,
 )
 from retrieval_spec.integrations import source
-from retrieval_spec.integrations.source import HostDrafts, HostSettings, open_source, tokenizer_folder
+from retrieval_spec.integrations.source import (
+    HostDrafts,
+    HostSettings,
+    open_source,
+    read_settings,
+    tokenizer_folder,
+)
 from retrieval_spec.integrations.tokenizers import fingerprint_of
+from retrieval_spec.service.config import ServerConfig
 from tests.service_process import VOCAB_SIZE, counting_engine, server_thread
 
 TOKEN = "a-token-of-some-length"
@@ -36,7 +43,7 @@ def test_a_token_that_cannot_be_read_is_refused_at_the_start(tmp_path, content):
 def test_the_token_of_a_file_is_shown(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        source, "DraftClient", lambda server, timeout_s, credentials: shown.append(credentials)
+        source, "DraftClient", lambda server, credentials, **options: shown.append(credentials)
     )
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     open_source(HostSettings(server="unix:x", token_file=str(tmp_path / "token")), VOCAB_SIZE)
@@ -50,6 +57,17 @@ def test_drafts_of_this_process_need_the_server_s_parts(monkeypatch):
     monkeypatch.setitem(sys.modules, "retrieval_spec.engine", None)
     with pytest.raises(MissingDependency, match=r"retrieval-spec\[server\]', or use a server"):
         open_source(HostSettings(server="local"), VOCAB_SIZE)
+
+
+def test_a_host_may_ask_without_grpc(tmp_path):
+    listen, frames = f"unix:{tmp_path}/s.sock", f"unix:{tmp_path}/f.sock"
+    environment = {"RETRIEVAL_SPEC_SERVER": listen, "RETRIEVAL_SPEC_TRANSPORT": frames}
+    settings = read_settings({"timeout_s": 20.0}, environment)
+    with server_thread(listen, counting_engine(), ServerConfig(frames=frames)):
+        client = open_source(settings, VOCAB_SIZE)
+        assert client.open_session([1]).draft(2).token_ids.tolist() == [2, 3]
+        assert client.transport == frames
+        client.close()
 
 
 def test_sources_have_names_once_they_are_known(tmp_path):
