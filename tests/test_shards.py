@@ -113,6 +113,8 @@ def test_what_cannot_be_is_refused(two, tmp_path):
     for addresses in ([], "unix:/run/one.sock"):
         with pytest.raises(InvalidRequest):
             ShardedClient(addresses)
+    with pytest.raises(InvalidRequest, match="share no socket"):
+        ShardedClient(two, transport="unix:/run/frames.sock")
     with (
         ShardedClient([f"unix:{tmp_path}/none.sock"]) as client,
         pytest.raises(ServiceUnavailable, match="none of the servers"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from retrieval_spec.budget import CostCurve, cut, share_nodes
 from retrieval_spec.client.credentials import Credentials
+from retrieval_spec.client.frames import PREFIX
 from retrieval_spec.client.interface import TokenIds
 from retrieval_spec.client.remote import DraftClient
 from retrieval_spec.client.session import RemoteSession
@@ -41,11 +42,11 @@ class ShardedClient:
     Args:
         addresses: one for each server; for replicas of one server see `DraftClient`.
         timeout_s: as for `DraftClient`.
-        transport: as for `DraftClient`.
+        transport: `stream` or `unary`, as for `DraftClient`.
         credentials: for all of them.
 
     Raises:
-        InvalidRequest: no address.
+        InvalidRequest: no address, or one socket for all.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class ShardedClient:
     ) -> None:
         if isinstance(addresses, str) or not addresses:
             raise InvalidRequest("no list of addresses", got=repr(addresses), expected="one for each server")
+        if transport.startswith(PREFIX):
+            raise InvalidRequest("servers share no socket", got=transport, expected="stream or unary")
         self.clients = tuple(
             DraftClient(address, timeout_s=timeout_s, transport=transport, credentials=credentials)
             for address in addresses
