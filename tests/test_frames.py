@@ -224,6 +224,22 @@ def test_who_reads_no_answers_is_not_read_from(served, listen):
         expect_service(listen)
 
 
+def test_who_never_reads_is_let_go_of_in_time(listen, monkeypatch):
+    monkeypatch.setattr(frames, "_LEAVE_TIMEOUT_S", 0.1)
+    engine = Engine(VOCAB_SIZE, limits=Limits(max_stream_idle_s=1))
+    with (
+        server_thread(listen, engine, ServerConfig(frames=frames_of(listen))),
+        connected(frames_of(listen)) as greedy,
+    ):
+        greedy.sendall(HELLO)
+        deadline_s = time.monotonic() + PATIENCE_S
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            while time.monotonic() < deadline_s:
+                with contextlib.suppress(BlockingIOError):
+                    greedy.send(EMPTY_STEP * 100, socket.MSG_DONTWAIT)
+                time.sleep(0.001)
+
+
 @pytest.mark.row("T1")
 def test_a_token_says_whose_sessions_they_are(listen, tmp_path):
     tokens = tmp_path / "tokens"

@@ -26,6 +26,8 @@ _MAX_HELLO_BYTES = 8_192
 _MORE_THAN_STREAMS = 64
 """So many may be open besides streams: not greeted yet, or about to be refused."""
 _BACKLOG = 128
+_LEAVE_TIMEOUT_S = 2.0
+"""For the last frames to be read by whoever reads at all."""
 
 
 class _Ended(Exception):
@@ -156,11 +158,12 @@ class FrameListener:
         finally:
             self._tasks.remove(task)
             writer.close()
+            asyncio.get_running_loop().call_later(_LEAVE_TIMEOUT_S, writer.transport.abort)
 
     async def _answer(self, stream: _Stream) -> None:
         try:
             await stream.greet()
-            answers = cast(AsyncGenerator[Any], self._servicer.DraftStream(stream.requests(), stream))
+            answers = cast(AsyncGenerator[Any, None], self._servicer.DraftStream(stream.requests(), stream))
             async with contextlib.aclosing(answers):
                 async for answer in answers:
                     await stream.write(answer)
