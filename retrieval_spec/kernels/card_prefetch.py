@@ -1,7 +1,7 @@
 """Asking for what the next sessions of a message will read, before their turn comes.
 
-What a card names can be asked for once the card is there, what that names once it is there, and so on: four
-stages, each for a session whose turn comes sooner (software-pipelined prefetching; Chen et al., 2004).
+What a card names can be asked for now, what that names once it is there, and so on: three stages, each for a
+session whose turn comes sooner (software-pipelined prefetching; Chen et al., 2004).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from retrieval_spec.kernels.blend_tables import NUM_TEXTS, OUTPUTS, OWN
 from retrieval_spec.kernels.card_arrays import arena_of, card_at, context_of, place_of, records_of, text_of
 from retrieval_spec.kernels.cards import (
     ARENA,
-    CARD_WORDS,
     CONTEXT,
     CONTEXT_AT,
     CONTEXT_LENGTH,
@@ -40,13 +39,6 @@ RECORD_LINES = 4
 @inlined_kernel
 def _prefetch_line(address):
     prefetch(array_at(address, (np.int64(1),), np.int64), np.int64(0))
-
-
-@inlined_kernel
-def prefetch_card(address):
-    """Asks for a card."""
-    for at in range(0, 8 * CARD_WORDS, LINE_BYTES):
-        _prefetch_line(address + at)
 
 
 @inlined_kernel

@@ -245,8 +245,11 @@ class Servicer(DraftServiceServicer):
 
     def end_step(self, answered: Answered) -> None:
         """Does what nobody waits for, once an answer is under way: counts it, and tends to its sessions."""
-        answered.note_in(self.meter)
-        self.desk.tend(answered)
+        try:
+            answered.note_in(self.meter)
+            self.desk.tend(answered)
+        except Exception as error:
+            internal_error(error)
 
     async def _draft_ahead(
         self, request: pb.DraftStreamRequest, answered: Answered, owner: str, arrivals: Arrivals
