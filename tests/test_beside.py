@@ -173,14 +173,14 @@ seats = [session.seat for session in sessions]
 for length in (3, 4):
     step = servicer.engine.step_batch(seats, [length] * 40, [1] * 40, [4] * 40, as_int32([2] * 40), 80)
     servicer.engine.learn(step)
-print(before, compiled(), sum(step.forest.counts) > 0)
+print(compiled() == before, min(before) > 0, sum(step.forest.counts) > 0)
 """
 
 
 def test_the_first_large_message_of_a_server_compiles_nothing():
     command = [sys.executable, "-c", COMPILED]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [*["[1,", "1,", "1,", "1,", "1]"] * 2, "True"]
+    assert done.stdout.split() == ["True"] * 3
 
 
 @pytest.mark.parametrize("num_cores", [1, 2])
