@@ -31,7 +31,7 @@ from retrieval_spec.drafters.stepping import (
     Both,
     Rows,
     commit_and_draft,
-    compile_rest,
+    compile_parts,
     learn_from,
     one_by_one,
 )
@@ -253,8 +253,8 @@ class Engine:
         return Budget(max(0, min(max_nodes, self.max_nodes)), self.limits.max_depth_nodes)
 
     def warm_up(self) -> None:
-        """Compiles what drafts of sessions alone and from one source do not need."""
-        compile_rest()
+        """Compiles what only large steps and several sources need; any draft compiles the rest."""
+        compile_parts()
         chain = DraftTree.chain([0], [0.5])
         tree = DraftTree(chain.token_ids, chain.parents, chain.probs, own_source(1))
         fuse_sources([tree, tree], 1, ("warm-up", "warm-up"), COMPILED)

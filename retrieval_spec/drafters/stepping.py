@@ -268,12 +268,11 @@ def _draft_part(asked: Asked, searched: Searched, columns: tuple[Any, ...], part
     )
 
 
-def compile_rest() -> None:
-    """Compiles what only large steps need, and sessions that learn once a step is answered."""
+def compile_parts() -> None:
+    """Compiles what only large steps need."""
     nobody: Int64s = np.empty((0, STEP_WORDS), np.int64)
     no_trees = (*new_columns(0), np.empty(0, np.uint16))
     _draft_in_parts(one_by_one, Asked(nobody, 0, 0, 0, 0), NOTHING, no_trees)
-    learn_from((), {()})
 
 
 def _fitting(asked: Asked, searched: Searched) -> _Scratch:
