@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from retrieval_spec import wire
 from retrieval_spec.client import Credentials, DraftClient, LocalClient
-from retrieval_spec.client.frames import FrameTransport
+from retrieval_spec.client.frames import frame_streams
+from retrieval_spec.client.streams import StreamTransport
 from retrieval_spec.client.transport import Connection
 from retrieval_spec.engine import Engine, Limits
 from retrieval_spec.errors import (
@@ -371,7 +372,7 @@ def scripted(tmp_path, script):
         thread = threading.Thread(target=serve)
         thread.start()
         connection = Connection("unix:/nowhere")
-        transport = FrameTransport(f"unix:{path}", connection)
+        transport = StreamTransport(frame_streams(f"unix:{path}", connection))
         try:
             transport.send(pb.DraftStreamRequest(step=pb.DraftStep(step_number=5)))
             yield transport
@@ -452,7 +453,7 @@ def test_nobody_waits_longer_than_said(tmp_path):
 
 def test_without_a_server_the_error_says_what_to_do(tmp_path):
     connection = Connection("unix:/nowhere")
-    transport = FrameTransport(f"unix:{tmp_path}/f.sock", connection)
+    transport = StreamTransport(frame_streams(f"unix:{tmp_path}/f.sock", connection))
     with pytest.raises(ServiceUnavailable, match=os.strerror(errno.ENOENT)) as raised:
         transport.send(pb.DraftStreamRequest())
     assert f"--frames unix:{tmp_path}/f.sock" in str(raised.value)

@@ -317,6 +317,20 @@ def test_a_server_answers_usual_steps_at_once(servicer, row_by_row, caplog, pad_
     assert servicer.meter.drafts > servicer.meter.steps
 
 
+def test_a_server_learns_once_the_answer_is_under_way(servicer, row_by_row):
+    one, num_learned = opened(servicer, [1, 2, 3, 1, 2]), 0
+    for length, token in enumerate((3, 1, 2, 3), start=5):
+        before = servicer.engine.joining.cells_of("default").copy()
+        step, result = pb.DraftStep(), pb.DraftStepResult()
+        wire.write_step(step, [wire.SessionStep(one, length, as_int32([token]), 8)], 8)
+        done = servicer.answer(step, result)
+        assert np.array_equal(servicer.engine.joining.cells_of("default"), before)
+        servicer.end_step(done)
+        num_learned += not np.array_equal(servicer.engine.joining.cells_of("default"), before)
+    assert num_learned == 3  # before the first one nothing was drafted
+    assert row_by_row == []
+
+
 def test_sessions_are_in_use_as_long_as_steps_are_done_for_them(servicer, row_by_row, monkeypatch):
     table, now_s = servicer.sessions, 0.0
     monkeypatch.setattr(table, "_clock", lambda: now_s)

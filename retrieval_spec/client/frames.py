@@ -8,7 +8,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from retrieval_spec import wire
 from retrieval_spec.client.credentials import TOKEN_KEY
@@ -23,69 +23,30 @@ _SHORT_S, _NAP_S = 0.001, 0.00005
 """The system waits for whole milliseconds; what is left after them passes in naps."""
 
 
-class FrameTransport:
-    """One connection for all steps, opened when first needed and again after it broke.
+def frame_streams(address: str, connection: Connection) -> Callable[[bool], FrameStream]:
+    """Returns what opens streams of frames, which wait for no server.
 
     Args:
         address: `unix:PATH`, as given to `retrieval-spec serve --frames`.
         connection: on which all else is called.
     """
+    authorization = dict(connection.credentials.metadata).get(TOKEN_KEY, "")
+    hello = pb.FramedHello(authorization=authorization)
 
-    def __init__(self, address: str, connection: Connection) -> None:
-        self._path = address.removeprefix(PREFIX)
-        self._connection = connection
-        authorization = dict(connection.credentials.metadata).get(TOKEN_KEY, "")
-        self._hello = pb.FramedHello(authorization=authorization)
-        self._stream: _Stream | None = None
-
-    def new_request(self) -> pb.DraftStreamRequest:
-        """Returns an empty message."""
-        return pb.DraftStreamRequest()
-
-    def send(self, request: pb.DraftStreamRequest, *, wait_for_ready: bool = False) -> None:
-        """Sends a question; on a new connection if the last has ended. Waits for no server."""
-        if self._connection.is_closed:
+    def opened(wait_for_ready: bool) -> FrameStream:
+        if connection.is_closed:
             raise client_closed()
-        if self._stream is None or self._stream.has_ended:
-            self._stream = _Stream(self._path, self._hello)
-        self._stream.ask(request)
+        return FrameStream(address.removeprefix(PREFIX), hello)
 
-    def receive(self, timeout_s: float) -> Answer | None:
-        """Returns the answer; None if there is none yet."""
-        if self._stream is None:
-            raise ServiceUnavailable("nothing was asked")
-        try:
-            return self._stream.receive(timeout_s)
-        except RetrievalSpecError:
-            self.drop()
-            raise
-
-    def drop(self) -> None:
-        """Closes the connection."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-    @property
-    def unheard(self) -> Sequence[pb.CloseSessionRequest]:
-        """What was told of last, as long as no answer shows that the server has heard it."""
-        return () if self._stream is None else self._stream.told.unheard
-
-    def tell(self, ended: pb.CloseSessionRequest) -> bool:
-        """Sends it, if there is a connection."""
-        if self._stream is None or self._stream.has_ended:
-            return False
-        self._stream.tell(ended)
-        return True
-
-    def flush(self, timeout_s: float) -> None:
-        """Lets the server read all, if it was told something after the last question."""
-        if self._stream is not None and not self._stream.told.all_heard:
-            self._stream.flush(timeout_s)
+    return opened
 
 
-class _Stream:
-    """A connection and what it is in the middle of."""
+class FrameStream:
+    """A connection and what it is in the middle of.
+
+    Raises:
+        ServiceUnavailable: nobody listens there.
+    """
 
     def __init__(self, path: str, hello: pb.FramedHello) -> None:
         self.told = Told()
@@ -106,7 +67,8 @@ class _Stream:
                 remedy=f"start one with `retrieval-spec serve --frames unix:{path}`, or check the path",
             ) from None
 
-    def ask(self, request: pb.DraftStreamRequest) -> None:
+    def send(self, request: pb.DraftStreamRequest) -> None:
+        """Sends a question, as far as the system takes it now."""
         self._awaited = request.step.step_number
         self.told.asked()
         self._put(request)
@@ -148,6 +110,7 @@ class _Stream:
         self.close()
 
     def close(self) -> None:
+        """Ends both directions."""
         self.has_ended = True
         self._socket.close()
 

@@ -1,4 +1,4 @@
-"""One question at a time and its answer, over a bidirectional stream or as single calls.
+"""One question at a time and its answer: what all ways for it have in common, and single calls.
 
 Knows gRPC and step numbers; nothing of sessions, trees or when to give up on a server. Sending returns at
 once and waiting is for a local event: deadlines of gRPC overshoot by milliseconds.
@@ -7,7 +7,6 @@ once and waiting is for a local event: deadlines of gRPC overshoot by millisecon
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +15,6 @@ import grpc
 
 from retrieval_spec import wire
 from retrieval_spec.client.credentials import Credentials
-from retrieval_spec.client.told import Told
 from retrieval_spec.errors import RetrievalSpecError, ServiceUnavailable
 from retrieval_spec.v1 import draft_pb2 as pb
 
@@ -187,7 +185,7 @@ class UnaryTransport:
 
     unheard: Sequence[pb.CloseSessionRequest] = ()
 
-    def __init__(self, connection: Connection, pushes: Pushes) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._draft = connection.method("Draft", pb.DraftResponse)
         self._answers: queue.SimpleQueue[tuple[Any, float]] = queue.SimpleQueue()
         self._call: Any = None
@@ -234,127 +232,6 @@ class UnaryTransport:
 
     def flush(self, timeout_s: float) -> None:
         """Does nothing: nothing was told."""
-
-
-class StreamTransport:
-    """One stream for all steps, opened when first needed and again after it broke."""
-
-    def __init__(self, connection: Connection, pushes: Pushes) -> None:
-        self._pushes = pushes
-        self._open = connection.stream("DraftStream", pb.DraftStreamResponse)
-        self._stream: _Stream | None = None
-
-    def new_request(self) -> pb.DraftStreamRequest:
-        """Returns an empty message."""
-        return pb.DraftStreamRequest()
-
-    def send(self, request: pb.DraftStreamRequest, *, wait_for_ready: bool = False) -> None:
-        """Puts the question on the stream; on a new one if the last has ended."""
-        if self._stream is None or self._stream.has_ended:
-            self._stream = _Stream(self._open, wait_for_ready, self._pushes)
-        self._stream.send(request)
-
-    def receive(self, timeout_s: float) -> Answer | None:
-        """Returns the answer; None if there is none yet."""
-        if self._stream is None:
-            raise ServiceUnavailable("nothing was asked")
-        answer = self._stream.receive(timeout_s)
-        if isinstance(answer, RetrievalSpecError):
-            self._stream = None
-            raise answer
-        return answer
-
-    def drop(self) -> None:
-        """Ends the stream."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-    @property
-    def unheard(self) -> Sequence[pb.CloseSessionRequest]:
-        """What was told of last, as long as no answer shows that the server has heard it."""
-        return () if self._stream is None else self._stream.told.unheard
-
-    def tell(self, ended: pb.CloseSessionRequest) -> bool:
-        """Puts it on the stream, if one is open."""
-        if self._stream is None or self._stream.has_ended:
-            return False
-        self._stream.tell(ended)
-        return True
-
-    def flush(self, timeout_s: float) -> None:
-        """Lets the server read to the end of the stream, if it was told something after the last question."""
-        if self._stream is not None:
-            self._stream.flush(timeout_s)
-
-
-class _Stream:
-    """A stream and the thread that reads it: a reader that waits on a queue can stop waiting."""
-
-    def __init__(self, open_stream: Callable[..., Any], wait_for_ready: bool, pushes: Pushes) -> None:
-        self._pushes = pushes
-        self._requests: queue.SimpleQueue[pb.DraftStreamRequest | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Answer | RetrievalSpecError] = queue.SimpleQueue()
-        self._awaited: int | None = None
-        self.told = Told()
-        self.has_ended = False
-        self._call = open_stream(iter(self._requests.get, None), wait_for_ready=wait_for_ready)
-        threading.Thread(target=self._read, name="retrieval-spec-stream", daemon=True).start()
-
-    def send(self, request: pb.DraftStreamRequest) -> None:
-        self._awaited = request.step.step_number
-        self.told.asked()
-        self._requests.put(request)
-
-    def tell(self, ended: pb.CloseSessionRequest) -> None:
-        """Sends what is not answered: the answer to the next question shows that it was heard."""
-        self.told.add(ended)
-        self._requests.put(pb.DraftStreamRequest(ended=[ended]))
-
-    def flush(self, timeout_s: float) -> None:
-        """Ends the questions and waits for the end of answers, unless an answer shows that all was heard."""
-        if self.told.all_heard:
-            return
-        deadline_s = time.perf_counter() + timeout_s
-        self._requests.put(None)
-        while not self.has_ended and self.receive(deadline_s - time.perf_counter()) is not None:
-            pass
-
-    def receive(self, timeout_s: float) -> Answer | RetrievalSpecError | None:
-        try:
-            return self._answers.get(timeout_s > 0, max(timeout_s, 0.0))
-        except queue.Empty:
-            return None
-
-    def close(self) -> None:
-        """Ends both directions."""
-        self._requests.put(None)
-        self._call.cancel()
-
-    def _read(self) -> None:
-        end: RetrievalSpecError = ServiceUnavailable("the server ended the stream")
-        try:
-            for response in self._call:
-                if response.HasField("ahead"):
-                    self._pushes.put(response.ahead)
-                elif not self._deliver(response.result):
-                    end = wrong_answer()
-                    self._call.cancel()
-                    break
-        except grpc.RpcError as failure:
-            end = typed_error(failure)
-        self.has_ended = True
-        self._requests.put(None)  # lets the thread go that waits for requests
-        self._answers.put(end)
-
-    def _deliver(self, result: pb.DraftStepResult) -> bool:
-        """Hands on the answer that is awaited; unasked ones, which could fill the memory, are none."""
-        if result.step_number != self._awaited:
-            return False
-        self._awaited = None
-        self.told.answered()
-        self._answers.put(Answer(result, time.perf_counter()))
-        return True
 
 
 def wrong_answer() -> ServiceUnavailable:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from retrieval_spec.client import frames
-from retrieval_spec.client.transport import Connection, Pushes, StreamTransport, Transport, UnaryTransport
+from retrieval_spec.client.streams import StreamTransport, grpc_streams
+from retrieval_spec.client.transport import Connection, Pushes, Transport, UnaryTransport
 from retrieval_spec.errors import InvalidRequest
 
 
@@ -14,11 +15,11 @@ def open_transport(name: str, connection: Connection, pushes: Pushes) -> Transpo
         InvalidRequest: there is none, or it cannot keep what it is told secret.
     """
     if name == "stream":
-        return StreamTransport(connection, pushes)
+        return StreamTransport(grpc_streams(connection, pushes))
     if name == "unary":
-        return UnaryTransport(connection, pushes)
+        return UnaryTransport(connection)
     if not name.startswith(frames.PREFIX):
         raise InvalidRequest("unknown transport", got=name, expected="stream, unary or unix:PATH")
     if connection.credentials.ca_file is not None:
         raise InvalidRequest("frames travel without TLS", got=name, expected="stream or unary")
-    return frames.FrameTransport(name, connection)
+    return StreamTransport(frames.frame_streams(name, connection))

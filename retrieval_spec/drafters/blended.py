@@ -214,7 +214,7 @@ class Blended:
         """Works in what was observed, learns from it and tells the cursors."""
         self._work_in()
         if self._card.item(cards.NUM_UNLEARNED) >= 0:
-            learn_from([self.address], {self.locks})
+            learn_from(np.array([self.address]), {self.locks})
         self._tell_texts()
         self._tell_corpora()
 

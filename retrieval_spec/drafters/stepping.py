@@ -206,17 +206,15 @@ def commit_and_draft(
         return _draft(asked, searched, both)
 
 
-def learn_from(cards: Sequence[int] | Int64s, locks: set[tuple[Lock, ...]]) -> None:
+def learn_from(cards: Int64s, locks: set[tuple[Lock, ...]]) -> None:
     """Learns from what became of trees now, not when sessions draft again after their next commits.
 
     Args:
-        cards: where those of the sessions lie.
+        cards: int64[n]  where those of the sessions lie.
         locks: of the sessions.
     """
-    steps: Int64s = np.zeros((len(cards), STEP_WORDS), np.int64)
-    steps[:, CARD] = cards
     with _Held(locks):
-        learn_outcomes(steps)
+        learn_outcomes(cards)
 
 
 def _steps_of(joints: Sequence[Blended], caps: Sequence[int]) -> Int64s:

@@ -29,7 +29,6 @@ from retrieval_spec.kernels.cards import (
     SIDE,
 )
 from retrieval_spec.kernels.jit import allocation_free_kernel, inlined_kernel
-from retrieval_spec.kernels.steps import CARD
 
 
 @allocation_free_kernel
@@ -65,11 +64,11 @@ def set_aside(card):
 
 
 @allocation_free_kernel
-def learn_outcomes(steps):
+def learn_outcomes(cards):
     """Learns from all outcomes that sessions have set aside, one after the other.
 
     Args:
-        steps: int64[n, STEP_WORDS]  a row each session (`kernels.steps`).
+        cards: int64[n]  where those of the sessions lie.
     """
-    for at in range(steps.shape[0]):
-        _learn(card_at(steps[at, CARD]))
+    for address in cards:
+        _learn(card_at(address))

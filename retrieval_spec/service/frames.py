@@ -17,7 +17,7 @@ import grpc
 from retrieval_spec import wire
 from retrieval_spec.errors import InvalidRequest, RetrievalSpecError, Unauthenticated
 from retrieval_spec.service.bugs import internal_error
-from retrieval_spec.service.listen import UnixListener
+from retrieval_spec.service.listen import UnixListener, listener
 from retrieval_spec.service.servicer import Servicer
 from retrieval_spec.v1 import draft_pb2 as pb
 
@@ -110,9 +110,10 @@ class FrameListener:
 
     def __init__(self, servicer: Servicer, listen: str) -> None:
         self._servicer = servicer
-        if not listen.startswith("unix:"):
+        place = listener(listen)
+        if not isinstance(place, UnixListener):
             raise InvalidRequest("frames need a unix socket", got=repr(listen), expected="unix:/path")
-        self._place = UnixListener(listen)
+        self._place = place
         self._listening: asyncio.AbstractServer | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
